@@ -1,0 +1,216 @@
+"""The plug-in slots: one frozen dataclass per plug-in, its fields are its YAML keys, its registered word is its kind.
+
+Built-in plug-ins are imported when their slot is first used; outside ones come from the entry-point group
+``moesim.plugins`` or from files named in a scenario. A new policy touches one new file and one test.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+from moesim.base.errors import PluginError, did_you_mean
+from moesim.base.fields import SECTION_CONFIG, Marker
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One place where a plug-in goes."""
+
+    name: str
+    package: str
+    tag: str = "kind"
+    plural: str
+    null: str | None = None
+    known: dict[str, type] = field(default_factory=dict)
+
+
+SLOTS: dict[str, Slot] = {
+    slot.name: slot
+    for slot in (
+        Slot(name="topology", package="moesim.models.topology", plural="topologies"),
+        Slot(name="source", package="moesim.models.source", plural="sources"),
+        Slot(name="gate", package="moesim.models.gate", plural="gates"),
+        Slot(name="capacity", package="moesim.models.capacity", plural="capacities", tag="rule", null="dropless"),
+        Slot(name="placement", package="moesim.models.placement", plural="placements"),
+        Slot(name="dispatch", package="moesim.models.dispatch", plural="dispatches"),
+        Slot(name="exchange", package="moesim.models.exchange", plural="exchanges"),
+        Slot(name="compute", package="moesim.models.compute", plural="computes"),
+        Slot(name="schedule", package="moesim.models.schedule", plural="schedules"),
+        Slot(name="metric", package="moesim.measure", plural="metrics"),
+    )
+}
+_outside_loaded: list[bool] = []
+
+
+def register(slot: str, kind: str) -> Callable[[C], C]:
+    """Class decorator that puts a frozen dataclass into a slot under ``kind``.
+
+    Parameters
+    ----------
+    slot : str
+        One of ``SLOTS``.
+    kind : str
+        The word users write.
+
+    Raises
+    ------
+    PluginError
+        If the slot does not exist, or another class already has that kind.
+    """
+    if slot not in SLOTS:
+        raise PluginError(f"there is no slot {slot!r}{did_you_mean(slot, SLOTS)}")
+
+    def put(cls: C) -> C:
+        other = SLOTS[slot].known.get(kind)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise PluginError(f"{slot} {kind!r} is already {other.__module__}.{other.__qualname__}; choose another name")
+        cls.kind = kind  # type: ignore[attr-defined]
+        cls.slot = slot  # type: ignore[attr-defined]
+        cls.__pydantic_config__ = SECTION_CONFIG  # type: ignore[attr-defined]
+        SLOTS[slot].known[kind] = cls
+        return cls
+
+    return put
+
+
+def kinds(slot: str) -> dict[str, type]:
+    """Return every plug-in of a slot by kind, sorted by name."""
+    importlib.import_module(SLOTS[slot].package)
+    _load_entry_points()
+    return dict(sorted(SLOTS[slot].known.items()))
+
+
+def plugin(slot: str, kind: str) -> type:
+    """Return the class of one plug-in.
+
+    Raises
+    ------
+    PluginError
+        If nothing of that kind is registered; the message names the nearest.
+    """
+    importlib.import_module(SLOTS[slot].package)
+    if kind not in SLOTS[slot].known:
+        _load_entry_points()
+    if kind not in SLOTS[slot].known:
+        raise PluginError(f"unknown {slot} {kind!r}{did_you_mean(kind, SLOTS[slot].known)}")
+    return SLOTS[slot].known[kind]
+
+
+def import_rooms(package: str, path: Iterable[str]) -> None:
+    """Import every module of a slot's package, so that a new plug-in is one new file and no line elsewhere.
+
+    Parameters
+    ----------
+    package : str
+        ``__name__`` of the package.
+    path : iterable of str
+        Its ``__path__``.
+    """
+    for module in sorted(pkgutil.iter_modules(path), key=lambda found: found.name):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def load_plugin_file(path: str) -> None:
+    """Run a Python file so that its ``@register`` lines take effect.
+
+    Raises
+    ------
+    PluginError
+        If the file does not exist or fails; the message holds its error.
+    """
+    name = "moesim_plugin_" + PurePath(path).stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except PluginError:
+        raise
+    except Exception as error:
+        raise PluginError(f"the plug-in file {path} failed: {type(error).__name__}: {error}") from error
+
+
+def _load_entry_points() -> None:
+    if _outside_loaded:
+        return
+    _outside_loaded.append(True)
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="moesim.plugins"):
+        try:
+            point.load()
+        except Exception as error:
+            raise PluginError(f"the plug-in {point.name!r} ({point.value}) failed to load: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PluginOf(Marker):
+    """The field of a scenario that holds a plug-in of one slot."""
+
+    slot: str
+
+    def parse(self, value: Any) -> Any:
+        """Build a plug-in from ``{kind: ..., key: ...}`` or from the bare kind."""
+        slot = SLOTS[self.slot]
+        if hasattr(type(value), "slot") and type(value).slot == self.slot:
+            return value
+        if value is None and slot.null is not None:
+            value = {slot.tag: slot.null}
+        if isinstance(value, str):
+            value = {slot.tag: value}
+        if not isinstance(value, Mapping):
+            raise ValueError(f"expected a mapping with {slot.tag!r}, or one of {', '.join(kinds(self.slot))}")  # noqa: TRY004
+        if slot.tag not in value:
+            raise ValueError(f"missing key {slot.tag!r} (known: {', '.join(kinds(self.slot))})")
+        from pydantic_core import PydanticCustomError
+
+        word = value[slot.tag]
+        try:
+            cls = plugin(self.slot, word) if isinstance(word, str) else None
+        except PluginError:
+            cls = None
+        if cls is None:
+            raise PydanticCustomError(
+                "unknown_kind",
+                "{message}",  # the loader puts the caret on the tag
+                {"message": f"unknown {slot.tag} {word!r}{did_you_mean(str(word), kinds(self.slot))}", "tag": slot.tag},
+            )
+        return build(cls, {key: item for key, item in value.items() if key != slot.tag})
+
+    def json_schema(self) -> dict[str, Any]:
+        """Describe every plug-in of the slot as one alternative."""
+        from pydantic import TypeAdapter
+
+        slot = SLOTS[self.slot]
+        forms: list[dict[str, Any]] = [{"enum": [*kinds(self.slot), *([None] if slot.null else [])]}]
+        for kind, cls in kinds(self.slot).items():
+            schema = dict(TypeAdapter(cls).json_schema(mode="validation"))
+            schema["properties"] = {slot.tag: {"const": kind}} | schema.get("properties", {})
+            schema["required"] = [slot.tag, *schema.get("required", [])]
+            schema["additionalProperties"] = False
+            forms.append(schema)
+        return {"anyOf": forms}
+
+
+def build(cls: type, data: Mapping[str, Any]) -> Any:
+    """Build a section or plug-in dataclass from plain data.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        With one entry per wrong field; :mod:`moesim.desk` turns it into problems with places.
+    """
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls).validate_python(dict(data))

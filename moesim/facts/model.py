@@ -1,0 +1,108 @@
+"""The shape of a Mixture-of-Experts model, as far as time and bytes depend on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from moesim.base.errors import FieldError
+from moesim.base.fields import Choice, Count, CountOrZero, Flag, Positive, Text, section
+
+DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5, "mxfp4": 0.53125}
+"""Bytes per element; mxfp4 is 4 bits and one 8-bit scale per block of 32."""
+
+Dtype = Annotated[str, Choice(tuple(DTYPE_BYTES))]
+
+
+@section
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """The attention block: how many weights it multiplies by, and what it does per token of context.
+
+    ``projection_parameters`` are all weights of the block. A token's scores and values over a context of c tokens cost
+    ``4 * c * heads * score_width`` flops when query-key and value widths are equal; ``score_width`` is their mean.
+    """
+
+    heads: Count
+    score_width: Positive
+    projection_parameters: CountOrZero
+    cache_bytes_per_token: CountOrZero
+
+
+@section
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeModel:
+    """A transformer with experts.
+
+    Parameters
+    ----------
+    layers : int
+        Transformer layers, dense and MoE.
+    moe_layers : tuple of int
+        Which of them have experts, counted from 0.
+    hidden, dense_width : int
+        Width of the residual stream; of the feed-forward block of dense layers (0 if there are none).
+    experts, top_k, expert_width : int
+        Routed experts of a layer, choices of a token, inner width of one expert (gated: three matrices).
+    shared_width : int
+        Inner width of all shared experts of a layer together, 0 if none.
+    groups, top_groups : int
+        Group-limited routing; 1 and 1 when there is none.
+    dispatch_width : int
+        Elements a token brings to an expert: ``hidden``, or less for latent MoE.
+    weight_dtype, activation_dtype, expert_dtype : str
+        Keys of ``DTYPE_BYTES``.
+    """
+
+    name: Text
+    layers: Count
+    moe_layers: tuple[CountOrZero, ...]
+    hidden: Count
+    experts: Count
+    top_k: Count
+    expert_width: Count
+    shared_experts: CountOrZero = 0
+    shared_width: CountOrZero = 0
+    dense_width: CountOrZero = 0
+    groups: Count = 1
+    top_groups: Count = 1
+    scoring: Annotated[str, Choice(("softmax", "sigmoid", "sqrtsoftplus"))] = "softmax"
+    normalise_top_k: Flag = False
+    routed_scale: Positive = 1.0
+    correction_bias: Flag = False
+    hash_layers: CountOrZero = 0
+    dispatch_width: Count
+    weight_dtype: Dtype = "bf16"
+    expert_dtype: Dtype = "bf16"
+    activation_dtype: Dtype = "bf16"
+    vocabulary: CountOrZero = 0
+    attention: Attention
+
+    def __post_init__(self) -> None:
+        if self.top_k > self.experts:
+            raise FieldError("top_k", f"top_k ({self.top_k}) is larger than experts ({self.experts})")
+        if not self.moe_layers:
+            raise FieldError("moe_layers", "no layer has experts: moesim needs at least one MoE layer")
+        if list(self.moe_layers) != sorted(set(self.moe_layers)):
+            raise FieldError("moe_layers", f"{list(self.moe_layers)} must be increasing, each layer once")
+        if self.moe_layers[-1] >= self.layers:
+            raise FieldError("moe_layers", f"layer {self.moe_layers[-1]} does not exist: the model has layers 0 to {self.layers - 1}")
+        if self.experts % self.groups:
+            raise FieldError("groups", f"{self.experts} experts do not divide into {self.groups} groups")
+        if self.top_groups > self.groups:
+            raise FieldError("top_groups", f"top_groups ({self.top_groups}) is larger than groups ({self.groups})")
+
+    @property
+    def expert_parameters(self) -> int:
+        """Weights of one routed expert: gate, up and down projections."""
+        return 3 * self.dispatch_width * self.expert_width
+
+    @property
+    def expert_bytes(self) -> float:
+        """Memory of one routed expert."""
+        return self.expert_parameters * DTYPE_BYTES[self.expert_dtype]
+
+    @property
+    def routed_flops(self) -> int:
+        """Flops of one token in one routed expert, forward."""
+        return 2 * self.expert_parameters

@@ -1,0 +1,43 @@
+"""A step as a graph of tasks: the schedule builds it, the engine runs it, nothing else knows about overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COMPUTE, COMMUNICATION = "compute", "communication"
+FORWARD, BACKWARD = "forward", "backward"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a task does, the same on every GPU: the engine looks up how long (or how many bytes) for each.
+
+    ``phase`` is ``attention``, ``dense``, ``gate``, ``shared``, ``dispatch``, ``experts`` or ``combine``. ``layer`` counts all layers of
+    the model. ``moe_layer`` counts MoE layers from 0, or is -1 in a dense layer.
+    """
+
+    phase: str
+    layer: int
+    moe_layer: int
+    direction: str = FORWARD
+    microbatch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One piece of work, done by every GPU on one of its lanes.
+
+    ``after`` are the indices of tasks of the same GPU that must be finished first. Tasks of a lane run in the order of the
+    program. A task whose phase is dispatch or combine is a collective: it also needs its peers.
+    """
+
+    work: Work
+    lane: str
+    after: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Tasks in an order in which every task comes after those it waits for."""
+
+    tasks: tuple[Task, ...]

@@ -1,0 +1,60 @@
+"""What a run leaves behind: columns with units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.facts.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Equal-length columns, each with a unit (``""`` for names and counts)."""
+
+    columns: Mapping[str, NDArray[Any]]
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns differ in length: {lengths}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.columns[name]
+
+    def where(self, mask: NDArray[np.bool_]) -> Table:
+        """Return the rows where ``mask`` is true."""
+        return Table(columns={name: column[mask] for name, column in self.columns.items()}, units=self.units)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """One metric of a run: ``low`` and ``high`` bound the mean over steps at 95 %, None where one sample says nothing."""
+
+    value: float | None
+    unit: str
+    low: float | None
+    high: float | None
+    n: int
+    basis: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A finished run: tables (see ``docs/reference/results.md``), metrics, warnings, and what may differ between equal runs."""
+
+    scenario: Scenario
+    tables: Mapping[str, Table]
+    metrics: Mapping[str, Value]
+    warnings: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,214 @@
+"""Which token goes to which expert, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.base.errors import FidelityError
+from moesim.facts.arrays import Ints, frozen
+
+
+class Fidelity(IntEnum):
+    """How much a routing knows; a policy that needs more than there is is refused by name, never guessed."""
+
+    COUNTS = 1
+    COUNTS_BY_SOURCE = 2
+    TOKENS = 3
+    WEIGHTS = 4
+    SCORES = 5
+
+    def __str__(self) -> str:
+        return {1: "counts", 2: "counts by source", 3: "tokens", 4: "tokens with gate weights", 5: "scores"}[int(self)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRouting:
+    """One layer of one step: the choices of T tokens that start on G GPUs.
+
+    Parameters
+    ----------
+    experts : int
+        E.
+    token_start : int[G + 1]
+        The tokens of GPU g are ``token_start[g] : token_start[g + 1]``.
+    counts : int[G, E]
+        Routes (token, choice) from each source GPU to each expert.
+    ids : int[T, k] or None
+        Chosen experts; -1 where a token has no such choice (dropped, or fewer than k).
+    weights : float[T, k] or None
+        Gate weight of each choice.
+    scores : float[T, E] or None
+        Router logits.
+    """
+
+    experts: int
+    token_start: Ints
+    counts: Ints
+    ids: NDArray[Any] | None = None
+    weights: NDArray[Any] | None = None
+    scores: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_start", frozen(self.token_start, np.int64))
+        object.__setattr__(self, "counts", frozen(self.counts, np.int64))
+        for name in ("ids", "weights", "scores"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, frozen(getattr(self, name)))
+
+    @classmethod
+    def of_tokens(
+        cls,
+        ids: NDArray[Any],
+        token_start: Any,
+        experts: int,
+        *,
+        weights: NDArray[Any] | None = None,
+        scores: NDArray[Any] | None = None,
+    ) -> LayerRouting:
+        """Build from per-token choices; the counts follow."""
+        token_start = np.asarray(token_start, dtype=np.int64)
+        return cls(
+            experts=experts,
+            token_start=token_start,
+            counts=count_routes(ids, token_start, experts),
+            ids=ids,
+            weights=weights,
+            scores=scores,
+        )
+
+    @property
+    def gpus(self) -> int:
+        """G, the sources."""
+        return len(self.token_start) - 1
+
+    @property
+    def tokens(self) -> int:
+        """T, over all sources."""
+        return int(self.token_start[-1])
+
+    @property
+    def routes(self) -> int:
+        """Routes of all tokens together."""
+        return int(self.counts.sum())
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What this routing knows."""
+        if self.scores is not None:
+            return Fidelity.SCORES
+        if self.ids is None:
+            return Fidelity.COUNTS_BY_SOURCE
+        return Fidelity.TOKENS if self.weights is None else Fidelity.WEIGHTS
+
+    def source_of_token(self) -> Ints:
+        """Return int[T], the GPU each token starts on."""
+        return np.repeat(np.arange(self.gpus), np.diff(self.token_start))
+
+    def need_ids(self, who: str) -> NDArray[Any]:
+        """Return ``ids``, or refuse on behalf of ``who``."""
+        if self.ids is None:
+            raise FidelityError(f"{who} needs to know the experts of each token, but this routing has {self.fidelity} only")
+        return self.ids
+
+    def need_weights(self, who: str) -> NDArray[Any]:
+        """Return ``weights``, or refuse on behalf of ``who``."""
+        if self.weights is None:
+            raise FidelityError(f"{who} needs the gate weight of each choice, but this routing has {self.fidelity} only")
+        return self.weights
+
+    def need_scores(self, who: str) -> NDArray[Any]:
+        """Return ``scores``, or refuse on behalf of ``who``."""
+        if self.scores is None:
+            raise FidelityError(f"{who} needs the router's scores over all experts, but this routing has {self.fidelity} only")
+        return self.scores
+
+
+def count_routes(ids: NDArray[Any], token_start: Any, experts: int) -> Ints:
+    """Return int[G, E], routes from each source GPU to each expert; ids of -1 do not count."""
+    token_start = np.asarray(token_start, dtype=np.int64)
+    gpus = len(token_start) - 1
+    source = np.repeat(np.arange(gpus), np.diff(token_start))
+    flat = (source[:, None] * experts + ids.astype(np.int64))[ids >= 0]
+    return np.bincount(flat, minlength=gpus * experts).reshape(gpus, experts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """One step: a :class:`LayerRouting` for each MoE layer. The sequence may make its layers when they are asked for.
+
+    ``notes`` are warnings for the user, for example that a trace is shorter than the run and was read again from its start.
+    """
+
+    layers: Sequence[LayerRouting]
+    basis: str = "assumed"
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a capacity rule leaves of a layer.
+
+    Parameters
+    ----------
+    routing : LayerRouting
+        The routes that are sent; a dropped route has id -1 (and weight 0) in its place.
+    dropped : int[G, E]
+        Routes dropped, by source and expert.
+    padding : int[G, E]
+        Empty (or meaningless) rows that the rule adds to fill buffers: they are sent and computed as if they were tokens.
+    capacity : int[G] or None
+        Rows that each source may send to each expert; None when there is no limit.
+    fully_dropped : int or None
+        Tokens all of whose routes were dropped; None where tokens are unknown.
+    """
+
+    routing: LayerRouting
+    dropped: Ints
+    padding: Ints
+    capacity: Ints | None = None
+    fully_dropped: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dropped", "padding"):
+            object.__setattr__(self, name, frozen(getattr(self, name), np.int64))
+        if self.capacity is not None:
+            object.__setattr__(self, "capacity", frozen(self.capacity, np.int64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Kept routes bound to slots: who sends what to which physical expert.
+
+    Parameters
+    ----------
+    kept : Kept
+        What the capacity rule left.
+    slot_counts : int[G, S]
+        Real routes from each source GPU to each slot of the source's own expert-parallel group.
+    slot_padding : int[G, S]
+        Padding rows, likewise.
+    slots : int[T, k] or None
+        The slot of each kept route (-1 where none), where tokens are known.
+    destination : int[G, S]
+        The GPU that holds each slot, as seen by each source: its own group's copy.
+    """
+
+    kept: Kept
+    slot_counts: Ints
+    slot_padding: Ints
+    destination: Ints
+    slots: NDArray[Any] | None = field(default=None)
+
+    def rows_at(self) -> Ints:
+        """Return int[G, G], rows (real and padding) that each source sends to each destination GPU."""
+        gpus = len(self.slot_counts)
+        rows = np.zeros((gpus, gpus), dtype=np.int64)
+        source = np.broadcast_to(np.arange(gpus)[:, None], self.destination.shape)
+        np.add.at(rows, (source, self.destination), self.slot_counts + self.slot_padding)
+        return rows

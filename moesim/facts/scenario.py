@@ -1,0 +1,109 @@
+"""What a scenario file means: the sections every file has. Plug-ins bring their own keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+
+from moesim.base.errors import FieldError
+from moesim.base.fields import Choice, Count, CountOrZero, Text, section
+from moesim.base.registry import PluginOf, plugin
+from moesim.base.streams import stream
+from moesim.facts.cluster import Cluster
+from moesim.facts.model import MoeModel
+from moesim.facts.trace import Trace
+
+
+def _default(slot: str, kind: str) -> Callable[[], Any]:
+    def make() -> Any:
+        return plugin(slot, kind)()
+
+    return make
+
+
+@section
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel:
+    """How the model is spread: ``ep`` ranks share the experts of a layer; the cluster's GPUs form groups of ``ep`` ranks."""
+
+    ep: Count
+
+
+@section
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a step is.
+
+    ``training`` runs forward and backward; ``prefill`` and ``decode`` run forward only. ``context`` is how many tokens a token
+    attends to on average.
+    """
+
+    phase: Annotated[str, Choice(("training", "prefill", "decode"))] = "training"
+    tokens_per_gpu: Count
+    context: Count = 2048
+
+
+@section
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Everything that balances load, in the order in which it acts on a token."""
+
+    gate: Annotated[Any, PluginOf("gate")] = field(default_factory=_default("gate", "as_given"))
+    capacity: Annotated[Any, PluginOf("capacity")] = field(default_factory=_default("capacity", "dropless"))
+    placement: Annotated[Any, PluginOf("placement")] = field(default_factory=_default("placement", "contiguous"))
+    dispatch: Annotated[Any, PluginOf("dispatch")] = field(default_factory=_default("dispatch", "even"))
+
+
+@section
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One question: this model on that cluster, with this routing and that policy, for so many steps."""
+
+    name: Text
+    seed: CountOrZero = 0
+    steps: Count = 1
+    warmup: CountOrZero = 0
+    model: MoeModel
+    cluster: Annotated[Any, PluginOf("topology")]
+    parallel: Parallel
+    workload: Workload
+    routing: Annotated[Any, PluginOf("source")]
+    exchange: Annotated[Any, PluginOf("exchange")] = field(default_factory=_default("exchange", "direct"))
+    compute: Annotated[Any, PluginOf("compute")] = field(default_factory=_default("compute", "grouped_gemm"))
+    schedule: Annotated[Any, PluginOf("schedule")] = field(default_factory=_default("schedule", "sequential"))
+    policy: Policy = field(default_factory=Policy)
+    compare: Mapping[str, Policy] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.warmup >= self.steps:
+            raise FieldError("warmup", f"warmup ({self.warmup}) leaves none of the {self.steps} steps to measure")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a plug-in may know when a run begins: the world, not the future."""
+
+    cluster: Cluster
+    model: MoeModel
+    parallel: Parallel
+    workload: Workload
+    seed: int
+    read_trace: Callable[[str], Trace]
+
+    @property
+    def gpus(self) -> int:
+        """G."""
+        return self.cluster.gpus
+
+    @property
+    def groups(self) -> int:
+        """Expert-parallel groups; each holds every expert."""
+        return self.cluster.gpus // self.parallel.ep
+
+    def rng(self, *names: str | int) -> np.random.Generator:
+        """Return the random stream of these names under the scenario's seed."""
+        return stream(self.seed, *names)

@@ -1,0 +1,94 @@
+"""A recording of real routing, before it is dealt to GPUs and steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.base.errors import FidelityError
+from moesim.facts.arrays import Ints, frozen
+from moesim.facts.routing import Fidelity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What a file of recorded routing holds; either ``ids`` or ``counts`` is there.
+
+    Parameters
+    ----------
+    name : str
+        For messages: the file's name.
+    digest : str
+        SHA-256 of the content, hexadecimal.
+    layers : int
+        L, MoE layers in it.
+    experts : int
+        E, as the file says or as its largest id implies.
+    ids : int[N, L, k] or None
+        Experts of each of N tokens.
+    weights : float[N, L, k] or None
+        Gate weight of each choice.
+    scores : float[N, L, E] or None
+        Router logits.
+    sample_length : int[...] or None
+        Tokens of each conversation, in order; sums to N.
+    step, source : int[N] or None
+        The step and the rank of each token, where they were recorded; both non-decreasing (source within a step).
+    counts : int[steps, L, G, E] or None
+        Routes; G is 1 when sources were not recorded (``by_source`` is then false).
+    """
+
+    name: str
+    digest: str
+    layers: int
+    experts: int
+    top_k: int
+    ids: NDArray[Any] | None = None
+    weights: NDArray[Any] | None = None
+    scores: NDArray[Any] | None = None
+    sample_length: Ints | None = None
+    step: Ints | None = None
+    source: Ints | None = None
+    counts: Ints | None = None
+    by_source: bool = False
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("ids", "weights", "scores", "sample_length", "step", "source", "counts"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, frozen(value))
+
+    @property
+    def tokens(self) -> int:
+        """N, or 0 when only counts were recorded."""
+        return 0 if self.ids is None else len(self.ids)
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What the trace knows."""
+        if self.scores is not None:
+            return Fidelity.SCORES
+        if self.ids is not None:
+            return Fidelity.TOKENS if self.weights is None else Fidelity.WEIGHTS
+        return Fidelity.COUNTS_BY_SOURCE if self.by_source else Fidelity.COUNTS
+
+    def need(self, fidelity: Fidelity, who: str) -> None:
+        """Refuse on behalf of ``who`` if the trace knows less than ``fidelity``."""
+        if self.fidelity < fidelity:
+            raise FidelityError(f"{who} needs {fidelity}, but the trace {self.name} has {self.fidelity} only")
+
+
+def blocks(tokens: int, ranks: int) -> Ints:
+    """Return int[ranks + 1], the bounds of equal contiguous blocks of ceil(tokens / ranks); the last may be shorter.
+
+    Examples
+    --------
+    >>> blocks(10, 4).tolist()
+    [0, 3, 6, 9, 10]
+    """
+    size = -(-tokens // ranks)
+    return np.minimum(np.arange(ranks + 1) * size, tokens)

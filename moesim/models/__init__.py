@@ -1,0 +1,1 @@
+"""Floor 2: pure functions of facts. No clock, no files."""

@@ -1,0 +1,5 @@
+"""Which physical expert sits on which rank."""
+
+from moesim.base.registry import import_rooms
+
+import_rooms(__name__, __path__)

@@ -1,0 +1,1 @@
+"""Fair rates of flows on shared links: arithmetic without a clock."""
