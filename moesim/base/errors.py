@@ -5,6 +5,7 @@
     MoesimError                                   exit code
     ├── ScenarioError     problems: tuple[Problem, ...]   2   a scenario file or an override is wrong
     ├── PluginError       unknown kind, broken plug-in    2
+    │   └── ContractBroken  which rule of which slot      2
     ├── TraceError        a recorded file does not parse  2
     ├── FidelityError     a trace cannot answer this      2
     ├── UsageError        arguments that do not fit       2
@@ -66,6 +67,18 @@ class PluginError(MoesimError):
     """A plug-in is unknown, broken, or breaks its contract."""
 
     exit_code = 2
+
+
+class ContractBroken(PluginError):
+    """A plug-in breaks a rule of its slot; ``rule`` is its name, for example ``law L11``."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(rule, message)
+        self.rule = rule
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.rule}]"
 
 
 class TraceError(MoesimError):
@@ -137,7 +150,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     "; did you mean 'eplb'? (known: contiguous, eplb)"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.55)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    # Letters in the wrong case come first: 'gb/s' may mean Gb/s or GB/s, and nobody but the writer knows which.
+    near = [name for name in names if name.lower() == word.lower()] or difflib.get_close_matches(word, names, n=1, cutoff=0.55)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     listing = f" (known: {', '.join(names)})" if 0 < len(names) <= 24 else ""
     return hint + listing

@@ -118,7 +118,10 @@ class Number(Marker):
         """Accept a YAML integer or float, not NaN and not infinite."""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"{value!r} is not a number")  # noqa: TRY004 - pydantic collects ValueError
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise ValueError(f"a number of {len(str(abs(value)))} digits is too large") from None
         if not math.isfinite(number):
             raise ValueError(f"{value} is not a finite number")
         if self.minimum is not None and (number < self.minimum or (self.exclusive and number == self.minimum)):

@@ -12,6 +12,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -136,8 +137,10 @@ def load_plugin_file(path: str) -> None:
     try:
         spec.loader.exec_module(module)
     except PluginError:
+        del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
         raise PluginError(f"the plug-in file {path} failed: {type(error).__name__}: {error}") from error
 
 
@@ -211,6 +214,12 @@ def build(cls: type, data: Mapping[str, Any]) -> Any:
     pydantic.ValidationError
         With one entry per wrong field; :mod:`moesim.desk` turns it into problems with places.
     """
+    return _reader(cls).validate_python(dict(data))
+
+
+@cache
+def _reader(cls: type) -> Any:
+    """Return pydantic's reader of a class; making one takes far longer than using it."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(cls).validate_python(dict(data))
+    return TypeAdapter(cls)

@@ -33,7 +33,9 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     True
     """
     key: list[int] = []
-    for name in names:
+    for given in names:
+        # NumPy's scalars are the same names as Python's: a loop over an array must not start another stream.
+        name = given.item() if isinstance(given, np.generic) else given
         digest = hashlib.blake2b(f"{type(name).__name__}:{name}".encode(), digest_size=8).digest()
         key += [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")]
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=tuple(key)))

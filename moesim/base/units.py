@@ -50,7 +50,7 @@ DIMENSIONS: dict[str, Dimension] = {
     ),
 }
 
-_QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([^\d\s.+-]\S*)?\s*")
+_QUANTITY = re.compile(r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)\s*([^\d\s.+-]\S*)?\s*")
 
 
 def parse_quantity(value: Any, dimension: str) -> float:
@@ -84,22 +84,23 @@ def parse_quantity(value: Any, dimension: str) -> float:
     if isinstance(value, (int, float)):
         if value == 0:
             return 0.0
-        if math.isnan(value) or math.isinf(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{value} is not a finite number")
         raise ValueError(f"{value} has no unit; write for example '{value} {what.example.split()[1]}'")
     match = _QUANTITY.fullmatch(value)
     if match is None:
         raise ValueError(f"cannot read {value!r} as {what.name}; write for example '{what.example}'")
-    number, unit = float(match[1]), match[2]
+    # Two characters look like a micro sign; keyboards write either.
+    number, unit = float(match[1]), match[2] and match[2].replace("\u03bc", "\u00b5")
     if unit is None:
         if number == 0:
             return 0.0
         raise ValueError(f"{value!r} has no unit; write for example '{match[1]} {what.example.split()[1]}'")
     if unit not in what.units:
         raise ValueError(f"unknown unit {unit!r} of {what.name}{did_you_mean(unit, what.units)}")
-    # Divide by small units rather than multiply by their inexact reciprocal: '3 us' must be the float 3e-06.
+    # Divide by the whole number of small units in one rather than multiply by an inexact fraction: '3 ns' must be the float 3e-09.
     scale = what.units[unit]
-    result = number * scale if scale >= 1 else number / (1.0 / scale)
+    result = number * scale if scale >= 1 else number / round(1.0 / scale)
     if not math.isfinite(result):
         raise ValueError(f"{value!r} is too large")
     return result

@@ -1,1 +1,34 @@
 """Floor 6: commands. Parse, call, print."""
+
+from __future__ import annotations
+
+import click
+
+from moesim import __version__
+from moesim.cli.group import Lazy, LazyGroup, debug_option
+
+COMMANDS = {
+    "init": Lazy("moesim.cli.init:command", "Write a scenario to start from."),
+    "check": Lazy("moesim.cli.check:command", "Read a scenario and report every problem in it."),
+    "run": Lazy("moesim.cli.run:command", "Simulate a scenario."),
+    "report": Lazy("moesim.cli.report:command", "Draw the report of finished runs."),
+    "trace": Lazy("moesim.cli.trace:command", "Look into recorded routing, or make some."),
+    "list": Lazy("moesim.cli.list:command", "Show what a scenario can be built from."),
+    "schema": Lazy("moesim.cli.schema:command", "Print the JSON Schema of scenario files, for editors."),
+}
+
+HELP = """Predict what a load-balancing policy of a Mixture-of-Experts model costs and gains.
+
+\b
+Start with:
+  moesim init scenario.yaml
+  moesim run scenario.yaml
+
+Results go to stdout, progress and problems to stderr. Exit codes: 0 fine, 1 the run failed, 2 bad input, 3 a target was missed.
+"""
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS, help=HELP, params=[debug_option()], context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="moesim")
+def main() -> None:
+    """Do nothing by itself: the commands do."""

@@ -52,6 +52,12 @@ class MoeModel:
         Elements a token brings to an expert: ``hidden``, or less for latent MoE.
     weight_dtype, activation_dtype, expert_dtype : str
         Keys of ``DTYPE_BYTES``.
+    gated : bool
+        Whether a feed-forward block has a gate beside up and down (three matrices), or not (two).
+    tied_embeddings : bool
+        Whether the output layer shares the weights of the embedding.
+    notes : tuple of str
+        What these facts leave out of the model they describe; shown with every result.
     """
 
     name: Text
@@ -76,6 +82,9 @@ class MoeModel:
     expert_dtype: Dtype = "bf16"
     activation_dtype: Dtype = "bf16"
     vocabulary: CountOrZero = 0
+    gated: Flag = True
+    tied_embeddings: Flag = False
+    notes: tuple[Text, ...] = ()
     attention: Attention
 
     def __post_init__(self) -> None:
@@ -93,9 +102,14 @@ class MoeModel:
             raise FieldError("top_groups", f"top_groups ({self.top_groups}) is larger than groups ({self.groups})")
 
     @property
+    def matrices(self) -> int:
+        """Matrices of a feed-forward block: gate, up and down, or only up and down."""
+        return 3 if self.gated else 2
+
+    @property
     def expert_parameters(self) -> int:
-        """Weights of one routed expert: gate, up and down projections."""
-        return 3 * self.dispatch_width * self.expert_width
+        """Weights of one routed expert: gate (if there is one), up and down projections."""
+        return self.matrices * self.dispatch_width * self.expert_width
 
     @property
     def expert_bytes(self) -> float:
@@ -106,3 +120,24 @@ class MoeModel:
     def routed_flops(self) -> int:
         """Flops of one token in one routed expert, forward."""
         return 2 * self.expert_parameters
+
+    @property
+    def total_parameters(self) -> int:
+        """Weights of the whole model, embeddings included; norms, biases and multi-token-prediction layers are not counted.
+
+        A layer is its attention block and either a dense feed-forward block or router, shared and routed experts. A dispatch
+        width below ``hidden`` adds the two projections to and from it.
+        """
+        embeddings = (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
+        latent = 2 * self.hidden * self.dispatch_width if self.dispatch_width != self.hidden else 0
+        shared = self.matrices * self.hidden * self.shared_width
+        moe = self.hidden * self.experts + latent + shared + self.experts * self.expert_parameters
+        dense = self.matrices * self.hidden * self.dense_width
+        sparse_layers = len(self.moe_layers)
+        layers = self.layers * self.attention.projection_parameters + sparse_layers * moe + (self.layers - sparse_layers) * dense
+        return embeddings + layers
+
+    @property
+    def active_parameters(self) -> int:
+        """Weights that one token meets: all but the experts it did not choose."""
+        return self.total_parameters - len(self.moe_layers) * (self.experts - self.top_k) * self.expert_parameters

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.scenario import Scenario
+from moesim.facts.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,4 +58,5 @@ class Result:
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    routing: Trace | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)

@@ -85,14 +85,17 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a plug-in may know when a run begins: the world, not the future."""
+    """What a plug-in may know when a run begins: the world, not the future.
+
+    ``read_trace(path)`` reads a recording; ``read_trace(path, task=...)`` chooses one of the tasks that a file of counts may hold.
+    """
 
     cluster: Cluster
     model: MoeModel
     parallel: Parallel
     workload: Workload
     seed: int
-    read_trace: Callable[[str], Trace]
+    read_trace: Callable[..., Trace]
 
     @property
     def gpus(self) -> int:

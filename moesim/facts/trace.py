@@ -39,6 +39,14 @@ class Trace:
         The step and the rank of each token, where they were recorded; both non-decreasing (source within a step).
     counts : int[steps, L, G, E] or None
         Routes; G is 1 when sources were not recorded (``by_source`` is then false).
+    top_k : int
+        k; 0 when only counts were recorded and the file does not say.
+    experts_stated : bool
+        False when E is no more than the largest id in the file plus one: the model may have more.
+    layer_numbers : int[L] or None
+        Which layers of the model these are, where the file says.
+    origin : str
+        Where the recording came from and under which licence, in the file's own words.
     """
 
     name: str
@@ -54,10 +62,12 @@ class Trace:
     source: Ints | None = None
     counts: Ints | None = None
     by_source: bool = False
+    experts_stated: bool = True
+    layer_numbers: Ints | None = None
     origin: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("ids", "weights", "scores", "sample_length", "step", "source", "counts"):
+        for name in ("ids", "weights", "scores", "sample_length", "step", "source", "counts", "layer_numbers"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, frozen(value))

@@ -1,0 +1,1 @@
+"""Shipped descriptions that a scenario names."""

@@ -1,0 +1,209 @@
+"""What the network carried: between which GPUs, over which links."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moesim.desk.report import style
+from moesim.desk.report.style import Drawing
+from moesim.desk.words import show
+from moesim.facts.record import Result
+
+BUSIEST = 8
+
+
+def traffic(result: Result) -> Drawing | None:
+    """Draw the bytes that each GPU sent to each other GPU in a mean step."""
+    table = result.tables["traffic"]
+    if not len(table):
+        return None
+    gpus = int(result.facts.get("gpus", 0)) or int(max(table["source"].max(), table["destination"].max())) + 1
+    grid = np.zeros((gpus, gpus))
+    np.add.at(grid, (table["source"], table["destination"]), table["dispatch_bytes"] + table["combine_bytes"])
+    np.fill_diagonal(grid, 0.0)
+    if not grid.max() > 0:
+        return None
+    row, column = np.unravel_index(int(grid.argmax()), grid.shape)
+    figure = style.canvas(style.HALF, 400)
+    area = style.axes(figure, 52, 48, 94, 8)
+    places, labels, unit = style.scale(float(grid.max()), "B", 4)
+    shown = np.where(np.eye(gpus, dtype=bool), np.nan, grid)
+    image = area.imshow(shown, aspect="auto", vmin=0.0, vmax=float(grid.max()))
+    node = _nodes(result, gpus)
+    for at in np.flatnonzero(np.diff(node)):
+        area.axvline(at + 0.5, color=style.PAPER, linewidth=2)
+        area.axhline(at + 0.5, color=style.PAPER, linewidth=2)
+    at = style.every(gpus)
+    style.ticks(area.xaxis, at, [str(i) for i in at])
+    style.ticks(area.yaxis, at, [str(i) for i in at])
+    style.bare(area)
+    area.set_xlabel("destination GPU")
+    area.set_ylabel("source GPU")
+    style.colour_bar(figure, image, (style.HALF - 84, 48, 10, 400 - 56), places, [f"{label} {unit}" for label in labels])
+    crossing = 100 * grid[node[:, None] != node[None, :]].sum() / grid.sum()
+    pair = f"GPU {row} sends most to GPU {column}: {show(float(grid[row, column]), 'B')} a step"
+    far = f" {crossing:.0f} % of the bytes leave their node." if node.max() > 0 else ""
+    return Drawing(
+        name="traffic",
+        title="Who sends to whom",
+        caption=f"Bytes of dispatch and combine in a mean step, forward and backward. {pair}.{far}",
+        alt=f"Heat map of bytes between {gpus} source and {gpus} destination GPUs. {pair}.{far}",
+        svg=style.svg(figure, "traffic"),
+    )
+
+
+def links(result: Result) -> Drawing | None:
+    """Draw the utilisation of the links of each class, and of the busiest links."""
+    table = result.tables["links"]
+    if not len(table) or not table["bytes"].sum():
+        return None
+    mean, busy = (100 * table[name].astype(float) for name in ("utilisation", "busy_utilisation"))
+    classes = list(dict.fromkeys(table["link_class"].tolist()))
+    order = np.lexsort((np.arange(len(table)), -mean))[:BUSIEST]
+    figure = style.canvas(style.HALF, 400)
+    rows = len(classes) + len(order)
+    area = style.axes(figure, 110, 48, 24, 8)
+    labels, places = [], []
+    for at, name in enumerate(classes):
+        own = mean[table["link_class"] == name]
+        y = float(at)
+        area.hlines(y, own.min(), own.max(), color=style.ACCENT, linewidth=7, alpha=0.35)
+        area.plot([np.median(own)], [y], marker="o", markersize=7, color=style.ACCENT, markeredgewidth=0)
+        places.append(y)
+        labels.append(f"{name} ({len(own)})")
+    top = len(classes) + 1.0
+    for at, link in enumerate(order):
+        y = top + at
+        area.barh(y, mean[link], height=0.6, color=style.ACCENT, linewidth=0)
+        area.plot([busy[link]], [y], marker="|", markersize=11, markeredgewidth=2, color=style.INK)
+        places.append(y)
+        labels.append(_short(str(table["link"][link])))
+    area.set_ylim(top + len(order) - 0.4, -0.9)
+    limit = max(100.0, float(busy[order].max())) if len(order) else 100.0
+    area.set_xlim(0, limit * 1.005)
+    style.ticks(area.xaxis, [0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
+    style.ticks(area.yaxis, places, labels)
+    area.grid(visible=True, axis="x")
+    for side in ("left", "bottom"):
+        area.spines[side].set_visible(False)
+    area.text(0, -0.62, "classes: least to most, dot = median", fontsize=11, color=style.MUTED, va="bottom")
+    area.text(0, len(classes) + 0.38, "busiest links: mean of the step; tick = while in use", fontsize=11, color=style.MUTED, va="bottom")
+    area.set_xlabel("of the bandwidth")
+    first = int(order[0])
+    most = f"{table['link'][first]} carries {show(float(table['bytes'][first]), 'B')} a step, {mean[first]:.0f} % of what it could"
+    return Drawing(
+        name="links",
+        title="How full the links are",
+        caption=f"Bytes ÷ (bandwidth × step time). The busiest: {most}. A low mean with a tick near 100 % is a link that is full in bursts.",
+        alt=f"Utilisation of {rows - len(order)} link classes and the {len(order)} busiest links. {most}.",
+        svg=style.svg(figure, "links"),
+    )
+
+
+def fabric(result: Result) -> Drawing | None:
+    """Draw the cluster, its links coloured by utilisation."""
+    described = result.facts.get("graph")
+    if not described or not described.get("edges"):
+        return None
+    from matplotlib.collections import LineCollection
+
+    from moesim.models.topology.layout import layout
+
+    graph = _graph(described)
+    where = layout(graph)
+    table = result.tables["links"]
+    use = dict(zip(table["link"].tolist(), table["utilisation"].tolist(), strict=True))
+    # A pair of vertices has one link each way; they lie on one line, which shows the fuller of the two.
+    pairs: dict[tuple[str, str], float] = {}
+    for tail, head, name, *_ in described["edges"]:
+        key = (tail, head) if (head, tail) not in pairs else (head, tail)
+        pairs[key] = max(pairs.get(key, 0.0), float(use.get(name, 0.0)))
+    if not set().union(*pairs) <= set(where):
+        return None
+    # Draw the fullest last, so that nothing hides them.
+    ordered = sorted(pairs, key=lambda pair: pairs[pair])
+    values = np.array([100 * pairs[pair] for pair in ordered])
+    high = max(float(values.max()), 1e-9)
+    points = np.array(list(where.values()))
+    wide, tall = np.ptp(points, axis=0)
+    height = float(np.clip(1000 * tall / max(wide, 1e-9), 230, 420))
+    figure = style.canvas(style.WHOLE, height)
+    area = style.axes(figure, 24, 20, 82, 16)
+    lines = LineCollection(
+        [[where[tail], where[head]] for tail, head in ordered], linewidths=1.0 + 3.0 * values / high, array=values, cmap=style.MAP
+    )
+    lines.set_clim(0, high)
+    area.add_collection(lines)
+    many = len(graph) > 160
+    for vertex, (x, y) in where.items():
+        gpu = graph.nodes[vertex]["kind"] == "gpu"
+        if many:
+            continue
+        label = vertex.split(":", 1)[-1] if gpu else vertex.replace(":", " ")
+        area.text(
+            x, y, label, ha="center", va="center", fontsize=11, color=style.INK,
+            bbox={"boxstyle": "round,pad=0.45" if gpu else "round,pad=0.5", "facecolor": style.PAPER, "edgecolor": style.MUTED, "linewidth": 1},
+        )  # fmt: skip
+    if many:
+        area.plot(points[:, 0], points[:, 1], linestyle="none", marker="o", markersize=3, color=style.INK, markeredgewidth=0)
+    area.set_xlim(points[:, 0].min() - 0.7, points[:, 0].max() + 0.7)
+    margin = 0.08 * max(tall, 1.0)
+    area.set_ylim(points[:, 1].min() - margin, points[:, 1].max() + margin)
+    area.set_axis_off()
+    places = style.multiples(0.0, high)
+    style.colour_bar(figure, _Map(lines), (style.WHOLE - 66, 20, 10, height - 40), places, [f"{place:g} %" for place in places])
+    fullest = ordered[-1]
+    most = f"between {_vertex(fullest[0])} and {_vertex(fullest[1])} ({high:.0f} %)"
+    return Drawing(
+        name="fabric",
+        title="The fabric",
+        caption="Boxes at the bottom are GPUs, the others switches. Colour and width show the utilisation of the fuller direction in a mean "
+        f"step; the fullest link is {most}.",
+        alt=f"Drawing of a cluster of {result.facts.get('gpus')} GPUs and {len(graph) - int(result.facts.get('gpus', 0))} switches. The "
+        f"fullest link is {most}.",
+        svg=style.svg(figure, "fabric"),
+        wide=True,
+    )
+
+
+class _Map:
+    """The colour map and limits of a collection, as an image has them."""
+
+    def __init__(self, lines: Any) -> None:
+        self.lines = lines
+
+    def get_clim(self) -> tuple[float, float]:
+        low, high = self.lines.get_clim()
+        return float(low), float(high)
+
+    def get_cmap(self) -> Any:
+        return self.lines.get_cmap()
+
+
+def _graph(described: Mapping[str, Any]) -> Any:
+    """Return a networkx graph of what ``graph.json`` says, for the layout."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    for name, kind, node in described["nodes"]:
+        graph.add_node(name, kind=kind, node=node)
+    graph.add_edges_from((tail, head) for tail, head, *_ in described["edges"])
+    return graph
+
+
+def _nodes(result: Result, gpus: int) -> np.ndarray:
+    node = np.zeros(gpus, dtype=np.int64)
+    table = result.tables["gpus"]
+    node[table["gpu"]] = table["node"]
+    return node
+
+
+def _vertex(name: str) -> str:
+    return "GPU " + name.removeprefix("gpu:") if name.startswith("gpu:") else name.replace(":", " ")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else name[:17] + "…"

@@ -1,0 +1,168 @@
+"""A few layers of one step, GPU by GPU: who computes, who sends, who waits for whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.desk.report import style
+from moesim.desk.report.style import Drawing
+from moesim.desk.words import show
+from moesim.facts.record import Result, Table
+
+MOST_GPUS = 16
+MOST_SPANS = 1400
+COLLECTIVES = ("dispatch", "combine")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The part of the step that is drawn."""
+
+    start: float
+    end: float
+    layers: tuple[int, ...]
+    direction: str
+
+
+def window(table: Table) -> Window:
+    """Choose the MoE layer and direction in which GPUs waited longest together, and the layer that runs after it.
+
+    Ties go to the layer that ran first.
+    """
+    collective = np.isin(table["phase"], COLLECTIVES)
+    pool = table.where(collective) if collective.any() else table
+    keys: dict[tuple[int, str], float] = {}
+    first: dict[tuple[int, str], float] = {}
+    for layer, direction, waiting, start in zip(
+        *(pool[name].tolist() for name in ("layer", "direction", "waiting_s", "start_s")), strict=True
+    ):
+        key = (layer, direction)
+        keys[key] = keys.get(key, 0.0) + waiting
+        first[key] = min(first.get(key, start), start)
+    worst = max(keys, key=lambda key: (keys[key], -first[key]))
+    order = sorted((key for key in keys if key[1] == worst[1]), key=lambda key: first[key])
+    at = order.index(worst)
+    chosen = order[at : at + 2] if at + 1 < len(order) else order[max(at - 1, 0) : at + 1]
+    layers = tuple(key[0] for key in chosen)
+    mask = np.isin(table["layer"], layers) & (table["direction"] == worst[1])
+    return Window(start=float(table["start_s"][mask].min()), end=float(table["end_s"][mask].max()), layers=layers, direction=worst[1])
+
+
+def pick_gpus(table: Table) -> list[int]:
+    """Return at most ``MOST_GPUS`` GPUs: those that others waited for longest, the rest evenly spread."""
+    gpus = np.unique(table["gpu"])
+    if len(gpus) <= MOST_GPUS:
+        return [int(gpu) for gpu in gpus]
+    blame = np.zeros(int(gpus.max()) + 1)
+    held = table["waited_for"] >= 0
+    np.add.at(blame, table["waited_for"][held], table["waiting_s"][held])
+    late = np.argsort(-blame[gpus], kind="stable")[: MOST_GPUS // 2]
+    rest = np.setdiff1d(np.arange(len(gpus)), late)
+    spread = rest[np.linspace(0, len(rest) - 1, MOST_GPUS - len(late)).astype(int)]
+    return [int(gpu) for gpu in np.sort(gpus[np.concatenate([late, spread])])]
+
+
+def timeline(result: Result) -> Drawing | None:
+    """Draw the chosen window: one row per GPU, computing above, communicating below, waiting hatched."""
+    table = result.tables["timeline"]
+    if not len(table):
+        return None
+    seen = window(table)
+    gpus = pick_gpus(table)
+    span = table.where(np.isin(table["gpu"], gpus) & (table["end_s"] > seen.start) & (table["start_s"] < seen.end))
+    cut = len(span) > MOST_SPANS
+    if cut:
+        end = float(np.sort(span["start_s"])[MOST_SPANS])
+        seen = Window(start=seen.start, end=min(seen.end, end), layers=seen.layers, direction=seen.direction)
+        span = span.where(span["start_s"] < seen.end)
+    height = 26.0 * len(gpus) + 84
+    figure = style.canvas(style.WHOLE, height)
+    area = style.axes(figure, 62, 48, 12, 24)
+    _bars(area, span, gpus, seen)
+    names = _late(area, result.tables["collectives"], span, gpus, seen)
+    area.set_xlim(0, seen.end - seen.start)
+    area.set_ylim(len(gpus) - 0.5, -0.5)
+    places, labels, unit = style.scale(seen.end - seen.start, "s", 8)
+    style.ticks(area.xaxis, places, labels)
+    style.ticks(area.yaxis, range(len(gpus)), [str(gpu) for gpu in gpus])
+    area.grid(visible=True, axis="x")
+    for side in ("left", "bottom"):
+        area.spines[side].set_visible(False)
+    area.set_xlabel(f"{unit} since the window began")
+    area.set_ylabel("GPU")
+    held = np.isin(span["phase"], COLLECTIVES)
+    waited = float(span["waiting_s"][held].max()) if held.any() else 0.0
+    which = " and ".join(str(layer) for layer in seen.layers)
+    step = int(table["step"][0])
+    longest = f"the longest wait is {show(waited, 's')}" if waited > 0 else "nobody waits"
+    late = f"; the last to arrive are {', '.join(names)}" if names else ""
+    some = "" if len(gpus) == len(np.unique(table["gpu"])) else f" {len(gpus)} GPUs are shown: those that others waited for most, and an even choice."
+    return Drawing(
+        name="timeline",
+        title="Inside one step",
+        caption=f"Step {step}, {seen.direction}, model layer{'s' if len(seen.layers) > 1 else ''} {which}: where GPUs wait longest. Upper half of a "
+        f"row: computing; lower half: in a collective, its waiting drawn first. A dashed line marks the arrival of the last GPU; {longest}."
+        + some,
+        alt=f"Timeline of {len(gpus)} GPUs over {show(seen.end - seen.start, 's')} of step {step}; {longest}{late}.",
+        svg=style.svg(figure, "timeline"),
+        wide=True,
+        legend=tuple(
+            (style.PHASES[name][0], style.PHASES[name][1], "hatched" if name == "waiting" else "")
+            for name in style.PHASES
+            if name in set(span["phase"].tolist()) or (name == "waiting" and waited > 0)
+        ),
+    )
+
+
+def _bars(area: style.Axes, span: Table, gpus: list[int], seen: Window) -> None:
+    from matplotlib.collections import PolyCollection
+
+    row = np.searchsorted(np.asarray(gpus), span["gpu"])
+    start, end = (np.clip(span[name], seen.start, seen.end) - seen.start for name in ("start_s", "end_s"))
+    moving = np.clip(span["start_s"] + np.minimum(span["waiting_s"], span["end_s"] - span["start_s"]), seen.start, seen.end) - seen.start
+    low = np.where(span["lane"] == "compute", row - 0.42, row + 0.0)
+    high = np.where(span["lane"] == "compute", row - 0.0, row + 0.42)
+    for name, (_, colour) in style.PHASES.items():
+        if name == "waiting":
+            mask, left, right = np.isin(span["phase"], COLLECTIVES) & (moving > start), start, moving
+        elif name in COLLECTIVES:
+            mask, left, right = (span["phase"] == name) & (end > moving), moving, end
+        else:
+            mask, left, right = (span["phase"] == name) & (end > start), start, end
+        if not mask.any():
+            continue
+        corners = np.stack([np.column_stack([x[mask], y[mask]]) for x, y in ((left, low), (right, low), (right, high), (left, high))], axis=1)
+        # One compound path draws far faster than a patch for every span.
+        area.add_collection(
+            PolyCollection(
+                corners.reshape(-1, 4, 2), facecolor=colour, edgecolor=style.PAPER, linewidth=0, hatch="////" if name == "waiting" else None
+            ),
+            autolim=False,
+        )
+
+
+def _late(area: style.Axes, collectives: Table, span: Table, gpus: list[int], seen: Window) -> list[str]:
+    """Mark the last arrival of each collective that keeps somebody waiting for long enough to see; return the names of these GPUs."""
+    here = collectives.where((collectives["last_arrival_s"] > seen.start) & (collectives["last_arrival_s"] < seen.end))
+    if len(span):
+        here = here.where(here["step"] == span["step"][0])
+    width = seen.end - seen.start
+    names: list[str] = []
+    label_end = -1.0
+    for first, last, gpu in sorted(zip(*(here[name].tolist() for name in ("first_arrival_s", "last_arrival_s", "last_gpu")), strict=True)):
+        if last - first < 0.01 * width:
+            continue
+        at = last - seen.start
+        area.axvline(at, color=style.INK, linewidth=1.0, linestyle=(0, (3, 3)))
+        if gpu in gpus:
+            area.plot([at], [gpus.index(gpu)], marker="o", markersize=6, color=style.INK, markeredgecolor=style.PAPER, markeredgewidth=1)
+        names.append(f"GPU {gpu}")
+        if at > label_end:
+            area.annotate(
+                f"GPU {gpu} last", (at, -0.5), xytext=(0, 6), textcoords="offset points", ha="center", va="bottom", fontsize=11,
+                annotation_clip=False,
+            )  # fmt: skip
+            label_end = at + 0.075 * width
+    return list(dict.fromkeys(names))

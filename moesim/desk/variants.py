@@ -1,0 +1,71 @@
+"""The ``compare:`` section: each variant is a partial policy, laid over the policy of the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moesim.desk.shape import field_types, tag_of
+from moesim.desk.yaml_tree import Node
+from moesim.facts.scenario import Policy
+
+
+def with_variants(tree: Node) -> Node:
+    """Return a scenario's tree in which every variant of ``compare`` is a whole policy.
+
+    A section of another kind (or rule) than the base's replaces it, and so do ``null`` and a list; of the same kind, or with no kind
+    named, its keys replace the base's keys one by one. An empty variant is the base policy itself.
+    """
+    compare = tree.child("compare")
+    if compare is None or not isinstance(compare.value, dict):
+        return tree
+    base = tree.child("policy")
+    variants = {name: _over(base, variant) for name, variant in compare.value.items()}
+    return tree.with_child("compare", Node(variants, compare.place, compare.key))
+
+
+def _over(base: Node | None, variant: Node) -> Node:
+    if variant.value is None:
+        variant = Node({}, variant.place, variant.key)
+    if base is None or not isinstance(base.value, dict) or not isinstance(variant.value, dict):
+        return variant
+    merged = dict(base.value)
+    fields = field_types(Policy)
+    for name, section in variant.value.items():
+        merged[name] = _section(merged.get(name), section, tag_of(fields.get(name)))
+    return Node(merged, variant.place, variant.key)
+
+
+def _section(base: Node | None, section: Node, tag: str) -> Node:
+    """Return one section of a variant with the keys that it leaves to the base."""
+    old, new = _spelled(base, tag), _spelled(section, tag)
+    if old is None or new is None:
+        return section
+    word, base_word = new.child(tag), old.child(tag)
+    if word is not None and (base_word is None or word.value != base_word.value):
+        return section
+    return Node({**old.value, **new.value}, new.place, new.key)
+
+
+def _spelled(node: Node | None, tag: str) -> Node | None:
+    """Return a section as a mapping: a bare word is the kind. None for anything else."""
+    if node is None or not tag:
+        return None
+    if isinstance(node.value, str):
+        return Node({tag: Node(node.value, node.place, node.place)}, node.place, node.key)
+    return node if isinstance(node.value, dict) else None
+
+
+def inherited(tree: Node, path: tuple[Any, ...]) -> bool:
+    """Tell whether the value at ``compare.<name>.…`` is the base policy's own node, whose problems are reported there."""
+    if len(path) < 3 or path[0] != "compare":
+        return False
+    base: Node | None = tree.child("policy")
+    node: Node | None = tree
+    for step in path[:2]:
+        node = node.child(step) if node is not None else None
+    for step in path[2:]:
+        base = base.child(step) if base is not None else None
+        node = node.child(step) if node is not None else None
+        if node is not None and node is base:
+            return True
+    return False

@@ -1,0 +1,46 @@
+"""What a prediction rests on, said out loud in every report."""
+
+from __future__ import annotations
+
+from moesim.facts.cluster import Cluster
+from moesim.facts.scenario import Scenario
+
+
+def assumptions(scenario: Scenario, cluster: Cluster, compute_basis: str) -> tuple[str, ...]:
+    """Return the modelling assumptions of a run as sentences.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    cluster : Cluster
+    compute_basis : str
+        The weakest evidence behind the compute model's numbers.
+    """
+    barrier = getattr(scenario.exchange, "start", "pairwise") == "barrier"
+    lines = [
+        (
+            "Flows share every link max-min fairly; a flow starts to move after the latency of its route. Congestion control, packet loss "
+            "and retransmission are not modelled."
+        ),
+        "No byte of an all-to-all moves before all ranks of the group have arrived."
+        if barrier
+        else "Two ranks of an all-to-all start to exchange when both have arrived; a rank leaves it when all ranks have arrived and "
+        "its own bytes have moved.",
+        "A step starts when every GPU has finished the step before.",
+        f"Link bandwidths are what the cluster section says is achievable (basis: {cluster.basis}).",
+        (
+            f"Kernel times come from the {scenario.compute.kind} model (basis: {compute_basis}); launch jitter and clock changes "
+            "are not modelled."
+        ),
+        f"The schedule is {scenario.schedule.kind}: "
+        + (
+            "communication and computation do not overlap."
+            if scenario.schedule.kind == "sequential"
+            else "overlap is what its program allows; kernels do not slow each other down."
+        ),
+    ]
+    if scenario.workload.phase == "training":
+        lines.append("Gradient all-reduce of dense layers, the optimiser step and recomputation are not part of the step time.")
+    lines += [f"Model: {note}" for note in scenario.model.notes]
+    lines.append("moesim predicts balance, drops and time. It does not predict loss or quality.")
+    return tuple(lines)

@@ -1,0 +1,207 @@
+"""Rules between the parts of a scenario, checked before anything runs. No clock, no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from moesim.base.errors import FidelityError, FieldError, MoesimError, Problem
+from moesim.base.units import format_quantity
+from moesim.facts.cluster import Cluster
+from moesim.facts.contracts import View
+from moesim.facts.model import DTYPE_BYTES, MoeModel
+from moesim.facts.placement import Placement
+from moesim.facts.routing import Fidelity, LayerRouting, count_routes
+from moesim.facts.scenario import Policy, Scenario, Setting
+from moesim.facts.trace import Trace
+from moesim.models.memory import OPTIMISER_BYTES, dense_parameters
+from moesim.models.work import GRADIENT_BYTES
+
+T = TypeVar("T")
+
+
+def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]:
+    """Return what does not fit together in a scenario whose parts are each valid.
+
+    Checked are: the expert-parallel groups divide the cluster; every plug-in can begin; every placement gives every expert a
+    slot; the weights fit (:func:`least_bytes`); a recording has the model's layers, experts and choices (its source says so when it
+    begins); the policies can work with what the recording knows.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        As built from a file.
+    read_trace : callable
+        Turns a path into a :class:`~moesim.facts.trace.Trace`.
+
+    Returns
+    -------
+    list of Problem
+        With ``path`` (``policy.placement``) and ``message``; empty if all is well.
+    """
+    checking = _Checking()
+    cluster = checking.attempt("cluster", scenario.cluster.build)
+    if cluster is None:
+        return checking.problems
+    ep, gpus = scenario.parallel.ep, cluster.gpus
+    if gpus % ep:
+        fitting = ", ".join(str(size) for size in range(1, gpus + 1) if gpus % size == 0)
+        checking.say("parallel.ep", f"ep = {ep} does not divide the cluster's {gpus} GPUs into equal groups; choose one of {fitting}")
+        return checking.problems
+    traces: list[Trace] = []
+
+    def read(path: str, **options: Any) -> Trace:
+        traces.append(read_trace(path, **options))
+        return traces[-1]
+
+    setting = Setting(
+        cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed, read_trace=read
+    )
+    source_path = "routing.trace" if hasattr(scenario.routing, "trace") else "routing"
+    checking.attempt(source_path, lambda: scenario.routing.begin(setting))
+    setting = replace(setting, read_trace=read_trace)
+    checking.attempt("exchange", lambda: scenario.exchange.begin(setting))
+    checking.attempt("compute", lambda: scenario.compute.begin(setting))
+    checking.attempt("schedule", lambda: scenario.schedule.program(scenario.model, scenario.workload))
+    known = min((trace.fidelity for trace in traces), default=None)
+    checking.policies(scenario, setting, known)
+    return checking.problems
+
+
+def least_bytes(model: MoeModel, slots: int, phase: str, *, gpus: int, groups: int) -> float:
+    """Return the least memory of weights that a GPU can do with.
+
+    Every GPU holds ``slots`` experts of each MoE layer and one copy of everything else, in the model's dtypes. Training adds, for
+    each parameter, an fp32 gradient (4 B), an fp32 copy of the weight and two fp32 moments of Adam (12 B), all of them sharded over the
+    GPUs that hold the same parameter: all of them for the dense part, one per group for an expert (ZeRO stage 2, Rajbhandari et al.,
+    arXiv:1910.02054). Activations, caches and buffers are not counted. So what this refuses fits under no common sharding; what it
+    lets pass may still be too much, and the metric ``peak_memory`` says how much is needed without sharding.
+
+    Parameters
+    ----------
+    model : MoeModel
+        Its shape.
+    slots : int
+        Physical experts of a layer on the GPU.
+    phase : str
+        ``training``, ``prefill`` or ``decode``.
+    gpus, groups : int
+        GPUs of the cluster, and the expert-parallel groups they form.
+    """
+    weights, kept = dense_parameters(model)
+    experts = float(len(model.moe_layers) * slots * model.expert_parameters)
+    total = (
+        weights * DTYPE_BYTES[model.weight_dtype] + kept * DTYPE_BYTES[model.activation_dtype] + experts * DTYPE_BYTES[model.expert_dtype]
+    )
+    if phase == "training":
+        total += ((weights + kept) / gpus + experts / groups) * (GRADIENT_BYTES + OPTIMISER_BYTES)
+    return total
+
+
+@dataclass(slots=True)
+class _Checking:
+    """Collects problems; a plug-in that refuses is one."""
+
+    problems: list[Problem] = field(default_factory=list)
+
+    def say(self, path: str, message: str) -> None:
+        problem = Problem(path=path, message=message)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def attempt(self, path: str, call: Callable[[], T]) -> T | None:
+        """Return what a call returns; if it refuses, that is a problem and None."""
+        try:
+            return call()
+        except FieldError as error:
+            self.say(f"{path}.{error.field}", error.message)
+        except (MoesimError, ValueError) as error:
+            self.say(path, str(error))
+        except MemoryError:
+            self.say(path, "this is too large for the memory of the machine that simulates it")
+        return None
+
+    def policies(self, scenario: Scenario, setting: Setting, known: Fidelity | None) -> None:
+        """Check the policy of the file and its variants; a variant's part that equals the base's is not checked again."""
+        self.policy("policy", scenario.policy, None, setting, known)
+        for name, variant in scenario.compare.items():
+            self.policy(f"compare.{name}", variant, scenario.policy, setting, known)
+
+    def policy(self, path: str, policy: Policy, base: Policy | None, setting: Setting, known: Fidelity | None) -> None:
+        placement = None
+        if base is None or policy.placement != base.placement or known is not None:
+            placement = self.attempt(f"{path}.placement", lambda: _first_placement(policy, setting))
+        if placement is not None and (base is None or policy.placement != base.placement):
+            self.memory(f"{path}.placement", placement, setting)
+        probe = _probe(setting, known) if known is not None else None
+        parts = ("gate", "capacity", "dispatch")
+        if base is not None and all(getattr(policy, part) == getattr(base, part) for part in parts):
+            return
+        begun = {part: self.attempt(f"{path}.{part}", lambda part=part: getattr(policy, part).begin(setting)) for part in parts}  # type: ignore[misc]
+        if probe is None or placement is None or None in begun.values():
+            return
+        self.fidelity(path, begun, probe, placement)
+
+    def fidelity(self, path: str, begun: dict[str, Any], routing: LayerRouting, placement: Placement) -> None:
+        """Take one token per GPU through the policy, knowing no more of it than the recording does."""
+        part = "gate"
+        try:
+            routing = begun["gate"](routing, step=0, moe_layer=0)
+            part = "capacity"
+            kept = begun["capacity"](routing, step=0, moe_layer=0)
+            part = "dispatch"
+            begun["dispatch"](kept, placement, step=0, moe_layer=0)
+        except FidelityError as error:
+            self.say(f"{path}.{part}", str(error))
+
+    def memory(self, path: str, placement: Placement, setting: Setting) -> None:
+        """Refuse weights that do not fit; the number of GPUs is to blame unless redundant experts are."""
+        model, gpu = setting.model, setting.cluster.gpu
+        ranks, phase = setting.parallel.ep, setting.workload.phase
+        slots = int(placement.slots_per_rank(ranks).max())
+        needed = least_bytes(model, slots, phase, gpus=setting.gpus, groups=setting.groups)
+        if needed <= gpu.memory:
+            return
+        plain = least_bytes(model, -(-model.experts // ranks), phase, gpus=setting.gpus, groups=setting.groups)
+        what = "weights, gradients and optimiser states" if phase == "training" else "weights"
+        message = (
+            f"the {what} of {model.name} need {format_quantity(needed, 'B')} on a GPU with {slots} experts of each MoE layer, "
+            f"but {gpu.name} has {format_quantity(gpu.memory, 'B')}"
+        )
+        if plain <= gpu.memory:
+            self.say(path, f"{message}; without redundant experts it would be {format_quantity(plain, 'B')}")
+        else:
+            self.say("parallel.ep", f"{message}; use more ranks (ep), or fewer layers of the model, as one pipeline stage holds them")
+
+
+def _first_placement(policy: Policy, setting: Setting) -> Placement | None:
+    model = setting.model
+    plan = policy.placement.begin(setting)
+    view = View(step=0, loads=np.zeros((0, len(model.moe_layers), model.experts), dtype=np.int64), placement=None)
+    placement: Placement | None = plan(view)
+    if placement is None:
+        raise MoesimError(f"the placement {type(policy.placement).__name__} returned nothing at its first call")
+    placement.check(
+        layers=len(model.moe_layers), experts=model.experts, ranks=setting.parallel.ep, who=f"placement {type(policy.placement).__name__}"
+    )
+    return placement
+
+
+def _probe(setting: Setting, known: Fidelity) -> LayerRouting:
+    """Return one token on every GPU, with as much knowledge of it as ``known`` says."""
+    cluster: Cluster = setting.cluster
+    experts, top_k = setting.model.experts, setting.model.top_k
+    token_start = np.arange(cluster.gpus + 1)
+    ids = np.tile(np.arange(top_k), (cluster.gpus, 1))
+    if known < Fidelity.TOKENS:
+        return LayerRouting(experts=experts, token_start=token_start, counts=count_routes(ids, token_start, experts))
+    return LayerRouting.of_tokens(
+        ids,
+        token_start,
+        experts,
+        weights=np.full(ids.shape, 1.0 / top_k) if known >= Fidelity.WEIGHTS else None,
+        scores=np.tile(-np.arange(experts, dtype=np.float64), (cluster.gpus, 1)) if known >= Fidelity.SCORES else None,
+    )

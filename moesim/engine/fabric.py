@@ -1,0 +1,210 @@
+"""The fabric as one SimPy component: processes hand it flows, arrays below share the links among them.
+
+SimPy sees who starts and who is done; flows never become processes. At each instant at which something changed, one *settle*
+runs after all ordinary events of that instant. It lets the compiled core advance to the next moment that anybody can notice:
+a watched count reaching zero, or the next event in SimPy's queue. Nothing is ever computed beyond that moment, so nothing has to
+be taken back when a late rank starts to send.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+from simpy.events import EventPriority
+
+from moesim.base.errors import LawBroken
+from moesim.facts.arrays import Floats, Ints
+from moesim.facts.cluster import Cluster
+from moesim.models.sharing.compiled import FINISHED, run_until
+
+LATE = EventPriority(2)
+"""After every ordinary event (and SimPy's own urgent ones) of the same instant."""
+
+
+class Fabric:
+    """Links shared max-min fairly by the flows on them.
+
+    Parameters
+    ----------
+    env : simpy.Environment
+        The clock.
+    cluster : Cluster
+        Links and routes.
+    """
+
+    def __init__(self, env: simpy.Environment, cluster: Cluster) -> None:
+        self._env = env
+        self._cluster = cluster
+        self._capacity = np.ascontiguousarray(cluster.bandwidth)
+        self._latency = cluster.route_latency().ravel()
+        self._route = _padded_routes(cluster)
+        self._live_route = np.empty((0, self._route.shape[1]), dtype=np.int32)
+        self._live_pair = np.empty(0, dtype=np.int64)
+        self._asked: Floats = np.empty(0)
+        self._left: Floats = np.empty(0)
+        self._watch = np.empty((0, 2), dtype=np.int32)
+        self._pending: Ints = np.zeros(64, dtype=np.int64)
+        self._callbacks: list[Callable[[], None] | None] = []
+        self._free: list[int] = []
+        self._time = 0.0
+        self._latest = 0
+        self._dirty = False
+        self._ended: Floats = np.empty(64)
+        self._woken: Ints = np.empty(64, dtype=np.int64)
+        self.busy: Floats = np.zeros(cluster.links)
+        self.asked_on_link: Floats = np.zeros(cluster.links)
+        self.asked_between: Floats = np.zeros(cluster.gpus * cluster.gpus)
+        self.carried_between: Floats = np.zeros(cluster.gpus * cluster.gpus)
+
+    def watch(self, callback: Callable[[], None]) -> int:
+        """Return a counter; ``callback`` runs each time the flows counted on it have all ended."""
+        if self._free:
+            number = self._free.pop()
+            self._callbacks[number] = callback
+            return number
+        self._callbacks.append(callback)
+        if len(self._callbacks) > len(self._pending):
+            self._pending = np.concatenate([self._pending, np.zeros_like(self._pending)])
+            self._woken = np.empty(len(self._pending), dtype=np.int64)
+        return len(self._callbacks) - 1
+
+    def unwatch(self, number: int) -> None:
+        """Give a counter back."""
+        self._callbacks[number] = None
+        self._free.append(number)
+
+    def transfer(self, source: Ints, destination: Ints, size: Floats, watch: NDArray[np.int32]) -> None:
+        """Start flows now; each moves after the latency of its route.
+
+        Parameters
+        ----------
+        source, destination : int[F]
+            GPUs; never the same.
+        size : float[F]
+            Bytes, more than 0.
+        watch : int32[F, 2]
+            The two counters that each flow is counted on.
+        """
+        pair = source * self._cluster.gpus + destination
+        np.add.at(self._pending, watch.ravel(), 1)
+        np.add.at(self.asked_between, pair, size)
+        latency = self._latency[pair]
+        for wait in sorted(set(latency.tolist())):
+            flows = latency == wait
+            self._after(wait, self._join, pair[flows], np.asarray(size[flows], dtype=np.float64), watch[flows])
+
+    def check(self) -> None:
+        """Check laws L2 (what was asked for was carried) and L3 (no link carried more than it can).
+
+        Raises
+        ------
+        LawBroken
+            Naming the pair or link, and the two numbers.
+        """
+        # A flow ends with less than FINISHED of it left; a sum of n such terms rounds by n units in the last place, far below 1e-9.
+        error = np.abs(self.carried_between - self.asked_between)
+        worst = int(np.argmax(error - 1e-9 * self.asked_between))
+        if error[worst] > (1e-9 + FINISHED) * self.asked_between[worst]:
+            source, destination = divmod(worst, self._cluster.gpus)
+            raise LawBroken(
+                f"law L2 (bytes): GPU {source} asked to send {self.asked_between[worst]:.6g} B to GPU {destination}, "
+                f"but {self.carried_between[worst]:.6g} B were carried"
+            )
+        most = self._capacity * self.busy
+        over = int(np.argmax(self.asked_on_link - most))
+        if self.asked_on_link[over] > most[over] * (1 + 1e-9):
+            raise LawBroken(
+                f"law L3 (capacity): link {self._cluster.link_names[over]} carried {self.asked_on_link[over]:.6g} B in "
+                f"{self.busy[over]:.6g} s, more than its {self._capacity[over]:.6g} B/s allow"
+            )
+
+    def _after(self, wait: float, what: Callable[..., None], *arguments: object) -> None:
+        event = self._env.timeout(wait) if wait > 0 else self._env.event().succeed()
+        event.callbacks.append(lambda _: what(*arguments))
+
+    def _join(self, pair: Ints, size: Floats, watch: NDArray[np.int32]) -> None:
+        if not len(self._left):
+            self._time = self._env.now  # an idle fabric has nothing to catch up with
+        elif abs(self._env.now - self._time) > 4 * math.ulp(self._env.now):
+            raise LawBroken(f"law L6 (causality): the fabric is at {self._time!r} s when a flow joins at {self._env.now!r} s")
+        route = self._route[pair]
+        np.add.at(self.asked_on_link, route[route >= 0], np.repeat(size, (route >= 0).sum(axis=1)))
+        self._live_route = np.concatenate([self._live_route, route])
+        self._live_pair = np.concatenate([self._live_pair, pair])
+        self._asked = np.concatenate([self._asked, size])
+        self._left = np.concatenate([self._left, size])
+        self._watch = np.concatenate([self._watch, watch.astype(np.int32)])
+        self._touch()
+
+    def _touch(self) -> None:
+        """Settle after everything else that happens at this instant."""
+        if not self._dirty:
+            self._dirty = True
+            self._settle_after(0.0)
+
+    def _settle_after(self, wait: float) -> None:
+        self._latest += 1
+        number = self._latest
+        event = self._env.event()
+        event._ok, event._value = True, None  # noqa: SLF001 - how SimPy itself makes an event of another priority
+        event.callbacks.append(lambda _: self._settle(number))
+        self._env.schedule(event, LATE, wait)
+
+    def _settle(self, number: int) -> None:
+        if number != self._latest:
+            return  # a later settle has been planned, for an earlier or the same instant
+        self._dirty = False
+        live = len(self._left)
+        if not live:
+            return
+        if live > len(self._ended):
+            self._ended = np.empty(2 * live)
+        now = self._env.now
+        self._time, ended, woken = run_until(
+            self._capacity,
+            self._live_route,
+            self._asked,
+            self._left,
+            self._watch,
+            self._pending,
+            self.busy,
+            self._ended,
+            self._woken,
+            now,
+            self._env.peek(),
+        )
+        if ended:
+            stay = self._ended[:live] < 0
+            done = ~stay
+            self.carried_between += np.bincount(
+                self._live_pair[done], weights=(self._asked - self._left)[done], minlength=len(self.carried_between)
+            )
+            self._live_route, self._live_pair = self._live_route[stay], self._live_pair[stay]
+            self._asked, self._left, self._watch = self._asked[stay], self._left[stay], self._watch[stay]
+        wait = max(self._time - now, 0.0)
+        if woken:
+            counters = self._woken[:woken].tolist()
+            self._env.timeout(wait).callbacks.append(lambda _: self._deliver(counters))
+        else:
+            self._settle_after(wait)
+
+    def _deliver(self, counters: list[int]) -> None:
+        for counter in counters:
+            callback = self._callbacks[counter]
+            if callback is not None and self._pending[counter] == 0:
+                callback()
+        self._touch()
+
+
+def _padded_routes(cluster: Cluster) -> NDArray[np.int32]:
+    """Return int32[G * G, longest route], padded with -1."""
+    length = np.diff(cluster.route_start)
+    routes = np.full((len(length), max(int(length.max(initial=0)), 1)), -1, dtype=np.int32)
+    pair = np.repeat(np.arange(len(length)), length)
+    hop = np.arange(len(cluster.route_link)) - np.repeat(cluster.route_start[:-1], length)
+    routes[pair, hop] = cluster.route_link
+    return routes

@@ -1,0 +1,161 @@
+"""What one step asks of the hardware: routing through gate, capacity, dispatch and exchange, layer by layer. No clock here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moesim.base.errors import LawBroken, PluginError
+from moesim.facts.arrays import Floats, Ints
+from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Limit
+from moesim.facts.placement import Placement
+from moesim.facts.program import BACKWARD, FORWARD, Program, Work
+from moesim.facts.routing import Assignment, Kept, LayerRouting, Routing
+from moesim.facts.scenario import Setting
+from moesim.facts.traffic import Exchange
+from moesim.models.work import dense_work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerLoad:
+    """One MoE layer of one step, as the hardware sees it.
+
+    ``rows`` and ``padding`` are int[G]: rows a GPU computes (padding included), and how many of them are padding.
+    """
+
+    chosen: LayerRouting
+    kept: Kept
+    exchange: dict[str, Exchange]
+    rows: Ints
+    padding: Ints
+    tokens: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoad:
+    """One step: its MoE layers, and the seconds of every compute task as float[G]."""
+
+    layers: tuple[LayerLoad, ...]
+    seconds: dict[Work, Floats]
+    routing: Routing
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """The fresh callables of one run, made from the scenario's plug-ins."""
+
+    choose: Choose
+    limit: Limit
+    bind: Bind
+    carry: Carry
+    kernels: Kernels
+
+
+def load_step(setting: Setting, program: Program, policies: Policies, placement: Placement, routing: Routing, step: int) -> StepLoad:
+    """Work out what a step costs before it runs.
+
+    Parameters
+    ----------
+    setting : Setting
+    program : Program
+        Says which directions the step has.
+    policies : Policies
+    placement : Placement
+    routing : Routing
+        What the source drew.
+    step : int
+
+    Returns
+    -------
+    StepLoad
+
+    Raises
+    ------
+    LawBroken
+        If a token copy is lost or invented between two policies (law L1).
+    """
+    directions = (FORWARD, BACKWARD) if any(task.work.direction == BACKWARD for task in program.tasks) else (FORWARD,)
+    if len(routing.layers) != len(setting.model.moe_layers):
+        raise PluginError(f"the source drew {len(routing.layers)} layers, but the model has {len(setting.model.moe_layers)} MoE layers")
+    slot_rank = placement.rank_of_slot
+    local = _local_index(slot_rank, setting.parallel.ep)
+    layers: list[LayerLoad] = []
+    seconds: dict[Work, Floats] = {}
+    dense_seconds: dict[tuple[str, str, bytes], Floats] = {}
+    expert_rows: list[Ints] = []
+    for moe_layer in range(len(setting.model.moe_layers)):
+        chosen = policies.choose(routing.layers[moe_layer], step=step, moe_layer=moe_layer)
+        kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
+        assignment = policies.bind(kept, placement, step=step, moe_layer=moe_layer)
+        _check_tokens(chosen, kept, assignment, step, moe_layer)
+        rows_of_slot = np.zeros((setting.gpus, local.max(initial=0) + 1), dtype=np.int64)
+        padding = np.zeros(setting.gpus, dtype=np.int64)
+        columns = np.broadcast_to(local, assignment.destination.shape)
+        np.add.at(rows_of_slot, (assignment.destination, columns), assignment.slot_counts + assignment.slot_padding)
+        np.add.at(padding, assignment.destination, assignment.slot_padding)
+        expert_rows.append(rows_of_slot)
+        layers.append(
+            LayerLoad(
+                chosen=chosen,
+                kept=kept,
+                exchange={direction: policies.carry(assignment, direction=direction) for direction in directions},
+                rows=rows_of_slot.sum(axis=1),
+                padding=padding,
+                tokens=np.diff(chosen.token_start),
+            )
+        )
+    for task in program.tasks:
+        work = task.work
+        if work.phase in ("dispatch", "combine") or work in seconds:
+            continue
+        if work.phase == "experts":
+            seconds[work] = policies.kernels.experts(expert_rows[work.moe_layer], direction=work.direction)
+            continue
+        tokens = layers[max(work.moe_layer, 0)].tokens
+        key = (work.phase, work.direction, tokens.tobytes())
+        if key not in dense_seconds:
+            cost = dense_work(
+                work.phase,
+                setting.model,
+                tokens,
+                setting.workload.context,
+                work.direction,
+                workload_phase=setting.workload.phase,
+            )
+            dense_seconds[key] = policies.kernels.dense(cost.flops, cost.moved, dtype=cost.dtype)
+        seconds[work] = dense_seconds[key]
+    return StepLoad(layers=tuple(layers), seconds=seconds, routing=routing, tokens=int(layers[0].tokens.sum()))
+
+
+def _local_index(rank_of_slot: Ints, ranks: int) -> Ints:
+    """Return int[S], the position of each slot among the slots of its rank."""
+    local = np.zeros(len(rank_of_slot), dtype=np.int64)
+    for rank in range(ranks):
+        mine = np.flatnonzero(rank_of_slot == rank)
+        local[mine] = np.arange(len(mine))
+    return local
+
+
+def _check_tokens(chosen: LayerRouting, kept: Kept, assignment: Assignment, step: int, moe_layer: int) -> None:
+    """Law L1: every routed copy is sent and computed once, or counted as dropped."""
+    after = kept.routing.counts + kept.dropped
+    if not np.array_equal(chosen.counts, after):
+        source, expert = (int(i) for i in np.argwhere(chosen.counts != after)[0])
+        raise LawBroken(
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} routed {chosen.counts[source, expert]} copies to expert "
+            f"{expert}, of which {kept.routing.counts[source, expert]} were kept and {kept.dropped[source, expert]} dropped"
+        )
+    sent, computed = kept.routing.counts.sum(axis=1), assignment.slot_counts.sum(axis=1)
+    if not np.array_equal(sent, computed):
+        source = int(np.flatnonzero(sent != computed)[0])
+        raise LawBroken(
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} kept {sent[source]} copies, "
+            f"but {computed[source]} were bound to slots"
+        )
+    if assignment.slot_padding.sum() != kept.padding.sum():
+        raise LawBroken(
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: the capacity rule added {kept.padding.sum()} padding rows, "
+            f"but {assignment.slot_padding.sum()} were bound to slots"
+        )

@@ -1,0 +1,197 @@
+"""The one door of the engine: a scenario in, a result out."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import simpy
+
+from moesim import __version__
+from moesim.base.errors import PluginError
+from moesim.base.registry import plugin
+from moesim.engine.assumptions import assumptions
+from moesim.engine.load import Policies
+from moesim.engine.machine import Machine
+from moesim.engine.tables import build_tables
+from moesim.engine.tally import Tally
+from moesim.facts.cluster import Cluster
+from moesim.facts.contracts import Record, View
+from moesim.facts.evidence import weakest
+from moesim.facts.placement import Placement
+from moesim.facts.program import Program
+from moesim.facts.record import Result
+from moesim.facts.scenario import Scenario, Setting
+from moesim.facts.trace import Trace
+from moesim.measure.collect import measure_all
+from moesim.models.bounds import no_communication
+
+
+def simulate(
+    scenario: Scenario,
+    *,
+    read_trace: Callable[[str], Trace],
+    progress: Callable[[int, int], None] | None = None,
+    keep_spans: bool = False,
+    keep_routing: bool = False,
+) -> Result:
+    """Run a scenario.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        As :func:`moesim.desk.scenario_file.load_scenario` returns it: already checked.
+    read_trace : callable
+        Turns a path into a :class:`Trace`; the engine opens no file itself.
+    progress : callable, optional
+        Called with (steps done, steps) after every step.
+    keep_spans, keep_routing : bool
+        Keep every span (table ``spans``); keep the choices of every token (``Result.routing``), to replay them.
+
+    Returns
+    -------
+    Result
+        The same for the same scenario, but for ``meta``.
+
+    Raises
+    ------
+    LawBroken
+        If tokens or bytes are not conserved: checked in every run.
+    Stuck
+        If nothing is left to happen and somebody still waits.
+    """
+    began = time.perf_counter()
+    cluster = scenario.cluster.build()
+    setting = Setting(
+        cluster=cluster,
+        model=scenario.model,
+        parallel=scenario.parallel,
+        workload=scenario.workload,
+        seed=scenario.seed,
+        read_trace=read_trace,
+    )
+    placement = first_placement(scenario.policy.placement, setting)
+    program: Program = scenario.schedule.program(scenario.model, scenario.workload)
+    machine = Machine(setting, program, fresh_policies(scenario, setting), placement)
+    compute_basis = machine.policies.kernels.basis
+    draw = scenario.routing.begin(setting)
+    tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing)
+    notes: list[str] = []
+    bases = {"compute": compute_basis, "network": cluster.basis, "routing": "exact"}
+    balanced: dict[int, float] = {}
+    for step in range(scenario.steps):
+        routing = draw(step)
+        bases["routing"] = weakest([bases["routing"], routing.basis])
+        notes += [note for note in routing.notes if note not in notes]
+        load = machine.load(routing, step)
+        mark = machine.play(load, step)
+        if step >= scenario.warmup:
+            if load.tokens not in balanced:
+                balanced[load.tokens] = balanced_step(scenario, setting, placement, load.tokens)
+            tally.bound("step_time_if_balanced", balanced[load.tokens])
+            tally.bound("step_time_if_no_communication", no_communication(program, load.seconds, setting.groups))
+        tally.add(step, load, mark)
+        if progress is not None:
+            progress(step + 1, scenario.steps)
+    machine.fabric.check()
+    tables = build_tables(machine.recorder, tally, setting=setting, placement=placement, keep_spans=keep_spans)
+    record = Record(scenario=scenario, cluster=cluster, tables=tables, bounds=tally.bounds())
+    return Result(
+        scenario=scenario,
+        tables=tables,
+        metrics=measure_all(record, bases),
+        warnings=tuple(notes),
+        assumptions=assumptions(scenario, cluster, compute_basis),
+        facts=_facts(scenario, setting, tally),
+        routing=tally.routing(),
+        meta={
+            "moesim": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "simpy": simpy.__version__,
+            "machine": platform.machine(),
+            "wall_s": time.perf_counter() - began,
+        },
+    )
+
+
+def fresh_policies(scenario: Scenario, setting: Setting) -> Policies:
+    """Return the callables of one run; no two runs share any."""
+    policy = scenario.policy
+    return Policies(
+        choose=policy.gate.begin(setting),
+        limit=policy.capacity.begin(setting),
+        bind=policy.dispatch.begin(setting),
+        carry=scenario.exchange.begin(setting),
+        kernels=scenario.compute.begin(setting),
+    )
+
+
+def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, tokens: int) -> float:
+    """Return the seconds of a step whose routing is perfectly balanced, everything else equal.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    setting : Setting
+    placement : Placement
+    tokens : int
+        Of the step to compare with, over all GPUs; each GPU gets an equal share.
+    """
+    per_gpu = max(1, round(tokens / setting.gpus))
+    even = dataclasses.replace(setting, workload=dataclasses.replace(setting.workload, tokens_per_gpu=per_gpu))
+    policies = dataclasses.replace(fresh_policies(scenario, even), choose=plugin("gate", "as_given")().begin(even))
+    machine = Machine(even, scenario.schedule.program(scenario.model, even.workload), policies, placement)
+    mark = machine.play(machine.load(plugin("source", "balanced")().begin(even)(0), 0), 0)
+    return mark.end - mark.start
+
+
+def first_placement(plan: Any, setting: Setting) -> Placement:
+    """Return where the experts are when a run begins, checked against law L11.
+
+    Raises
+    ------
+    PluginError
+        If the plug-in returns none, or one that breaks the law.
+    """
+    model = setting.model
+    placement = plan.begin(setting)(View(step=0, loads=np.zeros((0, len(model.moe_layers), model.experts), dtype=np.int64), placement=None))
+    if placement is None:
+        raise PluginError(f"placement {plan.kind!r} returned nothing at its first call: experts must be somewhere from the start")
+    placement.check(layers=len(model.moe_layers), experts=model.experts, ranks=setting.parallel.ep, who=f"placement {plan.kind!r}")
+    return placement  # type: ignore[no-any-return]
+
+
+def _facts(scenario: Scenario, setting: Setting, tally: Tally) -> dict[str, Any]:
+    cluster: Cluster = setting.cluster
+    graph = scenario.cluster.graph()
+    trace = getattr(scenario.routing, "trace", None)
+    return {
+        "model": scenario.model.name,
+        "cluster": scenario.cluster.kind,
+        "gpu": cluster.gpu.name,
+        "gpus": cluster.gpus,
+        "nodes": cluster.nodes,
+        "links": cluster.links,
+        "experts": scenario.model.experts,
+        "top_k": scenario.model.top_k,
+        "moe_layers": len(scenario.model.moe_layers),
+        "tokens_per_step": tally.tokens_per_step(),
+        "expert_group_size": scenario.parallel.ep,
+        "trace": _trace_facts(setting.read_trace(trace)) if trace else None,
+        "graph": {
+            "nodes": [[name, data.get("kind", ""), data.get("node", -1)] for name, data in graph.nodes(data=True)],
+            "edges": [
+                [u, v, data["name"], data["link_class"], float(data["bandwidth"]), float(data["latency"])]
+                for u, v, data in graph.edges(data=True)
+            ],
+        },
+    }
+
+
+def _trace_facts(trace: Trace) -> dict[str, Any]:
+    return {"name": trace.name, "digest": trace.digest, "origin": trace.origin, "fidelity": str(trace.fidelity), "tokens": trace.tokens}

@@ -1,0 +1,249 @@
+"""From what happened to columns: the tables of a result."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.engine.recorder import RecordedCollective, Recorder
+from moesim.engine.tally import Mark, Tally
+from moesim.facts.arrays import Floats
+from moesim.facts.cluster import Cluster
+from moesim.facts.placement import Placement
+from moesim.facts.record import Table
+from moesim.facts.scenario import Setting
+from moesim.models.bounds import link_bound, port_bound, port_links
+from moesim.models.memory import peak_memory, weight_bytes
+
+PHASES = ("attention", "dense", "gate", "shared", "experts")
+
+
+def build_tables(recorder: Recorder, tally: Tally, *, setting: Setting, placement: Placement, keep_spans: bool) -> dict[str, Table]:
+    """Return the tables of a result.
+
+    Parameters
+    ----------
+    recorder : Recorder
+        Spans and collectives of all steps.
+    tally : Tally
+        Counts of the measured steps.
+    setting : Setting
+    placement : Placement
+    keep_spans : bool
+        Whether to return every span, or those of the first measured step only.
+
+    Returns
+    -------
+    dict of str to Table
+        As ``docs/reference/results.md`` describes them.
+    """
+    spans = recorder.spans()
+    spans = spans.where(spans["step"] >= tally.warmup)
+    marks = tally.marks[tally.warmup :]
+    numbers = np.arange(tally.warmup, len(tally.marks))
+    per_gpu = _phase_seconds(spans, numbers, setting.gpus)
+    tables = {
+        "steps": _steps(marks, numbers, tally, per_gpu),
+        "layers": Table(
+            columns={name: np.array(values) for name, values in tally.layer_rows.items()},
+            units={"dispatch_bytes": "B", "combine_bytes": "B", "cross_node_bytes": "B"},
+        ),
+        "experts": _experts(tally),
+        "ranks": _ranks(tally, numbers, setting.gpus),
+        "gpus": _gpus(tally, marks, per_gpu, setting, placement),
+        "links": _links(tally, marks, setting.cluster),
+        "traffic": _traffic(tally, len(marks)),
+        "collectives": _collectives([one for one in recorder.collectives if one.step >= tally.warmup], setting.cluster),
+        "timeline": spans.where(spans["step"] == numbers[0]),
+    }
+    if keep_spans:
+        tables["spans"] = spans
+    return tables
+
+
+def _phase_seconds(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[str, Floats]:
+    """Return float[steps, G] seconds by phase, with collectives split into waiting and transferring."""
+    seconds = spans["end_s"] - spans["start_s"]
+    place = (spans["step"] - numbers[0]) * gpus + spans["gpu"]
+    size = len(numbers) * gpus
+
+    def total(values: Floats, mask: NDArray[np.bool_]) -> Floats:
+        sums = np.bincount(place[mask], weights=values[mask], minlength=size).astype(np.float64)
+        return sums.reshape(len(numbers), gpus)
+
+    phase = spans["phase"]
+    collective = np.isin(phase, ("dispatch", "combine"))
+    sums = {name: total(seconds, phase == name) for name in PHASES}
+    for name in ("dispatch", "combine"):
+        sums[name] = total(seconds - spans["waiting_s"], phase == name)
+    sums["waiting"] = total(spans["waiting_s"], collective)
+    sums["exposed"] = _exposed(spans, numbers, gpus)
+    return sums
+
+
+def _exposed(spans: Table, numbers: NDArray[np.int64], gpus: int) -> Floats:
+    """Return float[steps, G], seconds in which a GPU communicates (or waits to) and computes nothing."""
+    exposed = np.zeros((len(numbers), gpus))
+    computing = spans["lane"] == "compute"
+    order = np.lexsort((spans["start_s"], spans["gpu"], spans["step"]))
+    step, gpu, start, end, computes = (
+        column[order] for column in (spans["step"], spans["gpu"], spans["start_s"], spans["end_s"], computing)
+    )
+    bounds = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(gpu) != 0), True])
+    for first, last in itertools.pairwise(bounds):
+        part = slice(first, last)
+        both = _covered(start[part], end[part])
+        busy = _covered(start[part][computes[part]], end[part][computes[part]])
+        exposed[step[first] - numbers[0], gpu[first]] = both - busy
+    return exposed
+
+
+def _covered(start: Floats, end: Floats) -> float:
+    """Return the length of the union of intervals that are sorted by their start."""
+    if not len(start):
+        return 0.0
+    reach = np.maximum.accumulate(end)
+    gap = np.maximum(start[1:] - reach[:-1], 0.0).sum()
+    return float(reach[-1] - start[0] - gap)
+
+
+def _steps(marks: list[Mark], numbers: NDArray[np.int64], tally: Tally, per_gpu: dict[str, Floats]) -> Table:
+    columns: dict[str, NDArray[Any]] = {
+        "step": numbers,
+        "start_s": np.array([mark.start for mark in marks]),
+        "step_time_s": np.array([mark.end - mark.start for mark in marks]),
+        "tokens": np.array(tally.tokens[tally.warmup :]),
+        "dispatch_transfer_s": per_gpu["dispatch"].mean(axis=1),
+        "combine_transfer_s": per_gpu["combine"].mean(axis=1),
+        "waiting_s": per_gpu["waiting"].mean(axis=1),
+        "expert_s": per_gpu["experts"].mean(axis=1),
+        "expert_slowest_s": per_gpu["experts"].max(axis=1),
+        "attention_s": per_gpu["attention"].mean(axis=1),
+        "dense_s": per_gpu["dense"].mean(axis=1),
+        "gate_s": per_gpu["gate"].mean(axis=1),
+        "shared_s": per_gpu["shared"].mean(axis=1),
+        "exposed_communication_s": per_gpu["exposed"].mean(axis=1),
+    }
+    return Table(columns=columns, units={name: "s" for name in columns if name.endswith("_s")})
+
+
+def _experts(tally: Tally) -> Table:
+    routes = tally.routes if tally.routes is not None else np.zeros((0, tally.model.experts), dtype=np.int64)
+    dropped = tally.dropped if tally.dropped is not None else np.zeros_like(routes)
+    layers = np.repeat(np.arange(len(routes)), tally.model.experts)
+    return Table(
+        columns={
+            "moe_layer": layers,
+            "layer": np.array(tally.model.moe_layers)[layers],
+            "expert": np.tile(np.arange(tally.model.experts), len(routes)),
+            "routes": routes.ravel(),
+            "dropped": dropped.ravel(),
+        }
+    )
+
+
+def _ranks(tally: Tally, numbers: NDArray[np.int64], gpus: int) -> Table:
+    layers = len(tally.model.moe_layers)
+    return Table(
+        columns={
+            "step": np.repeat(numbers, layers * gpus),
+            "moe_layer": np.tile(np.repeat(np.arange(layers), gpus), len(numbers)),
+            "gpu": np.tile(np.arange(gpus), len(numbers) * layers),
+            "rows": np.concatenate(tally.rank_rows["rows"]),
+            "padding": np.concatenate(tally.rank_rows["padding"]),
+        }
+    )
+
+
+def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: Setting, placement: Placement) -> Table:
+    gpus = setting.gpus
+    rows = np.concatenate(tally.rank_rows["rows"]).reshape(len(marks), -1, gpus)
+    step_time = np.array([mark.end - mark.start for mark in marks])
+    spent = sum((per_gpu[name] for name in (*PHASES, "dispatch", "combine", "waiting")), np.zeros((len(marks), gpus)))
+    slots = np.tile(placement.slots_per_rank(setting.parallel.ep), setting.groups)
+    weights = np.array([weight_bytes(setting.model, int(count), setting.workload.phase) for count in slots])
+    peak = np.array([peak_memory(setting.model, setting.workload, int(slots[gpu]), rows[:, :, gpu].ravel()).max() for gpu in range(gpus)])
+    columns: dict[str, NDArray[Any]] = {
+        "gpu": np.arange(gpus),
+        "node": setting.cluster.node_of,
+        "rows": rows.sum(axis=1).mean(axis=0),
+        "attention_s": per_gpu["attention"].mean(axis=0),
+        "dense_s": per_gpu["dense"].mean(axis=0),
+        "gate_s": per_gpu["gate"].mean(axis=0),
+        "shared_s": per_gpu["shared"].mean(axis=0),
+        "expert_s": per_gpu["experts"].mean(axis=0),
+        "dispatch_transfer_s": per_gpu["dispatch"].mean(axis=0),
+        "combine_transfer_s": per_gpu["combine"].mean(axis=0),
+        "waiting_s": per_gpu["waiting"].mean(axis=0),
+        "idle_s": np.maximum(step_time[:, None] - spent, 0.0).mean(axis=0),
+        "weight_bytes": weights,
+        "peak_memory_bytes": peak,
+    }
+    units = {name: "s" if name.endswith("_s") else "B" for name in columns if name.endswith(("_s", "_bytes"))}
+    return Table(columns=columns, units=units)
+
+
+def _links(tally: Tally, marks: list[Mark], cluster: Cluster) -> Table:
+    before = tally.marks[tally.warmup - 1] if tally.warmup else None
+    asked = marks[-1].asked - (before.asked if before else 0.0)
+    busy = marks[-1].busy - (before.busy if before else 0.0)
+    seconds = sum(mark.end - mark.start for mark in marks)
+    return Table(
+        columns={
+            "link": np.array(cluster.link_names),
+            "link_class": np.array(cluster.link_class),
+            "bandwidth_Bps": cluster.bandwidth,
+            "bytes": asked / len(marks),
+            "busy_s": busy / len(marks),
+            "utilisation": asked / (cluster.bandwidth * seconds),
+            "busy_utilisation": np.divide(asked, cluster.bandwidth * busy, out=np.zeros_like(asked), where=busy > 0),
+        },
+        units={"bandwidth_Bps": "B/s", "bytes": "B", "busy_s": "s"},
+    )
+
+
+def _traffic(tally: Tally, steps: int) -> Table:
+    any_bytes = tally.traffic["dispatch_bytes"] + tally.traffic["combine_bytes"] + tally.traffic["copies"]
+    source, destination = np.nonzero(any_bytes)
+    columns: dict[str, NDArray[Any]] = {"source": source, "destination": destination}
+    for name in ("dispatch_bytes", "combine_bytes", "copies"):
+        columns[name] = tally.traffic[name][source, destination] / steps
+    return Table(columns=columns, units={"dispatch_bytes": "B", "combine_bytes": "B"})
+
+
+def _collectives(recorded: list[RecordedCollective], cluster: Cluster) -> Table:
+    crosses = cluster.crosses_nodes()
+    ports = port_links(cluster)
+    rows: dict[str, list[Any]] = defaultdict(list)
+    for one in recorded:
+        ranks = np.array(one.collective.ranks)
+        mine = np.zeros_like(one.size)
+        mine[np.ix_(ranks, ranks)] = one.size[np.ix_(ranks, ranks)]
+        np.fill_diagonal(mine, 0.0)
+        arrivals = np.array([one.collective.at[rank].arrival for rank in one.collective.ranks])
+        seconds, link = link_bound(mine, cluster)
+        row = {
+            "step": one.step,
+            "layer": one.work.layer,
+            "moe_layer": one.work.moe_layer,
+            "phase": one.work.phase,
+            "direction": one.work.direction,
+            "group": one.group,
+            "first_arrival_s": arrivals.min(),
+            "last_arrival_s": arrivals.max(),
+            "last_gpu": int(ranks[arrivals.argmax()]),
+            "end_s": max(state.end for state in one.collective.at.values()),
+            "bytes": mine.sum(),
+            "cross_node_bytes": mine[crosses].sum(),
+            "port_bound_s": port_bound(mine, cluster, ports=ports),
+            "link_bound_s": seconds,
+            "bottleneck_link": cluster.link_names[link] if seconds > 0 else "",
+        }
+        for name, value in row.items():
+            rows[name].append(value)
+    columns = {name: np.array(values) for name, values in rows.items()}
+    return Table(columns=columns, units={name: "s" if name.endswith("_s") else "B" for name in columns if name.endswith(("_s", "bytes"))})

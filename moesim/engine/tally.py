@@ -1,0 +1,146 @@
+"""What each step leaves behind besides spans: counts, bytes, bounds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.engine.load import LayerLoad, StepLoad
+from moesim.facts.arrays import Floats, Ints
+from moesim.facts.cluster import Cluster
+from moesim.facts.model import MoeModel
+from moesim.facts.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """When a step started and ended, in s, and what every link had done by its end: float[K] busy s and asked B."""
+
+    start: float
+    end: float
+    busy: Floats
+    asked: Floats
+
+
+@dataclass(slots=True)
+class Tally:
+    """What each step leaves behind besides spans."""
+
+    cluster: Cluster
+    model: MoeModel
+    warmup: int
+    keep_routing: bool
+    marks: list[Mark] = field(default_factory=list)
+    layer_rows: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    rank_rows: dict[str, list[NDArray[Any]]] = field(default_factory=lambda: defaultdict(list))
+    routes: NDArray[np.int64] | None = None
+    dropped: NDArray[np.int64] | None = None
+    traffic: dict[str, NDArray[Any]] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    bound_samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    choices: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+
+    def bound(self, name: str, seconds: float) -> None:
+        """Add one sample of a bound, in s."""
+        self.bound_samples[name].append(seconds)
+
+    def bounds(self) -> dict[str, NDArray[np.float64]]:
+        """Return float[measured steps] by bound."""
+        return {name: np.array(values) for name, values in self.bound_samples.items()}
+
+    def tokens_per_step(self) -> float:
+        """Return the mean over measured steps."""
+        return float(np.mean(self.tokens[self.warmup :]))
+
+    def add(self, step: int, load: StepLoad, mark: Mark) -> None:
+        """Take in one finished step."""
+        self.marks.append(mark)
+        self.tokens.append(load.tokens)
+        if self.keep_routing:
+            self._keep(step, load)
+        if step < self.warmup:
+            return
+        shape = (len(load.layers), self.model.experts)
+        routes = self.routes if self.routes is not None else np.zeros(shape, dtype=np.int64)
+        dropped = self.dropped if self.dropped is not None else np.zeros(shape, dtype=np.int64)
+        crosses = self.cluster.crosses_nodes()
+        gpus = self.cluster.gpus
+        for name in ("dispatch_bytes", "combine_bytes", "copies"):
+            self.traffic.setdefault(name, np.zeros((gpus, gpus)))
+        for moe_layer, layer in enumerate(load.layers):
+            by_expert = layer.chosen.counts.sum(axis=0)
+            routes[moe_layer] += by_expert
+            dropped[moe_layer] += layer.kept.dropped.sum(axis=0)
+            sums = {"dispatch": 0.0, "combine": 0.0}
+            cross, copies = 0.0, 0
+            for exchange in layer.exchange.values():
+                for phase, stages in (("dispatch", exchange.dispatch), ("combine", exchange.combine)):
+                    for stage in stages:
+                        sums[phase] += float(stage.bytes.sum())
+                        cross += float(stage.bytes[crosses].sum())
+                        self.traffic[f"{phase}_bytes"] += stage.bytes
+            for stage in layer.exchange["forward"].dispatch:
+                sent = stage.copies * ~np.eye(gpus, dtype=np.bool_)
+                copies += int(sent.sum())
+                self.traffic["copies"] += sent
+            self._layer(step, moe_layer, layer, by_expert, sums, cross, copies)
+            self.rank_rows["rows"].append(layer.rows)
+            self.rank_rows["padding"].append(layer.padding)
+        self.routes, self.dropped = routes, dropped
+
+    def _layer(
+        self, step: int, moe_layer: int, layer: LayerLoad, by_expert: Ints, sums: dict[str, float], cross: float, copies: int
+    ) -> None:
+        kept = layer.kept
+        capacity = -1 if kept.capacity is None else int(kept.capacity.sum()) * self.model.experts
+        row = {
+            "step": step,
+            "moe_layer": moe_layer,
+            "layer": self.model.moe_layers[moe_layer],
+            "tokens": layer.chosen.tokens,
+            "routes": int(by_expert.sum()),
+            "dropped": int(kept.dropped.sum()),
+            "kept": int(kept.routing.counts.sum()),
+            "padding": int(kept.padding.sum()),
+            "fully_dropped": -1 if kept.fully_dropped is None else kept.fully_dropped,
+            "capacity_rows": capacity,
+            "expert_max": int(by_expert.max()),
+            "expert_mean": float(by_expert.mean()),
+            "rank_max": int(layer.rows.max()),
+            "rank_mean": float(layer.rows.mean()),
+            "dispatch_bytes": sums["dispatch"],
+            "combine_bytes": sums["combine"],
+            "cross_node_bytes": cross,
+            "copies": copies,
+        }
+        for name, value in row.items():
+            self.layer_rows[name].append(value)
+
+    def _keep(self, step: int, load: StepLoad) -> None:
+        first = load.layers[0].chosen
+        ids = np.stack([layer.chosen.need_ids("--save-routing") for layer in load.layers], axis=1)
+        kept: dict[str, NDArray[Any]] = {"ids": ids, "step": np.full(first.tokens, step), "source": first.source_of_token()}
+        if all(layer.chosen.weights is not None for layer in load.layers):
+            kept["weights"] = np.stack([layer.chosen.need_weights("--save-routing") for layer in load.layers], axis=1)
+        self.choices.append(kept)
+
+    def routing(self) -> Trace | None:
+        """Return every token's choices as a trace that can be replayed, if they were kept."""
+        if not self.choices:
+            return None
+        joined = {name: np.concatenate([part[name] for part in self.choices]) for name in self.choices[0]}
+        return Trace(
+            name="routing of this run",
+            digest="",
+            layers=joined["ids"].shape[1],
+            experts=self.model.experts,
+            top_k=joined["ids"].shape[2],
+            ids=joined["ids"],
+            weights=joined.get("weights"),
+            step=joined["step"],
+            source=joined["source"],
+        )

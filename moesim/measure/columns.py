@@ -1,0 +1,96 @@
+"""Sums and ratios per measured step: the arithmetic that metrics share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moesim.facts.arrays import Floats
+from moesim.facts.contracts import Record
+
+
+def step_column(record: Record, column: str) -> Floats:
+    """Return float[steps], a column of the table ``steps``.
+
+    Parameters
+    ----------
+    record : Record
+        Of a run.
+    column : str
+        Its name.
+    """
+    return np.asarray(record.tables["steps"][column], dtype=np.float64)
+
+
+def sum_by_step(record: Record, table: str, values: ArrayLike) -> Floats:
+    """Return float[steps], the sum over the rows of each measured step.
+
+    Parameters
+    ----------
+    record : Record
+        Of a run.
+    table : str
+        A table with a column ``step``.
+    values : array_like, float[rows]
+        One number per row of that table.
+    """
+    index = np.searchsorted(record.steps, record.tables[table]["step"])
+    return np.asarray(np.bincount(index, weights=np.asarray(values, dtype=np.float64), minlength=len(record.steps)), dtype=np.float64)
+
+
+def total(record: Record, table: str, column: str) -> Floats:
+    """Return float[steps], the sum of a column over the rows of each measured step."""
+    return sum_by_step(record, table, record.tables[table][column])
+
+
+def mean_over_layers(record: Record, values: ArrayLike) -> Floats:
+    """Return float[steps], the mean over the rows of the table ``layers``; NaN in a step without any.
+
+    Parameters
+    ----------
+    record : Record
+        Of a run.
+    values : array_like, float[rows]
+        One number per row of ``layers``.
+    """
+    rows = np.ones(len(record.tables["layers"]))
+    return ratio(sum_by_step(record, "layers", values), sum_by_step(record, "layers", rows))
+
+
+def ratio(above: ArrayLike, below: ArrayLike) -> Floats:
+    """Return ``above / below``, NaN where ``below`` is not more than 0: there is then nothing to compare with."""
+    above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    return np.asarray(np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0))
+
+
+def rank_loads(record: Record) -> Floats:
+    """Return float[steps, L, G], the rows that each GPU computed in each MoE layer of each measured step."""
+    table = record.tables["ranks"]
+    layer, layers = _numbered(table["moe_layer"])
+    gpu, gpus = _numbered(table["gpu"])
+    loads = np.zeros((len(record.steps), layers, gpus))
+    loads[np.searchsorted(record.steps, table["step"]), layer, gpu] = table["rows"]
+    return loads
+
+
+def expert_loads(record: Record) -> Floats:
+    """Return float[L, E], the routes to each logical expert before drops, over all measured steps together."""
+    table = record.tables["experts"]
+    layer, layers = _numbered(table["moe_layer"])
+    expert, experts = _numbered(table["expert"])
+    loads = np.zeros((layers, experts))
+    loads[layer, expert] = table["routes"]
+    return loads
+
+
+def whole(record: Record, value: float) -> Floats:
+    """Return float[steps], one number of the whole run repeated for every measured step."""
+    return np.full(len(record.steps), value, dtype=np.float64)
+
+
+def _numbered(column: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Return the position of each entry among the distinct ones, and how many distinct ones there are."""
+    distinct, position = np.unique(column, return_inverse=True)
+    return position.reshape(-1), len(distinct)

@@ -1,0 +1,123 @@
+"""What the exchanges put on the wires, and how far the fabric slows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from moesim.base.registry import register
+from moesim.facts.arrays import Floats
+from moesim.facts.contracts import Record
+from moesim.measure.columns import ratio, sum_by_step, total, whole
+
+
+@register("metric", "dispatch_bytes")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchBytes:
+    """Bytes that dispatch sends between GPUs in a step, over all MoE layers."""
+
+    unit: ClassVar[str] = "B"
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], in B."""
+        return total(record, "layers", "dispatch_bytes")
+
+
+@register("metric", "combine_bytes")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CombineBytes:
+    """Bytes that combine sends between GPUs in a step, over all MoE layers."""
+
+    unit: ClassVar[str] = "B"
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], in B."""
+        return total(record, "layers", "combine_bytes")
+
+
+@register("metric", "cross_node_bytes")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossNodeBytes:
+    """Bytes of dispatch and combine that leave a node in a step, over all MoE layers."""
+
+    unit: ClassVar[str] = "B"
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], in B."""
+        return total(record, "layers", "cross_node_bytes")
+
+
+@register("metric", "copies_per_token")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiesPerToken:
+    """Copies of a token that dispatch sends to other GPUs, mean over tokens and MoE layers."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps]."""
+        return ratio(total(record, "layers", "copies"), total(record, "layers", "tokens"))
+
+
+def _against(record: Record, bound: str) -> Floats:
+    """Return float[steps], the time from the last arrival to the end of every collective, divided by a bound of that time."""
+    table = record.tables["collectives"]
+    took = sum_by_step(record, "collectives", np.asarray(table["end_s"]) - np.asarray(table["last_arrival_s"]))
+    return ratio(took, total(record, "collectives", bound))
+
+
+@register("metric", "all_to_all_contention")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllToAllContention:
+    """Time of the collectives after the last GPU arrived, divided by what the GPUs' own ports need; 1: the fabric costs nothing."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps]; NaN in a step in which no byte is sent.
+
+        Below 1 where much was sent before the last GPU arrived, which exchanges without a barrier can do.
+        """
+        return _against(record, "port_bound_s")
+
+
+@register("metric", "fabric_bound_ratio")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FabricBoundRatio:
+    """Time of the collectives after the last GPU arrived, divided by what their busiest links need; 1: no link could be used better."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps]; NaN in a step in which no byte is sent."""
+        return _against(record, "link_bound_s")
+
+
+@register("metric", "busiest_link_utilisation")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusiestLinkUtilisation:
+    """Bytes of the busiest link divided by what it could carry in the step time, mean over all measured steps."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "neither"
+    rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
+    summary: ClassVar[str] = "whole"
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], the same number for each; NaN in a cluster without links."""
+        used = np.asarray(record.tables["links"]["utilisation"], dtype=np.float64)
+        return whole(record, float(used.max()) if used.size else float("nan"))

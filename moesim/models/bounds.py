@@ -1,0 +1,171 @@
+"""Closed forms that no simulation can beat, and one that shows what communication costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moesim.base.errors import UsageError
+from moesim.facts.arrays import Floats, Ints
+from moesim.facts.cluster import Cluster
+from moesim.facts.program import Program, Work
+
+COLLECTIVES = ("dispatch", "combine")
+
+
+def _hops(pairs: Ints, cluster: Cluster) -> tuple[Ints, Ints]:
+    """Return the links of the routes of some pairs, one after another, and for each the position of its pair in ``pairs``."""
+    start = cluster.route_start[pairs]
+    length = cluster.route_start[pairs + 1] - start
+    owner = np.repeat(np.arange(len(pairs)), length)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(length) - length, length)
+    return cluster.route_link[start[owner] + within], owner
+
+
+def _sending(bytes_: ArrayLike, cluster: Cluster) -> tuple[Ints, Floats]:
+    """Return the pairs (flattened) that have bytes to send, and how many; a GPU sends nothing to itself."""
+    asked = np.array(bytes_, dtype=np.float64)
+    if asked.shape != (cluster.gpus, cluster.gpus):
+        raise UsageError(f"traffic has shape {asked.shape}, but the cluster has {cluster.gpus} GPUs: give one row and one column per GPU")
+    np.fill_diagonal(asked, 0.0)
+    pairs = np.flatnonzero(asked.ravel())
+    return pairs, asked.ravel()[pairs]
+
+
+def link_bytes(bytes_: ArrayLike, cluster: Cluster) -> Floats:
+    """Return float[K], what each link carries of a traffic matrix.
+
+    Parameters
+    ----------
+    bytes_ : float[G, G]
+        From source (row) to destination; the diagonal is ignored.
+    cluster : Cluster
+        For its routes.
+
+    Raises
+    ------
+    UsageError
+        If the matrix does not fit the cluster.
+    """
+    pairs, sent = _sending(bytes_, cluster)
+    link, owner = _hops(pairs, cluster)
+    return np.bincount(link, weights=sent[owner], minlength=cluster.links).astype(np.float64)
+
+
+def link_bound(bytes_: ArrayLike, cluster: Cluster) -> tuple[float, int]:
+    """Return the least time in which the busiest link carries its bytes, and which link that is.
+
+    ``max over links of (bytes routed over it) / bandwidth``: law L7. Latencies come on top.
+
+    Parameters
+    ----------
+    bytes_ : float[G, G]
+        From source (row) to destination; the diagonal is ignored.
+    cluster : Cluster
+        For its routes and bandwidths.
+
+    Returns
+    -------
+    seconds : float
+    bottleneck : int
+        The link; of several the lowest number; -1 if nothing is sent.
+    """
+    seconds = link_bytes(bytes_, cluster) / cluster.bandwidth
+    if not seconds.size or not seconds.any():
+        return 0.0, -1
+    bottleneck = int(np.argmax(seconds))
+    return float(seconds[bottleneck]), bottleneck
+
+
+def port_links(cluster: Cluster) -> NDArray[np.bool_]:
+    """Return bool[K], the links that are some GPU's own port: all routes over them start at that GPU, or all end there."""
+    gpus = cluster.gpus
+    link, pair = _hops(np.arange(gpus * gpus), cluster)
+    own = np.zeros(cluster.links, dtype=np.bool_)
+    for gpu in (pair // gpus, pair % gpus):
+        lowest = np.full(cluster.links, gpus, dtype=np.int64)
+        highest = np.full(cluster.links, -1, dtype=np.int64)
+        np.minimum.at(lowest, link, gpu)
+        np.maximum.at(highest, link, gpu)
+        own |= lowest == highest
+    return own
+
+
+def port_bound(bytes_: ArrayLike, cluster: Cluster, *, ports: NDArray[np.bool_] | None = None) -> float:
+    """Return the least time in which every GPU can send and receive its bytes, if nothing else were ever in the way.
+
+    ``max over the GPUs' own ports of bytes / bandwidth`` (:func:`port_links`); at most :func:`link_bound`. For one switch this is the
+    familiar ``max over GPUs of max(sent, received) / bandwidth``.
+
+    Parameters
+    ----------
+    bytes_ : float[G, G]
+        From source (row) to destination; the diagonal is ignored.
+    cluster : Cluster
+        For its routes and bandwidths.
+    ports : bool[K], optional
+        :func:`port_links` of the cluster, for callers that ask many times.
+    """
+    own = port_links(cluster) if ports is None else ports
+    seconds = np.where(own, link_bytes(bytes_, cluster) / cluster.bandwidth, 0.0)
+    return float(seconds.max(initial=0.0))
+
+
+def flow_bound(bytes_: ArrayLike, cluster: Cluster) -> float:
+    """Return the least time in which the slowest pair could finish alone: its route's latency, then its bytes over the narrowest link."""
+    pairs, sent = _sending(bytes_, cluster)
+    if not pairs.size:
+        return 0.0
+    link, owner = _hops(pairs, cluster)
+    narrowest = np.full(len(pairs), np.inf)
+    np.minimum.at(narrowest, owner, cluster.bandwidth[link])
+    latency = np.bincount(owner, weights=cluster.latency[link], minlength=len(pairs))
+    return float((latency + sent / narrowest).max())
+
+
+def no_communication(program: Program, durations: Mapping[Work, Floats], groups: int) -> float:
+    """Return the seconds of a step whose exchanges take no time but still make the ranks of a group wait for each other.
+
+    The longest path through the program: a task starts when the tasks it names and the task before it on its lane are finished; a
+    dispatch or combine finishes on all GPUs of a group when the last of them has reached it. With balanced load it is the plain sum of the
+    compute times; what it exceeds that sum by is the price of imbalance alone.
+
+    Parameters
+    ----------
+    program : Program
+        Tasks of one step.
+    durations : mapping of Work to float[G]
+        Seconds on each GPU of every task that is not an exchange; exchanges may be missing and are ignored.
+    groups : int
+        Expert-parallel groups: G / groups GPUs with consecutive numbers each.
+
+    Raises
+    ------
+    UsageError
+        If a task has no duration, or the GPUs do not divide into the groups.
+    """
+    computing = [task.work for task in program.tasks if task.work.phase not in COLLECTIVES]
+    missing = [work for work in computing if work not in durations]
+    if missing:
+        raise UsageError(f"no duration for {missing[0]}: give one for every task that is not a dispatch or combine")
+    if not computing:
+        return 0.0
+    gpus = len(durations[computing[0]])
+    if groups < 1 or gpus % groups:
+        raise UsageError(f"{gpus} GPUs do not divide into {groups} groups")
+    finished: list[Floats] = []
+    lane_free: dict[str, Floats] = {}
+    for task in program.tasks:
+        ready = lane_free.get(task.lane, np.zeros(gpus))
+        for earlier in task.after:
+            ready = np.maximum(ready, finished[earlier])
+        if task.work.phase in COLLECTIVES:
+            last = ready.reshape(groups, gpus // groups).max(axis=1)
+            end = np.repeat(last, gpus // groups)
+        else:
+            end = ready + np.asarray(durations[task.work], dtype=np.float64)
+        finished.append(end)
+        lane_free[task.lane] = end
+    return float(max(end.max() for end in finished))

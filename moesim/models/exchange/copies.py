@@ -1,0 +1,77 @@
+"""Counting what goes from GPU to GPU: copies of tokens, or routes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moesim.base.errors import FidelityError
+from moesim.facts.arrays import Ints
+from moesim.facts.routing import Assignment
+
+
+def copies_per_route(assignment: Assignment) -> Ints:
+    """Return int[G, G], one copy per kept route and per padding row, from source to destination GPU; the diagonal is 0."""
+    copies = np.array(assignment.rows_at(), dtype=np.int64)
+    np.fill_diagonal(copies, 0)
+    return copies
+
+
+def copies_per_token(assignment: Assignment, who: str) -> Ints:
+    """Return int[G, G], one copy per token and GPU that holds at least one of its slots, and one per padding row; the diagonal is 0.
+
+    Parameters
+    ----------
+    assignment : Assignment
+        With the slot of each route, unless no route leaves its GPU.
+    who : str
+        On whose behalf to refuse.
+
+    Raises
+    ------
+    FidelityError
+        If the routing has counts only: which routes belong to one token is then unknown.
+
+    Notes
+    -----
+    Law L2's sending half. A choice is counted when no earlier choice of its token goes to the same GPU: k (k - 1) / 2 comparisons of
+    whole columns, which for the usual k of up to about 20 is several times faster than sorting each token's destinations.
+    """
+    gpus = len(assignment.slot_counts)
+    copies = _padding(assignment)
+    if np.array_equal(assignment.destination, np.broadcast_to(np.arange(gpus)[:, None], assignment.destination.shape)):
+        return copies  # nothing leaves its GPU: expert parallelism of one
+    routing = assignment.kept.routing
+    routing.need_ids(who)
+    if assignment.slots is None:
+        raise FidelityError(f"{who} needs the slot of each route, but the dispatch bound counts only")
+    source = routing.source_of_token()
+    columns = destination_columns(assignment, source)
+    flat = np.zeros(gpus * gpus, dtype=np.int64)
+    for choice in range(len(columns)):
+        first = columns[choice] >= 0
+        for earlier in range(choice):
+            first &= columns[choice] != columns[earlier]
+        flat += np.bincount(source[first] * gpus + columns[choice][first], minlength=gpus * gpus)
+    tokens = flat.reshape(gpus, gpus)
+    np.fill_diagonal(tokens, 0)
+    return copies + tokens
+
+
+def destination_columns(assignment: Assignment, source: Ints) -> Ints:
+    """Return int[k, T], the GPU of each choice of each token, -1 where it has none."""
+    slots = np.ascontiguousarray(np.asarray(assignment.slots).T, dtype=np.int64)
+    slot_count = assignment.destination.shape[1]
+    # A choice of -1 reads some entry of the row before; it is overwritten at once.
+    found = np.asarray(assignment.destination, dtype=np.int64).ravel()[source * slot_count + np.maximum(slots, 0)]
+    found[slots < 0] = -1
+    return np.asarray(found)
+
+
+def _padding(assignment: Assignment) -> Ints:
+    gpus = len(assignment.slot_counts)
+    rows = np.zeros((gpus, gpus), dtype=np.int64)
+    if assignment.slot_padding.any():
+        source = np.broadcast_to(np.arange(gpus)[:, None], assignment.destination.shape)
+        np.add.at(rows, (source, assignment.destination), assignment.slot_padding)
+        np.fill_diagonal(rows, 0)
+    return rows

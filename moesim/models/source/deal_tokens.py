@@ -1,0 +1,144 @@
+"""Deal the tokens of a trace to GPUs and steps."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.base.errors import FidelityError, TraceError
+from moesim.facts.arrays import Ints
+from moesim.facts.contracts import Draw
+from moesim.facts.routing import LayerRouting, Routing
+from moesim.facts.scenario import Setting
+from moesim.facts.trace import Trace, blocks
+from moesim.models.source.on_demand import LayersOnDemand
+
+
+def _dealt(trace: Trace, tokens: Ints | slice, token_start: Ints, experts: int, notes: tuple[str, ...]) -> Routing:
+    """Return the step whose tokens are these tokens of the trace, in the order of their GPUs."""
+
+    def part(array: NDArray[Any] | None, layer: int, dtype: Any) -> NDArray[Any] | None:
+        return None if array is None else np.ascontiguousarray(array[tokens, layer], dtype=dtype)
+
+    def layer(index: int) -> LayerRouting:
+        ids = part(trace.ids, index, np.int32)
+        if ids is None:
+            raise FidelityError(f"the trace {trace.name} has no tokens to deal")
+        weights = part(trace.weights, index, np.float32)
+        return LayerRouting.of_tokens(ids, token_start, experts, weights=weights, scores=part(trace.scores, index, np.float32))
+
+    return Routing(layers=LayersOnDemand(layer, trace.layers), basis="measured", notes=notes)
+
+
+def deal_in_order(trace: Trace, setting: Setting) -> Draw:
+    """Give every GPU the next ``tokens_per_gpu`` tokens, step after step, around and around."""
+    token_start = np.arange(setting.gpus + 1, dtype=np.int64) * setting.workload.tokens_per_gpu
+    need, have = int(token_start[-1]), trace.tokens
+    if need > have:
+        note = f"the trace {trace.name} has {have} tokens and a step takes {need}: every step reads it {need / have:.3g} times"
+    else:
+        lasts = f"enough for {have / need:.3g} steps of {need}"
+        note = f"the trace {trace.name} has {have} tokens, {lasts}: after that it is read again from its start"
+
+    def draw(step: int) -> Routing:
+        first = step * need
+        wraps = first + need > have
+        tokens = (first + np.arange(need)) % have if wraps else slice(first, first + need)
+        return _dealt(trace, tokens, token_start, setting.model.experts, (note,) if wraps else ())
+
+    return draw
+
+
+def deal_conversations(trace: Trace, setting: Setting) -> Draw:
+    """Fill every GPU with whole conversations drawn at random with replacement; the last one is cut.
+
+    Raises
+    ------
+    FidelityError
+        If the trace does not say where conversations begin.
+    """
+    if trace.sample_length is None:
+        raise FidelityError(
+            f"deal: conversations needs the length of each conversation, but the trace {trace.name} has no sample_len; "
+            "use deal: in_order, or add the array sample_len to the file"
+        )
+    length = trace.sample_length[trace.sample_length > 0].astype(np.int64)
+    start = np.cumsum(length) - length
+    per_gpu = setting.workload.tokens_per_gpu
+    token_start = np.arange(setting.gpus + 1, dtype=np.int64) * per_gpu
+
+    def fill(rng: np.random.Generator) -> Ints:
+        chosen = np.empty(0, dtype=np.int64)
+        while length[chosen].sum() < per_gpu:
+            more = -(-(per_gpu - int(length[chosen].sum())) // int(length.mean())) + 1
+            chosen = np.concatenate([chosen, rng.integers(length.size, size=more)])
+        ends = np.cumsum(length[chosen])
+        # Token i of the row of conversations is that many tokens behind the end of its conversation.
+        which = np.searchsorted(ends, np.arange(per_gpu), side="right")
+        return np.asarray(start[chosen][which] + np.arange(per_gpu) - (ends - length[chosen])[which])
+
+    def draw(step: int) -> Routing:
+        tokens = np.concatenate([fill(setting.rng("source", "recorded", "conversations", step, gpu)) for gpu in range(setting.gpus)])
+        return _dealt(trace, tokens, token_start, setting.model.experts, ())
+
+    return draw
+
+
+def deal_recorded(trace: Trace, setting: Setting) -> Draw:
+    """Replay the steps and source GPUs of the trace.
+
+    Raises
+    ------
+    TraceError
+        If the trace was recorded on another number of GPUs.
+    """
+    token_starts, step_start = recorded_steps(trace, setting.gpus)
+    count = len(token_starts)
+    note = f"the trace {trace.name} holds {count} step{'s' if count > 1 else ''}: after that it is read again from its start"
+
+    def draw(step: int) -> Routing:
+        which = step % count
+        here = slice(int(step_start[which]), int(step_start[which + 1]))
+        return _dealt(trace, here, token_starts[which], setting.model.experts, (note,) if step >= count else ())
+
+    return draw
+
+
+def recorded_steps(trace: Trace, gpus: int) -> tuple[list[Ints], Ints]:
+    """Return the steps of a trace and how the tokens of each are spread over GPUs.
+
+    Parameters
+    ----------
+    trace : Trace
+        With tokens.
+    gpus : int
+        G. A trace without sources is dealt in equal contiguous blocks.
+
+    Returns
+    -------
+    token_starts : list of int[G + 1]
+        For each step, the bounds of the GPUs within the step.
+    step_start : int[steps + 1]
+        The bounds of the steps within the trace.
+
+    Raises
+    ------
+    TraceError
+        If the trace names another number of source GPUs.
+    """
+    step = np.zeros(trace.tokens, dtype=np.int64) if trace.step is None else trace.step
+    step_start = np.concatenate([[0], np.flatnonzero(np.diff(step)) + 1, [trace.tokens]]).astype(np.int64)
+    if trace.source is None:
+        return [blocks(int(size), gpus) for size in np.diff(step_start)], step_start
+    ranks = int(trace.source.max()) + 1
+    if ranks != gpus:
+        raise TraceError(
+            f"the trace {trace.name} was recorded on {ranks} GPUs (its largest source is {ranks - 1}), but {gpus} are asked for"
+        )
+    starts = []
+    for first, last in pairwise(step_start.tolist()):
+        starts.append(np.searchsorted(trace.source[first:last], np.arange(gpus + 1)).astype(np.int64))
+    return starts, step_start

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import pytest
+
+from moesim.facts.cluster import Cluster
+from moesim.facts.contracts import Record
+from moesim.facts.record import Table
+from moesim.facts.scenario import Scenario
+
+
+def _table(**columns: object) -> Table:
+    return Table(columns={name: np.asarray(column) for name, column in columns.items()})
+
+
+@pytest.fixture
+def record() -> Record:
+    """Two measured steps (3 and 4), two MoE layers, two GPUs, three experts; every number is chosen to be different."""
+    tables = {
+        "steps": _table(
+            step=[3, 4],
+            start_s=[1.0, 3.0],
+            step_time_s=[2.0, 4.0],
+            tokens=[100, 100],
+            dispatch_transfer_s=[0.1, 0.3],
+            combine_transfer_s=[0.2, 0.4],
+            waiting_s=[0.5, 2.0],
+            expert_s=[0.6, 0.7],
+            expert_slowest_s=[0.8, 1.2],
+            attention_s=[0.25, 0.25],
+            dense_s=[0.0, 0.0],
+            gate_s=[0.01, 0.01],
+            shared_s=[0.0, 0.0],
+            exposed_communication_s=[0.9, 1.1],
+        ),
+        "layers": _table(
+            step=[3, 3, 4, 4],
+            moe_layer=[0, 1, 0, 1],
+            layer=[1, 2, 1, 2],
+            tokens=[100, 100, 100, 100],
+            routes=[200, 200, 200, 200],
+            dropped=[10, 30, 0, 0],
+            kept=[190, 170, 200, 200],
+            padding=[10, 30, 0, 0],
+            fully_dropped=[1, 4, 0, 0],
+            capacity_rows=[240, 240, 400, 400],
+            expert_max=[100.0, 150.0, 80.0, 100.0],
+            expert_mean=[50.0, 50.0, 40.0, 50.0],
+            rank_max=[120.0, 150.0, 100.0, 100.0],
+            rank_mean=[100.0, 100.0, 100.0, 100.0],
+            dispatch_bytes=[1000.0, 2000.0, 500.0, 700.0],
+            combine_bytes=[1100.0, 2200.0, 600.0, 800.0],
+            cross_node_bytes=[300.0, 400.0, 50.0, 70.0],
+            copies=[80, 120, 50, 50],
+        ),
+        "experts": _table(
+            moe_layer=[0, 0, 0, 1, 1, 1],
+            layer=[1, 1, 1, 2, 2, 2],
+            expert=[0, 1, 2, 0, 1, 2],
+            routes=[6, 2, 0, 4, 4, 4],
+            dropped=[0, 0, 0, 0, 0, 0],
+        ),
+        "ranks": _table(
+            step=[3, 3, 3, 3, 4, 4, 4, 4],
+            moe_layer=[0, 0, 1, 1, 0, 0, 1, 1],
+            gpu=[0, 1, 0, 1, 0, 1, 0, 1],
+            rows=[120, 80, 50, 150, 100, 100, 300, 100],
+            padding=[0, 0, 0, 0, 0, 0, 0, 0],
+        ),
+        "gpus": _table(gpu=[0, 1], node=[0, 1], weight_bytes=[5.0e9, 5.0e9], peak_memory_bytes=[7.0e9, 9.0e9]),
+        "links": _table(
+            link=["a", "b"],
+            link_class=["nic", "nic"],
+            bandwidth_Bps=[100.0, 100.0],
+            bytes=[60.0, 90.0],
+            busy_s=[1.0, 1.0],
+            utilisation=[0.2, 0.3],
+            busy_utilisation=[0.6, 0.9],
+        ),
+        "collectives": _table(
+            step=[3, 3, 4],
+            last_arrival_s=[1.0, 2.0, 3.0],
+            end_s=[1.5, 2.25, 3.0],
+            port_bound_s=[0.25, 0.25, 0.0],
+            link_bound_s=[0.4, 0.2, 0.0],
+        ),
+    }
+    bounds = {"step_time_if_balanced": np.array([1.5, 2.5]), "step_time_if_no_communication": np.array([1.0, 2.0])}
+    # No metric of ours looks at the scenario or the cluster.
+    return Record(scenario=cast("Scenario", None), cluster=cast("Cluster", None), tables=tables, bounds=bounds)

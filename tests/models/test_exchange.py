@@ -1,0 +1,176 @@
+"""Direct exchange: the bytes it asks for, against counting one route at a time."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesim.base.errors import FidelityError, UsageError
+from moesim.base.registry import build, kinds
+from moesim.facts.model import Attention, MoeModel
+from moesim.facts.routing import Assignment, Kept, LayerRouting
+from moesim.models.exchange.direct import Direct, payload_bytes
+
+WIDTH = 256
+
+
+def model(top_k):
+    return MoeModel(
+        name="m",
+        layers=1,
+        moe_layers=(0,),
+        hidden=WIDTH,
+        experts=64,
+        top_k=top_k,
+        expert_width=8,
+        dispatch_width=WIDTH,
+        attention=Attention(heads=1, score_width=1.0, projection_parameters=1, cache_bytes_per_token=1),
+    )
+
+
+def assign(slots, token_start, slots_per_gpu, groups=1, padding=None, tokens_known=True):
+    """Slots in blocks of ``slots_per_gpu``; slot s is expert s; every group holds the same."""
+    slots = np.asarray(slots, dtype=np.int64)
+    gpus = len(token_start) - 1
+    ranks = gpus // groups
+    count = ranks * slots_per_gpu
+    known = LayerRouting.of_tokens(slots, token_start, count)
+    routing = known if tokens_known else LayerRouting(experts=count, token_start=token_start, counts=known.counts)
+    padding = np.zeros((gpus, count), dtype=np.int64) if padding is None else np.asarray(padding)
+    first = np.arange(gpus) // ranks * ranks
+    return Assignment(
+        kept=Kept(routing=routing, dropped=np.zeros((gpus, count)), padding=padding),
+        slot_counts=known.counts,
+        slot_padding=padding,
+        slots=slots if tokens_known else None,
+        destination=first[:, None] + np.arange(count)[None, :] // slots_per_gpu,
+    )
+
+
+def carry(plan, assignment, top_k, direction="forward"):
+    return plan.begin(SimpleNamespace(model=model(top_k)))(assignment, direction=direction)
+
+
+@st.composite
+def assignments(draw):
+    groups = draw(st.integers(1, 2))
+    ranks = draw(st.integers(1, 4))
+    per_gpu = draw(st.integers(1, 3))
+    top_k = draw(st.integers(1, ranks * per_gpu))
+    lengths = draw(st.lists(st.integers(0, 6), min_size=groups * ranks, max_size=groups * ranks))
+    rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+    tokens = sum(lengths)
+    slots = np.array([rng.permutation(ranks * per_gpu)[:top_k] for _ in range(tokens)], dtype=np.int64).reshape(tokens, top_k)
+    slots[rng.random(slots.shape) < 0.2] = -1  # dropped
+    padding = rng.integers(0, 3, size=(groups * ranks, ranks * per_gpu)) * (rng.random() < 0.5)
+    return assign(slots, np.concatenate([[0], np.cumsum(lengths)]), per_gpu, groups, padding), top_k, groups
+
+
+def count_by_hand(assignment, deduplicate):
+    gpus = len(assignment.slot_counts)
+    copies = np.zeros((gpus, gpus), dtype=int)
+    start = assignment.kept.routing.token_start
+    for source in range(gpus):
+        for token in range(start[source], start[source + 1]):
+            there = [int(assignment.destination[source, slot]) for slot in assignment.slots[token] if slot >= 0]
+            for destination in set(there) if deduplicate else there:
+                copies[source, destination] += 1
+        for slot, rows in enumerate(assignment.slot_padding[source]):
+            copies[source, assignment.destination[source, slot]] += rows
+    np.fill_diagonal(copies, 0)
+    return copies
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=assignments(), deduplicate=st.booleans())
+def test_l2_bytes_asked_equal_counting_one_by_one(case, deduplicate):
+    assignment, top_k, _ = case
+    plan = Direct(deduplicate=deduplicate)
+    expected = count_by_hand(assignment, deduplicate)
+    choices = top_k if deduplicate else 1
+    forward = carry(plan, assignment, top_k)
+    assert (forward.dispatch[0].copies == expected).all()
+    assert (forward.dispatch[0].bytes == expected * (2 * WIDTH + 8 * choices)).all()
+    assert (forward.combine[0].bytes == expected.T * 2 * WIDTH).all()
+    backward = carry(plan, assignment, top_k, "backward")
+    assert (backward.combine[0].bytes == expected * 2 * WIDTH).all()
+    assert (backward.dispatch[0].bytes == expected.T * (2 * WIDTH + 4 * choices)).all()
+    assert (backward.dispatch[0].copies == expected.T).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=assignments())
+def test_deduplication_never_sends_more_copies(case):
+    assignment, top_k, _ = case
+    once = carry(Direct(), assignment, top_k).dispatch[0].copies
+    each = carry(Direct(deduplicate=False), assignment, top_k).dispatch[0].copies
+    assert (once <= each).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=assignments(), deduplicate=st.booleans(), direction=st.sampled_from(["forward", "backward"]))
+def test_groups_never_exchange(case, deduplicate, direction):
+    assignment, top_k, groups = case
+    gpus = len(assignment.slot_counts)
+    group = np.arange(gpus) // (gpus // groups)
+    apart = group[:, None] != group[None, :]
+    exchange = carry(Direct(deduplicate=deduplicate), assignment, top_k, direction)
+    for stage in (*exchange.dispatch, *exchange.combine):
+        assert not stage.bytes[apart].any()
+        assert not np.diag(stage.bytes).any()
+
+
+@pytest.mark.parametrize("tokens_known", [True, False])
+def test_l15_expert_parallelism_of_one_sends_nothing(tokens_known):
+    # Two groups of one GPU each: every expert is at home, so counts alone are enough even with de-duplication.
+    assignment = assign([[0, 1], [1, 2], [0, 2]], [0, 2, 3], 3, groups=2, padding=np.ones((2, 3)), tokens_known=tokens_known)
+    exchange = carry(Direct(), assignment, 2)
+    assert not exchange.dispatch[0].bytes.any()
+    assert not exchange.combine[0].bytes.any()
+
+
+def test_by_hand():
+    # GPU 0 has slots 0 and 1, GPU 1 has 2 and 3. GPU 0's tokens: {2, 3} (one copy, or two) and {0, 2}; GPU 1's: {2, 1}.
+    assignment = assign([[2, 3], [0, 2], [2, 1]], [0, 2, 3], 2)
+    assert carry(Direct(), assignment, 2).dispatch[0].copies.tolist() == [[0, 2], [1, 0]]
+    assert carry(Direct(deduplicate=False), assignment, 2).dispatch[0].copies.tolist() == [[0, 3], [1, 0]]
+    # 2 copies of 256 fp8 elements, two 4-byte scales, and two choices of 8 bytes.
+    fp8 = carry(Direct(dispatch_dtype="fp8"), assignment, 2)
+    assert fp8.dispatch[0].bytes[0, 1] == 2 * (256 + 8 + 16)
+    assert fp8.combine[0].bytes[1, 0] == 2 * 512
+
+
+def test_payload_carries_scales_only_where_there_are_some():
+    assert payload_bytes(7168, "bf16", 128) == 14336
+    assert payload_bytes(7168, "fp8", 128) == 7168 + 56 * 4
+    assert payload_bytes(130, "fp8", 128) == 130 + 2 * 4
+    assert payload_bytes(32, "mxfp4", 128) == 17
+
+
+def test_counts_refuse_deduplication_by_name():
+    assignment = assign([[2, 3], [0, 2]], [0, 1, 2], 2, tokens_known=False)
+    with pytest.raises(FidelityError, match=r"exchange\.deduplicate needs to know the experts of each token.*counts by source only"):
+        carry(Direct(), assignment, 2)
+    assert carry(Direct(deduplicate=False), assignment, 2).dispatch[0].copies.tolist() == [[0, 2], [1, 0]]
+
+
+def test_slots_that_nobody_bound_are_refused():
+    known = assign([[2, 3], [0, 2]], [0, 1, 2], 2)
+    unbound = Assignment(
+        kept=known.kept, slot_counts=known.slot_counts, slot_padding=known.slot_padding, destination=known.destination, slots=None
+    )
+    with pytest.raises(FidelityError, match="needs the slot of each route"):
+        carry(Direct(), unbound, 2)
+
+
+def test_start_and_launch_reach_the_engine():
+    assignment = assign([[0], [1]], [0, 1, 2], 1)
+    made = build(kinds("exchange")["direct"], {"start": "barrier", "launch": "3 us"})
+    exchange = carry(made, assignment, 1)
+    assert exchange.barrier
+    assert exchange.launch == 3e-6
+    assert not carry(Direct(), assignment, 1).barrier
+    with pytest.raises(UsageError, match="unknown direction"):
+        carry(Direct(), assignment, 1, "sideways")

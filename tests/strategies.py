@@ -1,0 +1,73 @@
+"""Shared hypothesis strategies: small worlds in which a law must hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from moesim.models.topology.mesh import Mesh
+from moesim.models.topology.nvl_rack import NvlRack
+from moesim.models.topology.nvlink_nodes import NvlinkNodes
+from moesim.models.topology.one_switch import OneSwitch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flows:
+    """Flows on links, as the sharing models take them."""
+
+    capacity: np.ndarray
+    route_start: np.ndarray
+    route_link: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return len(self.route_start) - 1
+
+    @property
+    def system(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.capacity, self.route_start, self.route_link
+
+    def route(self, flow: int) -> np.ndarray:
+        return self.route_link[self.route_start[flow] : self.route_start[flow + 1]]
+
+
+def routes(links_of_flows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """``route_start`` and ``route_link`` of explicit routes."""
+    start = np.cumsum([0, *[len(links) for links in links_of_flows]])
+    return start, np.array([link for links in links_of_flows for link in links], dtype=np.int64)
+
+
+@st.composite
+def flow_systems(draw: Any, *, max_links: int = 6, max_flows: int = 8, shortest: int = 1) -> Flows:
+    """Links of small whole capacities (ties are likely) or of odd ones, and flows over some of them."""
+    links = draw(st.integers(1, max_links))
+    number = st.one_of(st.integers(1, 4).map(float), st.floats(0.1, 100.0))
+    capacity = np.array(draw(st.lists(number, min_size=links, max_size=links)))
+    one_route = st.lists(st.integers(0, links - 1), min_size=shortest, max_size=4, unique=True)
+    start, link = routes(draw(st.lists(one_route, min_size=0, max_size=max_flows)))
+    return Flows(capacity=capacity, route_start=start, route_link=link)
+
+
+def small_topologies() -> st.SearchStrategy[Any]:
+    """One topology of up to 24 GPUs of any built-in kind."""
+    few = st.integers(1, 3)
+    over = st.sampled_from([1.0, 1.5, 2.0, 4.0])
+    leaf = st.one_of(st.none(), few)
+    return st.one_of(
+        st.builds(OneSwitch, gpus=st.integers(1, 9)),
+        st.builds(
+            NvlinkNodes,
+            nodes=st.integers(1, 6),
+            gpus_per_node=st.integers(1, 4),
+            oversubscription=over,
+            rail_optimised=st.booleans(),
+            nodes_per_leaf=leaf,
+        ),
+        st.builds(
+            lambda trays, each, **rest: NvlRack(gpus=trays * each, gpus_per_tray=each, **rest), few, few, racks=few, oversubscription=over
+        ),
+        st.builds(Mesh, nodes=few, gpus_per_node=st.integers(1, 4), oversubscription=over, nodes_per_leaf=leaf),
+    )
