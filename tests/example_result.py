@@ -1,7 +1,7 @@
 """A finished run made by hand: 2 nodes of 8 GPUs, 4 MoE layers of 64 experts, 3 measured steps, skewed loads.
 
-Nothing here comes from the engine. Every table keeps the contract of ``docs/reference/results.md``, and the numbers hang together (times add
-up, bytes agree between tables), so that files, page and trace can be tested on their own.
+Nothing here comes from the engine. Every table keeps the contract of ``docs/reference/results.md``, and the numbers hang together (times
+add up, bytes agree between tables), so that files, page and trace can be tested on their own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moesim.base.stats import mean_interval
+from moesim.desk.columns import COLUMNS
 from moesim.facts.record import Result, Table, Value
 
 GPUS, NODES, LAYERS, EXPERTS, STEPS, TOP_K, TOKENS = 16, 2, 4, 64, 3, 6, 4096
@@ -60,7 +61,7 @@ def _loads(rng: np.random.Generator) -> np.ndarray:
 
 def _spans(rows: np.ndarray, sent: np.ndarray, rng: np.random.Generator) -> dict[str, list[Any]]:
     """Return a timeline: each layer is attention, gate, dispatch, experts, combine; a collective starts when the last GPU arrives."""
-    names = "step layer moe_layer microbatch direction gpu lane phase start_s end_s bytes tokens waiting_s waited_for".split()
+    names = list(COLUMNS["spans"])
     spans: dict[str, list[Any]] = {name: [] for name in names}
     clock = np.zeros(GPUS)
 
@@ -122,7 +123,9 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
     length = spans["end_s"] - spans["start_s"]
 
     def phase_mean(gpu: int | None, step: int | None, phase: str, *, waiting: bool | None = None) -> float:
-        mask = (spans["phase"] == phase) & (True if step is None else spans["step"] == step) & (True if gpu is None else spans["gpu"] == gpu)
+        mask = (
+            (spans["phase"] == phase) & (True if step is None else spans["step"] == step) & (True if gpu is None else spans["gpu"] == gpu)
+        )
         value = spans["waiting_s"][mask] if waiting else length[mask] - (spans["waiting_s"][mask] if waiting is False else 0.0)
         return float(value.sum()) / (GPUS if gpu is None else 1) / (STEPS if step is None else 1)
 
@@ -264,6 +267,7 @@ def _collectives(spans: dict[str, np.ndarray]) -> dict[str, Any]:
         "last_arrival_s": [spans["start_s"][rows].max() for rows in all_of],
         "last_gpu": [int(spans["start_s"][rows].argmax()) for rows in all_of],
         "end_s": [spans["end_s"][rows].max() for rows in all_of],
+        "moving_s": [spans["end_s"][rows].max() - spans["start_s"][rows].max() for rows in all_of],
         "bytes": [spans["bytes"][rows].sum() for rows in all_of],
         "cross_node_bytes": [spans["bytes"][rows].sum() / 2 for rows in all_of],
         "port_bound_s": [spans["bytes"][rows].max() / NIC / 4 for rows in all_of],
@@ -343,3 +347,23 @@ def example_result(scenario: Any, *, spans: bool = False) -> Result:
         facts=facts,
         meta={"version": "0.1.0", "wall_time_s": 0.8},
     )
+
+
+SCENARIO = """
+name: hand-made example, EP 16
+seed: 1
+steps: 3
+model: {preset: deepseek-v2-lite}
+cluster: {kind: nvlink_nodes, gpu: h100-sxm, nodes: 2, gpus_per_node: 8}
+parallel: {ep: 16}
+workload: {phase: training, tokens_per_gpu: 4096}
+routing: {kind: power_law}
+policy: {capacity: {factor: 1.25, rule: megatron, drop: probs}}
+"""
+
+
+def example() -> Result:
+    """Return the run with its spans, and a scenario that fits it."""
+    from moesim.desk.scenario_file import read_scenario
+
+    return example_result(read_scenario(SCENARIO, file="example.yaml", folder="."), spans=True)

@@ -159,9 +159,10 @@ def _load_entry_points() -> None:
 
 @dataclass(frozen=True, slots=True)
 class PluginOf(Marker):
-    """The field of a scenario that holds a plug-in of one slot."""
+    """The field of a scenario that holds a plug-in of one slot; ``default`` is the kind of a mapping that names none."""
 
     slot: str
+    default: str | None = None
 
     def parse(self, value: Any) -> Any:
         """Build a plug-in from ``{kind: ..., key: ...}`` or from the bare kind."""
@@ -174,6 +175,8 @@ class PluginOf(Marker):
             value = {slot.tag: value}
         if not isinstance(value, Mapping):
             raise ValueError(f"expected a mapping with {slot.tag!r}, or one of {', '.join(kinds(self.slot))}")  # noqa: TRY004
+        if slot.tag not in value and self.default is not None:
+            value = {slot.tag: self.default, **value}
         if slot.tag not in value:
             raise ValueError(f"missing key {slot.tag!r} (known: {', '.join(kinds(self.slot))})")
         from pydantic_core import PydanticCustomError
@@ -200,7 +203,7 @@ class PluginOf(Marker):
         for kind, cls in kinds(self.slot).items():
             schema = dict(TypeAdapter(cls).json_schema(mode="validation"))
             schema["properties"] = {slot.tag: {"const": kind}} | schema.get("properties", {})
-            schema["required"] = [slot.tag, *schema.get("required", [])]
+            schema["required"] = [*([] if kind == self.default else [slot.tag]), *schema.get("required", [])]
             schema["additionalProperties"] = False
             forms.append(schema)
         return {"anyOf": forms}

@@ -12,7 +12,7 @@ COMMANDS = {
     "check": Lazy("moesim.cli.check:command", "Read a scenario and report every problem in it."),
     "run": Lazy("moesim.cli.run:command", "Simulate a scenario."),
     "report": Lazy("moesim.cli.report:command", "Draw the report of finished runs."),
-    "trace": Lazy("moesim.cli.trace:command", "Look into recorded routing, or make some."),
+    "trace": Lazy("moesim.cli.trace:command", "Look into recorded routing, or write synthetic routing."),
     "list": Lazy("moesim.cli.list:command", "Show what a scenario can be built from."),
     "schema": Lazy("moesim.cli.schema:command", "Print the JSON Schema of scenario files, for editors."),
 }

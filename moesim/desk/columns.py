@@ -126,6 +126,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "last_arrival_s": "when its last GPU arrived",
         "last_gpu": "which GPU that was",
         "end_s": "when its last byte arrived",
+        "moving_s": "time in which at least one of its bytes was on its way",
         "bytes": "bytes sent from GPU to GPU",
         "cross_node_bytes": "of them, bytes that left their node",
         "port_bound_s": "floor: the busiest GPU port at full bandwidth",

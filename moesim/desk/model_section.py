@@ -20,7 +20,7 @@ def read_model(node: Node) -> tuple[MoeModel | None, list[Problem]]:
     Parameters
     ----------
     node : Node
-        The value of ``model``; the path under ``config`` is absolute already.
+        The value of ``model``; the path under ``config`` is absolute already, or null where the file is known to be missing.
 
     Returns
     -------
@@ -53,7 +53,7 @@ def read_model(node: Node) -> tuple[MoeModel | None, list[Problem]]:
         found = [problem for _, problem in problems_of(error, inline, MoeModel, prefix=("model",), also_known=OWN_KEYS)]
         # Without its preset everything would seem to be missing; what is wrong with the keys that are there still counts.
         problems += [problem for problem in found if not (failed and problem.message.startswith("missing key"))]
-    return (None if problems else model), problems
+    return (None if problems or failed else model), problems
 
 
 def _laid_over(known: MoeModel | None, inline: Node) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def _preset(node: Node) -> tuple[MoeModel | None, list[Problem]]:
 
 
 def _config(node: Node) -> tuple[MoeModel | None, list[Problem]]:
-    if not isinstance(node.value, str):
-        return None, [node.place.problem("model.config", f"{node.value!r} is not a path")]
+    if node.value is None:
+        return None, []
     from moesim.desk.model_config import read_config
 
     try:

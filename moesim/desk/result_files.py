@@ -111,7 +111,9 @@ def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0) -> Non
     if report:
         from moesim.desk.report import page
 
-        later["report.html"] = lambda path: places.put(path, page(result, summary=parcel.summary, scenario_text=parcel.scenario_text).encode())
+        later["report.html"] = lambda path: places.put(
+            path, page(result, summary=parcel.summary, scenario_text=parcel.scenario_text).encode()
+        )
     for name in OPTIONAL:
         if name not in later:
             places.drop(folder / name)
@@ -241,14 +243,14 @@ def _spans_writer() -> tuple[str, Callable[[Table], bytes]]:
 
 
 def _spans_parquet(table: Table) -> bytes:
-    import pyarrow
+    import pyarrow as pa
 
     parquet = _parquet()
-    columns = {name: pyarrow.array(column.tolist() if column.dtype.kind in "UO" else column) for name, column in table.columns.items()}
+    columns = {name: pa.array(column.tolist() if column.dtype.kind in "UO" else column) for name, column in table.columns.items()}
     about = describe(table)
-    fields = [pyarrow.field(name, column.type, metadata={"unit": about[name]["unit"]}) for name, column in columns.items()]
+    fields = [pa.field(name, column.type, metadata={"unit": about[name]["unit"]}) for name, column in columns.items()]
     sink = io.BytesIO()
-    parquet.write_table(pyarrow.table(list(columns.values()), schema=pyarrow.schema(fields)), sink, compression="zstd")
+    parquet.write_table(pa.table(list(columns.values()), schema=pa.schema(fields)), sink, compression="zstd")
     return sink.getvalue()
 
 
@@ -265,11 +267,11 @@ def _read_spans(folder: Path, columns: Mapping[str, Mapping[str, str]]) -> Table
     parquet = _parquet()
     if parquet is None:
         raise ResultError(f"{path} needs pyarrow: pip install 'moesim[parquet]'")
-    import pyarrow
+    import pyarrow as pa
 
     try:
         read = parquet.read_table(io.BytesIO(content))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ResultError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     arrays = {name: read[name].to_numpy() for name in columns if name in read.column_names}
     if list(arrays) != list(columns):
@@ -290,5 +292,3 @@ def host() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {"versions": found, "python": platform.python_version(), "system": platform.platform(), "machine": platform.machine()}
-
-

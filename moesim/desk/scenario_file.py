@@ -141,8 +141,7 @@ class _Reading:
         model_node = tree.child("model")
         model = None
         if model_node is not None:
-            model_node = self.with_config_path(model_node)
-            model, wrong = read_model(model_node)
+            model, wrong = read_model(self.with_config_path(model_node))
             self.problems += wrong
             data["model"] = model
         scenario, error = structure(Scenario, data)
@@ -153,12 +152,13 @@ class _Reading:
     def add(self, tree: Node, found: Iterable[tuple[Path, Problem]]) -> None:
         """Keep problems, but not those that repeat: of a value already faulty as YAML, or of what a variant takes from the base."""
         taken = {(problem.file, problem.line, problem.column) for problem in self.problems if problem.line}
-        said: set[tuple[Any, ...]] = set()
+        said: set[tuple[Path, str]] = set()
         for path, problem in sorted(found, key=lambda item: item[0][:1] == ("compare",)):
-            place = (problem.file, problem.line, problem.column)
-            repeated = path[:1] == ("compare",) and ((*place, problem.message) in said or inherited(tree, path))
-            if place not in taken and not repeated:
-                said.add((*place, problem.message))
+            of_variant = path[:1] == ("compare",)
+            if not of_variant:
+                said.add((path[1:], problem.message))
+            repeated = of_variant and ((path[2:], problem.message) in said or inherited(tree, path))
+            if (problem.file, problem.line, problem.column) not in taken and not repeated:
                 self.problems.append(problem)
 
     def with_plugins(self, tree: Node) -> Node:
@@ -187,13 +187,15 @@ class _Reading:
         return node
 
     def with_config_path(self, model: Node) -> Node:
+        """Return the model's section with the path of its config absolute; null stands for a file that is not there (and was reported)."""
         config = model.child("config")
         if config is None:
             return model
         before = len(self.problems)
-        model = model.with_child("config", self.resolved(config, "model.config", always=True))
-        # A file that is not there was reported; read_model would only say it again.
-        return model.without("config") if len(self.problems) > before and len(model.value) > 1 else model
+        resolved = self.resolved(config, "model.config", always=True)
+        if not isinstance(config.value, str) or not config.value.strip():
+            self.problems.append(config.place.problem("model.config", "expected the path of a Hugging Face config.json"))
+        return model.with_child("config", Node(None, config.place, config.key) if len(self.problems) > before else resolved)
 
     def resolved(self, node: Node, path: str, *, always: bool = False) -> Node:
         """Return a path as an absolute one; a missing file is a problem.

@@ -75,7 +75,14 @@ def _row(dumper: yaml.SafeDumper, row: _Row) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", row, flow_style=True)
 
 
+def _words(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Write text; with line breaks of any script in double quotes, since the other styles fold some of them into spaces."""
+    breaks = any(character in text for character in "\n\r\x85\u2028\u2029\ufeff")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
 _Dumper.add_representer(_Row, _row)
+_Dumper.add_representer(str, _words)
 for _word, _pattern in (("null", yaml_core.NULL), ("bool", yaml_core.BOOL), ("int", yaml_core.INT), ("float", yaml_core.FLOAT)):
     # None: try the pattern whatever the first character is. Anchored, because the resolver only looks at the start.
     _Dumper.add_implicit_resolver(yaml_core.TAG + _word, yaml_core.anchored(_pattern), None)

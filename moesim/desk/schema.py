@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moesim.base.fields import Preset
-from moesim.base.registry import SLOTS, PluginOf, Slot, kinds
+from moesim.base.registry import SLOTS, PluginOf, kinds
 from moesim.desk.docstrings import field_notes, summary
 from moesim.desk.plain_data import plain_data
 from moesim.desk.shape import alternatives, bare, field_types, item_annotation, marker_of
@@ -46,7 +46,7 @@ def schema_of(annotation: Any, definitions: dict[str, Schema]) -> Schema:
         return {"anyOf": [schema_of(choice, definitions) for choice in choices]}
     marker, kind = marker_of(annotation), bare(annotation)
     if isinstance(marker, PluginOf):
-        return {"$ref": _slot(SLOTS[marker.slot], definitions)}
+        return _slot(marker, definitions)
     if isinstance(marker, Preset):
         return {"anyOf": [{"enum": sorted(marker.table())}, _defined(marker.cls, definitions)]}
     if marker is not None:
@@ -102,8 +102,9 @@ def _object(cls: type, definitions: dict[str, Schema]) -> Schema:
     return {"description": said, **schema} if said else schema
 
 
-def _slot(slot: Slot, definitions: dict[str, Schema]) -> str:
-    """Define every plug-in of a slot, and the choice between them; return the reference of the choice."""
+def _slot(marker: PluginOf, definitions: dict[str, Schema]) -> Schema:
+    """Define every plug-in of a slot, and the choice between them; refer to the choice."""
+    slot = SLOTS[marker.slot]
     name = f"any-{slot.name}"
     if name not in definitions:
         definitions[name] = {}
@@ -112,11 +113,11 @@ def _slot(slot: Slot, definitions: dict[str, Schema]) -> str:
         for kind, cls in kinds(slot.name).items():
             schema = _object(cls, definitions)
             schema["properties"] = {slot.tag: {"const": kind}} | schema["properties"]
-            schema["required"] = [slot.tag, *schema["required"]]
+            schema["required"] = [*([] if kind == marker.default else [slot.tag]), *schema["required"]]
             definitions[f"{slot.name}-{kind}"] = schema
             forms.append({"$ref": f"#/$defs/{slot.name}-{kind}"})
         definitions[name] = {"anyOf": forms}
-    return f"#/$defs/{name}"
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _partial(schema: Schema, *also_required: str) -> Schema:

@@ -83,8 +83,9 @@ def section_of(annotation: Any, node: Node) -> Section | None:
         marker = marker_of(choice)
         if isinstance(marker, PluginOf):
             tag = SLOTS[marker.slot].tag
-            word = node.child(tag) if isinstance(node.value, dict) else node
-            cls = kinds(marker.slot).get(word.value) if word is not None and isinstance(word.value, str) else None
+            chosen = node.child(tag) if isinstance(node.value, dict) else node
+            word = chosen.value if chosen is not None else marker.default
+            cls = kinds(marker.slot).get(word) if isinstance(word, str) else None
             return Section(cls, tag) if cls is not None else None
         cls = marker.cls if isinstance(marker, Preset) else bare(choice)
         if dataclasses.is_dataclass(cls) and isinstance(cls, type) and isinstance(node.value, dict):
@@ -118,11 +119,13 @@ def is_file(annotation: Any) -> bool:
 
 def tag_of(annotation: Any) -> str:
     """Return the key that chooses a plug-in (``kind``, ``rule``), or an empty string."""
-    for choice in alternatives(annotation):
-        marker = marker_of(choice)
-        if isinstance(marker, PluginOf):
-            return SLOTS[marker.slot].tag
-    return ""
+    marker = plugin_marker(annotation)
+    return SLOTS[marker.slot].tag if marker is not None else ""
+
+
+def plugin_marker(annotation: Any) -> PluginOf | None:
+    """Return the marker of a field that holds a plug-in, or None."""
+    return next((marker for choice in alternatives(annotation) if isinstance(marker := marker_of(choice), PluginOf)), None)
 
 
 def annotation_at(annotation: Any, node: Node, steps: Sequence[str | int]) -> tuple[Any, Node | None]:

@@ -23,8 +23,11 @@ def digest(content: bytes) -> str:
 
 
 def to_json(data: Any) -> str:
-    """Write JSON the same way every time: order as given, floats that read back exactly, NaN and infinity as null."""
-    return json.dumps(plain(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Write JSON the same way every time: order as given, floats that read back exactly, NaN and infinity as null.
+
+    Letters beyond ASCII are escaped, so that any terminal and any pipe can carry it.
+    """
+    return json.dumps(plain(data), indent=1, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:

@@ -54,7 +54,7 @@ def to_csv(table: Table) -> str:
     Returns
     -------
     str
-        Lines end in ``\\n``; text is quoted where it must be.
+        Lines end in a single line feed; text is quoted where it must be.
     """
     header = ",".join(_quoted(name) for name in table.columns)
     rows = zip(*(_texts(column) for column in table.columns.values()), strict=True)

@@ -60,10 +60,12 @@ def read_trace(path: str | os.PathLike[str], *, task: str | None = None) -> Trac
         raise TraceError(f"{file}: cannot be read: {error.strerror or error}") from error
     if not head:
         raise TraceError(f"{file}: the file is empty")
-    if head == b"PK\x03\x04" or file.suffix == ".npz":
+    if head.startswith(b"PK"):
         if task is not None:
             raise TraceError(f"{file}: an NPZ file holds one recording, not several tasks; leave out task ({task!r})")
         return named(_read_npz(file))
+    if file.suffix == ".npz":
+        raise TraceError(f"{file}: not an NPZ archive, whatever its name says; write it with numpy.savez or moesim trace synth")
     if file.suffix in {".csv", ".txt"}:
         return named(read_table(file, task))
     raise TraceError(
@@ -76,15 +78,15 @@ def _read_npz(file: Path) -> Trace:
     where = Where(file.name, str(file))
     arrays: dict[str, NDArray[Any]] = {}
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             where.names(list(archive.files), KNOWN)
             for name in archive.files:
                 if name in KNOWN:
                     arrays[name] = _member(archive, name, where)
     except zipfile.BadZipFile as error:
         raise TraceError(f"{file}: the archive is damaged or cut short ({error}); copy or record it again") from error
-    except (OSError, ValueError) as error:  # np.load itself: not a zip at all
-        raise TraceError(f"{file}: not an NPZ archive ({error}); write it with numpy.savez or moesim trace synth") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise TraceError(f"{file}: the archive cannot be read ({error}); copy or record it again") from error
     if "ids" in arrays and "counts" in arrays:
         raise where.error("counts", "there are tokens (ids) and counts in one file; keep one of the two")
     if "ids" in arrays:

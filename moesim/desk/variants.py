@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moesim.desk.shape import field_types, tag_of
+from moesim.base.registry import SLOTS
+from moesim.desk.shape import field_types, plugin_marker
 from moesim.desk.yaml_tree import Node
 from moesim.facts.scenario import Policy
 
@@ -31,24 +32,25 @@ def _over(base: Node | None, variant: Node) -> Node:
     merged = dict(base.value)
     fields = field_types(Policy)
     for name, section in variant.value.items():
-        merged[name] = _section(merged.get(name), section, tag_of(fields.get(name)))
+        marker = plugin_marker(fields.get(name))
+        merged[name] = section if marker is None else _section(merged.get(name), section, SLOTS[marker.slot].tag, marker.default)
     return Node(merged, variant.place, variant.key)
 
 
-def _section(base: Node | None, section: Node, tag: str) -> Node:
-    """Return one section of a variant with the keys that it leaves to the base."""
+def _section(base: Node | None, section: Node, tag: str, default: str | None) -> Node:
+    """Return one section of a variant with the keys that it leaves to the base, whose kind is ``default`` if it names none."""
     old, new = _spelled(base, tag), _spelled(section, tag)
     if old is None or new is None:
         return section
     word, base_word = new.child(tag), old.child(tag)
-    if word is not None and (base_word is None or word.value != base_word.value):
+    if word is not None and word.value != (base_word.value if base_word is not None else default):
         return section
     return Node({**old.value, **new.value}, new.place, new.key)
 
 
 def _spelled(node: Node | None, tag: str) -> Node | None:
     """Return a section as a mapping: a bare word is the kind. None for anything else."""
-    if node is None or not tag:
+    if node is None:
         return None
     if isinstance(node.value, str):
         return Node({tag: Node(node.value, node.place, node.place)}, node.place, node.key)

@@ -25,9 +25,24 @@ LABELS = {
 }
 """Where a metric's name with spaces is not what people say."""
 
-SHARES = frozenset({"drop_rate", "fully_dropped_tokens", "capacity_utilisation", "padding_waste", "waiting_share", "busiest_link_utilisation"})
+SHARES = frozenset(
+    {"drop_rate", "fully_dropped_tokens", "capacity_utilisation", "padding_waste", "waiting_share", "busiest_link_utilisation"}
+)
 """Pure numbers that read best in per cent."""
 
+
+PHASES = {
+    "attention": ("attention", "attention_s"),
+    "dense": ("dense layers", "dense_s"),
+    "gate": ("router", "gate_s"),
+    "shared": ("shared experts", "shared_s"),
+    "experts": ("experts", "expert_s"),
+    "dispatch": ("dispatch", "dispatch_transfer_s"),
+    "combine": ("combine", "combine_transfer_s"),
+    "waiting": ("waiting for peers", "waiting_s"),
+    "idle": ("idle", "idle_s"),
+}
+"""What the parts of a GPU's step are called, and their columns in ``gpus.csv``; dispatch and combine are the transfers alone."""
 
 _PREFIXES = ((1e12, "T "), (1e9, "G "), (1e6, "M "), (1e4, "k "))
 
@@ -86,7 +101,8 @@ def show(value: float | None, unit: str, *, share: bool = False) -> str:
         return _three(format_quantity(value, unit)).replace(" us", " µs")
     if unit:
         return next(
-            (f"{_digits(value / size)} {prefix}{unit}" for size, prefix in _PREFIXES if abs(value) >= size * 0.9995), f"{number(value)} {unit}"
+            (f"{_digits(value / size)} {prefix}{unit}" for size, prefix in _PREFIXES if abs(value) >= size * 0.9995),
+            f"{number(value)} {unit}",
         )
     return number(value)
 
@@ -141,22 +157,22 @@ def waiting_share(result: Result) -> float | None:
     return waiting / step
 
 
-def imbalance(result: Result) -> list[tuple[str, str, str]]:
-    """Return the imbalance of this run under every name in use: formula, who calls it what, value.
+def imbalance(result: Result) -> list[tuple[str, str, str, str]]:
+    """Return the imbalance of this run under every name in use: of what, formula, who calls it what, value.
 
-    The ratios of GPUs are after drops, those of experts before. The sources of the names: SGLang and vLLM log balancedness,
+    The loads of GPUs are rows after drops, those of experts routes before. The names: SGLang and vLLM log balancedness,
     TensorRT-LLM an imbalance ratio, Megatron-LM an overload factor, NeMo a utilisation ratio, arXiv 2408.15664 MaxVio.
     """
     rank, expert = value_of(result, "rank_max_over_mean"), value_of(result, "expert_max_over_mean")
-    rows: list[tuple[str, str, float | None]] = [
-        ("GPUs: max ÷ mean", "overload factor (Megatron-LM)", rank),
-        ("GPUs: (max − mean) ÷ mean", "imbalance ratio (TensorRT-LLM)", None if rank is None else rank - 1),
-        ("GPUs: mean ÷ max, mean of layers", "balancedness (SGLang)", value_of(result, "balancedness")),
-        ("GPUs: Σ mean ÷ Σ max over layers", "balancedness (vLLM)", value_of(result, "balancedness_vllm")),
-        ("experts: max ÷ mean", "utilisation ratio of the fullest expert (NeMo)", expert),
-        ("experts: (max − mean) ÷ mean", "MaxVio (loss-free balancing)", value_of(result, "maxvio")),
+    rows: list[tuple[str, str, str, float | None]] = [
+        ("GPUs", "max ÷ mean", "overload factor (Megatron-LM)", rank),
+        ("GPUs", "(max − mean) ÷ mean", "imbalance ratio (TensorRT-LLM)", None if rank is None else rank - 1),
+        ("GPUs", "mean ÷ max", "balancedness (SGLang)", value_of(result, "balancedness")),
+        ("GPUs", "Σ mean ÷ Σ max", "balancedness (vLLM)", value_of(result, "balancedness_vllm")),
+        ("experts", "max ÷ mean", "utilisation ratio, fullest (NeMo)", expert),
+        ("experts", "(max − mean) ÷ mean", "MaxVio (loss-free balancing)", value_of(result, "maxvio")),
     ]
-    return [(formula, name, _digits(value)) for formula, name, value in rows if value is not None]
+    return [(of, formula, name, _digits(value)) for of, formula, name, value in rows if value is not None]
 
 
 def definitions(names: Mapping[str, Value]) -> dict[str, str]:
@@ -168,12 +184,7 @@ def definitions(names: Mapping[str, Value]) -> dict[str, str]:
 
 
 def _digits(value: float) -> str:
-    text = f"{value:.3g}"
-    if "e" in text:
-        return text
-    if 1 <= abs(value) < 9.995:
-        return f"{value:.2f}"
-    return f"{value:.1f}" if 9.995 <= abs(value) < 99.95 else text
+    return "0" if value == 0 else f"{value:#.3g}".rstrip(".")
 
 
 def _three(text: str) -> str:

@@ -259,7 +259,7 @@ class _Builder:
         try:
             if event.tag not in {None, "!"}:
                 return yaml_core.tagged(text, str(event.tag))
-            if not event.implicit[0]:
+            if event.tag == "!" or not event.implicit[0]:
                 return text
             wrong = yaml_core.leading_zero(text)
             if wrong:

@@ -61,11 +61,11 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
         cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed, read_trace=read
     )
     source_path = "routing.trace" if hasattr(scenario.routing, "trace") else "routing"
-    checking.attempt(source_path, lambda: scenario.routing.begin(setting))
+    checking.attempt(source_path, scenario.routing.begin, setting)
     setting = replace(setting, read_trace=read_trace)
-    checking.attempt("exchange", lambda: scenario.exchange.begin(setting))
-    checking.attempt("compute", lambda: scenario.compute.begin(setting))
-    checking.attempt("schedule", lambda: scenario.schedule.program(scenario.model, scenario.workload))
+    checking.attempt("exchange", scenario.exchange.begin, setting)
+    checking.attempt("compute", scenario.compute.begin, setting)
+    checking.attempt("schedule", scenario.schedule.program, scenario.model, scenario.workload)
     known = min((trace.fidelity for trace in traces), default=None)
     checking.policies(scenario, setting, known)
     return checking.problems
@@ -106,16 +106,17 @@ class _Checking:
     """Collects problems; a plug-in that refuses is one."""
 
     problems: list[Problem] = field(default_factory=list)
+    base_placement: Placement | None = None
 
     def say(self, path: str, message: str) -> None:
         problem = Problem(path=path, message=message)
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def attempt(self, path: str, call: Callable[[], T]) -> T | None:
+    def attempt(self, path: str, call: Callable[..., T], *arguments: Any) -> T | None:
         """Return what a call returns; if it refuses, that is a problem and None."""
         try:
-            return call()
+            return call(*arguments)
         except FieldError as error:
             self.say(f"{path}.{error.field}", error.message)
         except (MoesimError, ValueError) as error:
@@ -125,37 +126,41 @@ class _Checking:
         return None
 
     def policies(self, scenario: Scenario, setting: Setting, known: Fidelity | None) -> None:
-        """Check the policy of the file and its variants; a variant's part that equals the base's is not checked again."""
+        """Check the policy of the file, then its variants."""
         self.policy("policy", scenario.policy, None, setting, known)
         for name, variant in scenario.compare.items():
             self.policy(f"compare.{name}", variant, scenario.policy, setting, known)
 
     def policy(self, path: str, policy: Policy, base: Policy | None, setting: Setting, known: Fidelity | None) -> None:
-        placement = None
-        if base is None or policy.placement != base.placement or known is not None:
-            placement = self.attempt(f"{path}.placement", lambda: _first_placement(policy, setting))
-        if placement is not None and (base is None or policy.placement != base.placement):
-            self.memory(f"{path}.placement", placement, setting)
-        probe = _probe(setting, known) if known is not None else None
-        parts = ("gate", "capacity", "dispatch")
-        if base is not None and all(getattr(policy, part) == getattr(base, part) for part in parts):
-            return
-        begun = {part: self.attempt(f"{path}.{part}", lambda part=part: getattr(policy, part).begin(setting)) for part in parts}  # type: ignore[misc]
-        if probe is None or placement is None or None in begun.values():
-            return
-        self.fidelity(path, begun, probe, placement)
+        """Check one policy; what a variant shares with the base is said of the base."""
+        blamed = {
+            part: f"{path}.{part}" if base is None or getattr(policy, part) != getattr(base, part) else f"policy.{part}"
+            for part in ("gate", "capacity", "placement", "dispatch")
+        }
+        if base is None or policy.placement != base.placement:
+            placement = self.attempt(blamed["placement"], _first_placement, policy, setting)
+            if placement is not None:
+                self.memory(blamed["placement"], placement, setting)
+        else:
+            placement = self.base_placement
+        if base is None:
+            self.base_placement = placement
+        begun = [self.attempt(blamed[part], getattr(policy, part).begin, setting) for part in ("gate", "capacity", "dispatch")]
+        if known is not None and placement is not None and None not in begun:
+            self.fidelity(blamed, begun, _probe(setting, known), placement)
 
-    def fidelity(self, path: str, begun: dict[str, Any], routing: LayerRouting, placement: Placement) -> None:
+    def fidelity(self, blamed: dict[str, str], begun: list[Any], routing: LayerRouting, placement: Placement) -> None:
         """Take one token per GPU through the policy, knowing no more of it than the recording does."""
+        choose, limit, bind = begun
         part = "gate"
         try:
-            routing = begun["gate"](routing, step=0, moe_layer=0)
+            chosen = choose(routing, step=0, moe_layer=0)
             part = "capacity"
-            kept = begun["capacity"](routing, step=0, moe_layer=0)
+            kept = limit(chosen, step=0, moe_layer=0)
             part = "dispatch"
-            begun["dispatch"](kept, placement, step=0, moe_layer=0)
+            bind(kept, placement, step=0, moe_layer=0)
         except FidelityError as error:
-            self.say(f"{path}.{part}", str(error))
+            self.say(blamed[part], str(error))
 
     def memory(self, path: str, placement: Placement, setting: Setting) -> None:
         """Refuse weights that do not fit; the number of GPUs is to blame unless redundant experts are."""

@@ -42,6 +42,13 @@ class Collective:
         Bytes from each GPU to each other.
     barrier : bool
         Nothing moves before the last rank has arrived.
+
+    Attributes
+    ----------
+    at : dict of int to Participation
+        How each rank that has arrived fares.
+    moving : float
+        Seconds in which at least one byte was on its way, latency included.
     """
 
     def __init__(self, env: simpy.Environment, fabric: Fabric, ranks: Sequence[int], size: Floats, *, barrier: bool) -> None:
@@ -51,6 +58,9 @@ class Collective:
         self._barrier = barrier
         self._missing = set(ranks)
         self._counter = np.zeros(len(size), dtype=np.int32)
+        self._moving = 0
+        self._moving_since = 0.0
+        self.moving = 0.0
         self.ranks = tuple(ranks)
         self.at: dict[int, Participation] = {}
 
@@ -87,7 +97,10 @@ class Collective:
         if not real.any():
             return
         source, destination, size = source[real], destination[real], size[real]
+        if not self._moving:
+            self._moving_since = self._env.now
         for rank in sorted({*source.tolist(), *destination.tolist()}):
+            self._moving += self.at[rank].idle_since is not None
             self._charge(self.at[rank], cause if cause != rank else -1)
         self._fabric.transfer(source, destination, size, np.stack([self._counter[source], self._counter[destination]], axis=1))
 
@@ -102,6 +115,9 @@ class Collective:
         """All flows of a rank have ended for now."""
         state = self.at[rank]
         state.idle_since = self._env.now
+        self._moving -= 1
+        if not self._moving:
+            self.moving += self._env.now - self._moving_since
         if not self._missing:
             self._finish(rank, state, -1)
 

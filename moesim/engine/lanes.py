@@ -96,6 +96,8 @@ class StepRun:
         self._recorder.span(task.work, gpu, task.lane, start, self._env.now, tokens=int(tokens[gpu]))
 
     def _communicate(self, gpu: int, task: Task) -> Generator[simpy.Event, Any, None]:
+        if self._ranks == 1:
+            return  # law L15: a group of one rank has nobody to exchange with, and no library launches anything
         work = task.work
         exchange = self._load.layers[work.moe_layer].exchange[work.direction]
         stages = exchange.dispatch if work.phase == "dispatch" else exchange.combine

@@ -169,7 +169,7 @@ def first_placement(plan: Any, setting: Setting) -> Placement:
 def _facts(scenario: Scenario, setting: Setting, tally: Tally) -> dict[str, Any]:
     cluster: Cluster = setting.cluster
     graph = scenario.cluster.graph()
-    trace = getattr(scenario.routing, "trace", None)
+    trace = _recording(scenario, setting)
     return {
         "model": scenario.model.name,
         "cluster": scenario.cluster.kind,
@@ -182,7 +182,7 @@ def _facts(scenario: Scenario, setting: Setting, tally: Tally) -> dict[str, Any]
         "moe_layers": len(scenario.model.moe_layers),
         "tokens_per_step": tally.tokens_per_step(),
         "expert_group_size": scenario.parallel.ep,
-        "trace": _trace_facts(setting.read_trace(trace)) if trace else None,
+        "trace": _trace_facts(trace) if trace else None,
         "graph": {
             "nodes": [[name, data.get("kind", ""), data.get("node", -1)] for name, data in graph.nodes(data=True)],
             "edges": [
@@ -191,6 +191,14 @@ def _facts(scenario: Scenario, setting: Setting, tally: Tally) -> dict[str, Any]
             ],
         },
     }
+
+
+def _recording(scenario: Scenario, setting: Setting) -> Trace | None:
+    """Return the trace that the source replays, if it replays one."""
+    path, task = getattr(scenario.routing, "trace", None), getattr(scenario.routing, "task", None)
+    if path is None:
+        return None
+    return setting.read_trace(path) if task is None else setting.read_trace(path, task=task)
 
 
 def _trace_facts(trace: Trace) -> dict[str, Any]:

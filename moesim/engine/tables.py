@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,24 @@ from moesim.facts.scenario import Setting
 from moesim.models.bounds import link_bound, port_bound, port_links
 from moesim.models.memory import peak_memory, weight_bytes
 
+COLLECTIVE_COLUMNS = (
+    ("step", np.int64),
+    ("layer", np.int64),
+    ("moe_layer", np.int64),
+    ("phase", np.str_),
+    ("direction", np.str_),
+    ("group", np.int64),
+    ("first_arrival_s", np.float64),
+    ("last_arrival_s", np.float64),
+    ("last_gpu", np.int64),
+    ("end_s", np.float64),
+    ("moving_s", np.float64),
+    ("bytes", np.float64),
+    ("cross_node_bytes", np.float64),
+    ("port_bound_s", np.float64),
+    ("link_bound_s", np.float64),
+    ("bottleneck_link", np.str_),
+)
 PHASES = ("attention", "dense", "gate", "shared", "experts")
 
 
@@ -218,7 +235,7 @@ def _traffic(tally: Tally, steps: int) -> Table:
 def _collectives(recorded: list[RecordedCollective], cluster: Cluster) -> Table:
     crosses = cluster.crosses_nodes()
     ports = port_links(cluster)
-    rows: dict[str, list[Any]] = defaultdict(list)
+    rows: dict[str, list[Any]] = {name: [] for name, _ in COLLECTIVE_COLUMNS}
     for one in recorded:
         ranks = np.array(one.collective.ranks)
         mine = np.zeros_like(one.size)
@@ -237,6 +254,7 @@ def _collectives(recorded: list[RecordedCollective], cluster: Cluster) -> Table:
             "last_arrival_s": arrivals.max(),
             "last_gpu": int(ranks[arrivals.argmax()]),
             "end_s": max(state.end for state in one.collective.at.values()),
+            "moving_s": one.collective.moving,
             "bytes": mine.sum(),
             "cross_node_bytes": mine[crosses].sum(),
             "port_bound_s": port_bound(mine, cluster, ports=ports),
@@ -245,5 +263,5 @@ def _collectives(recorded: list[RecordedCollective], cluster: Cluster) -> Table:
         }
         for name, value in row.items():
             rows[name].append(value)
-    columns = {name: np.array(values) for name, values in rows.items()}
+    columns = {name: np.array(rows[name], dtype=dtype) for name, dtype in COLLECTIVE_COLUMNS}
     return Table(columns=columns, units={name: "s" if name.endswith("_s") else "B" for name in columns if name.endswith(("_s", "bytes"))})

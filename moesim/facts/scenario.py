@@ -27,7 +27,13 @@ def _default(slot: str, kind: str) -> Callable[[], Any]:
 @section
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
-    """How the model is spread: ``ep`` ranks share the experts of a layer; the cluster's GPUs form groups of ``ep`` ranks."""
+    """How the model is spread: ``ep`` ranks share the experts of a layer; the cluster's GPUs form groups of ``ep`` ranks.
+
+    Parameters
+    ----------
+    ep : int
+        Expert-parallel ranks of a group; divides the number of GPUs. GPU g belongs to group g // ep.
+    """
 
     ep: Count
 
@@ -39,6 +45,15 @@ class Workload:
 
     ``training`` runs forward and backward; ``prefill`` and ``decode`` run forward only. ``context`` is how many tokens a token
     attends to on average.
+
+    Parameters
+    ----------
+    phase : str
+        In ``decode`` every token belongs to another sequence and reads its own keys and values.
+    tokens_per_gpu : int
+        Tokens that start on each GPU in a step.
+    context : int
+        How many tokens a token attends to on average.
     """
 
     phase: Annotated[str, Choice(("training", "prefill", "decode"))] = "training"
@@ -49,18 +64,56 @@ class Workload:
 @section
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Everything that balances load, in the order in which it acts on a token."""
+    """Everything that balances load, in the order in which it acts on a token.
 
-    gate: Annotated[Any, PluginOf("gate")] = field(default_factory=_default("gate", "as_given"))
+    Parameters
+    ----------
+    gate : plug-in
+        Which experts a token chooses.
+    capacity : plug-in
+        Which of these routes are kept; ``null`` is dropless.
+    placement : plug-in
+        Which rank holds which expert.
+    dispatch : plug-in
+        Which replica of an expert a route uses.
+    """
+
+    gate: Annotated[Any, PluginOf("gate", "as_given")] = field(default_factory=_default("gate", "as_given"))
     capacity: Annotated[Any, PluginOf("capacity")] = field(default_factory=_default("capacity", "dropless"))
-    placement: Annotated[Any, PluginOf("placement")] = field(default_factory=_default("placement", "contiguous"))
-    dispatch: Annotated[Any, PluginOf("dispatch")] = field(default_factory=_default("dispatch", "even"))
+    placement: Annotated[Any, PluginOf("placement", "contiguous")] = field(default_factory=_default("placement", "contiguous"))
+    dispatch: Annotated[Any, PluginOf("dispatch", "even")] = field(default_factory=_default("dispatch", "even"))
 
 
 @section
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One question: this model on that cluster, with this routing and that policy, for so many steps."""
+    """One question: this model on that cluster, with this routing and that policy, for so many steps.
+
+    Parameters
+    ----------
+    name : str
+        Of the question; also names the folder of results.
+    seed : int
+        Of all random numbers. The same scenario with the same seed gives the same results.
+    steps, warmup : int
+        Steps that are run, and how many of the first are not measured.
+    model : section
+        What runs.
+    cluster : plug-in
+        Where it runs.
+    parallel, workload : section
+        How it is spread; what a step is.
+    routing : plug-in
+        Where the tokens' choices come from.
+    exchange, compute, schedule : plug-in
+        How tokens travel; how long kernels take; what waits for what.
+    policy : section
+        What balances the load.
+    compare : mapping
+        Named variants of the policy; each says only what differs from it.
+    plugins : list of path
+        Python files with plug-ins of your own, relative to this file.
+    """
 
     name: Text
     seed: CountOrZero = 0
@@ -71,9 +124,9 @@ class Scenario:
     parallel: Parallel
     workload: Workload
     routing: Annotated[Any, PluginOf("source")]
-    exchange: Annotated[Any, PluginOf("exchange")] = field(default_factory=_default("exchange", "direct"))
-    compute: Annotated[Any, PluginOf("compute")] = field(default_factory=_default("compute", "grouped_gemm"))
-    schedule: Annotated[Any, PluginOf("schedule")] = field(default_factory=_default("schedule", "sequential"))
+    exchange: Annotated[Any, PluginOf("exchange", "direct")] = field(default_factory=_default("exchange", "direct"))
+    compute: Annotated[Any, PluginOf("compute", "grouped_gemm")] = field(default_factory=_default("compute", "grouped_gemm"))
+    schedule: Annotated[Any, PluginOf("schedule", "sequential")] = field(default_factory=_default("schedule", "sequential"))
     policy: Policy = field(default_factory=Policy)
     compare: Mapping[str, Policy] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()

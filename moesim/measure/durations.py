@@ -42,7 +42,7 @@ class TokensPerSecond:
 @register("metric", "dispatch_transfer_time")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchTransferTime:
-    """Time in a step during which a GPU's own bytes of a dispatch are moving, mean over GPUs."""
+    """Time in a step that a GPU spends in dispatches without waiting for peers (launch, and its bytes moving), mean over GPUs."""
 
     unit: ClassVar[str] = "s"
     better: ClassVar[str] = "lower"
@@ -56,7 +56,7 @@ class DispatchTransferTime:
 @register("metric", "combine_transfer_time")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CombineTransferTime:
-    """Time in a step during which a GPU's own bytes of a combine are moving, mean over GPUs."""
+    """Time in a step that a GPU spends in combines without waiting for peers (launch, and its bytes moving), mean over GPUs."""
 
     unit: ClassVar[str] = "s"
     better: ClassVar[str] = "lower"

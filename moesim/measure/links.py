@@ -10,7 +10,7 @@ import numpy as np
 from moesim.base.registry import register
 from moesim.facts.arrays import Floats
 from moesim.facts.contracts import Record
-from moesim.measure.columns import ratio, sum_by_step, total, whole
+from moesim.measure.columns import ratio, total, whole
 
 
 @register("metric", "dispatch_bytes")
@@ -70,25 +70,23 @@ class CopiesPerToken:
 
 
 def _against(record: Record, bound: str) -> Floats:
-    """Return float[steps], the time from the last arrival to the end of every collective, divided by a bound of that time."""
-    table = record.tables["collectives"]
-    took = sum_by_step(record, "collectives", np.asarray(table["end_s"]) - np.asarray(table["last_arrival_s"]))
-    return ratio(took, total(record, "collectives", bound))
+    """Return float[steps], the time in which the collectives had bytes on their way, divided by a bound of that time."""
+    return ratio(total(record, "collectives", "moving_s"), total(record, "collectives", bound))
 
 
 @register("metric", "all_to_all_contention")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllToAllContention:
-    """Time of the collectives after the last GPU arrived, divided by what the GPUs' own ports need; 1: the fabric costs nothing."""
+    """Time in which collectives had bytes on their way, divided by what the GPUs' own ports need for them; 1: ports are the only limit."""
 
     unit: ClassVar[str] = ""
     better: ClassVar[str] = "lower"
     rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
 
     def measure(self, record: Record) -> Floats:
-        """Return float[steps]; NaN in a step in which no byte is sent.
+        """Return float[steps], at least 1; NaN in a step in which no byte is sent.
 
-        Below 1 where much was sent before the last GPU arrived, which exchanges without a barrier can do.
+        The latency of a route counts as time, so exchanges of little are far above 1 on any fabric.
         """
         return _against(record, "port_bound_s")
 
@@ -96,14 +94,14 @@ class AllToAllContention:
 @register("metric", "fabric_bound_ratio")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FabricBoundRatio:
-    """Time of the collectives after the last GPU arrived, divided by what their busiest links need; 1: no link could be used better."""
+    """Time in which collectives had bytes on their way, divided by what their busiest links need; 1: no link could be used better."""
 
     unit: ClassVar[str] = ""
     better: ClassVar[str] = "lower"
     rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
 
     def measure(self, record: Record) -> Floats:
-        """Return float[steps]; NaN in a step in which no byte is sent."""
+        """Return float[steps], at least 1; NaN in a step in which no byte is sent."""
         return _against(record, "link_bound_s")
 
 

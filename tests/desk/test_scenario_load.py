@@ -70,6 +70,17 @@ def test_another_kind_replaces_a_section_and_the_same_kind_merges():
     assert compare["1.5"].capacity.factor == 1.5
 
 
+def test_a_section_that_names_no_kind_has_the_default_kind(tmp_path):
+    text = (
+        SMALL.replace("  placement: {kind: contiguous}\n", "  placement: {}\n")
+        + "  same: {placement: {kind: contiguous}}\n  other: {placement: round_robin}\n"
+    )
+    scenario = read(text)
+    assert scenario.policy.placement == scenario.compare["same"].placement == Contiguous()
+    assert scenario.compare["other"].placement == RoundRobin()
+    assert read(SMALL, "compute.launch=5 us").compute.launch == 5e-6
+
+
 def test_variants_keep_their_order():
     assert list(read(SMALL + "  a: {}\n").compare) == ["dropless", "tight", "a"]
 
@@ -126,7 +137,7 @@ def test_later_overrides_win():
 
 def with_model(text):
     head, rest = SMALL.split("model:\n")
-    return f"{head}model: {text}\n{rest[rest.index('cluster:'):]}"
+    return f"{head}model: {text}\n{rest[rest.index('cluster:') :]}"
 
 
 def test_a_preset_model():

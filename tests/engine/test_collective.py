@@ -44,6 +44,7 @@ def test_early_pairs_exchange_while_a_late_rank_is_missing():
     assert [done.at[rank].end for rank in range(3)] == pytest.approx([12.0] * 3)
     assert [done.at[rank].waiting for rank in range(3)] == pytest.approx([8.0, 8.0, 0.0])
     assert done.at[0].waited_for == 2
+    assert done.moving == pytest.approx(4.0)  # 0 to 2, and 10 to 12
 
 
 def test_a_barrier_moves_nothing_before_the_last_arrival():

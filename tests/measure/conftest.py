@@ -81,8 +81,7 @@ def record() -> Record:
         ),
         "collectives": _table(
             step=[3, 3, 4],
-            last_arrival_s=[1.0, 2.0, 3.0],
-            end_s=[1.5, 2.25, 3.0],
+            moving_s=[0.5, 0.25, 0.0],
             port_bound_s=[0.25, 0.25, 0.0],
             link_bound_s=[0.4, 0.2, 0.0],
         ),

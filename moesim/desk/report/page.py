@@ -12,6 +12,7 @@ import numpy as np
 
 from moesim.desk.columns import definition
 from moesim.desk.report.figures import draw
+from moesim.desk.report.style import GRADIENT
 from moesim.desk.tables import unit_of
 from moesim.desk.words import change, definitions, imbalance, interval, line, show, value_of, waiting_share
 from moesim.facts.record import Result, Table
@@ -97,6 +98,7 @@ def page(result: Result, *, summary: Mapping[str, Any], scenario_text: str) -> s
         provenance=provenance(result, summary),
         scenario=scenario_text,
         bases=BASES,
+        gradient=GRADIENT,
     )  # fmt: skip
 
 
@@ -128,11 +130,16 @@ def answer(result: Result) -> str:
         return "This run has no step time."
     said = [f"A step takes {show(step.value, 's')}" + (f" (95 % interval {between})." if (between := interval(step)) else ".")]
     balanced, free = value_of(result, "step_time_if_balanced"), value_of(result, "step_time_if_no_communication")
+    dropping = bool(value_of(result, "drop_rate"))
     bounds = []
     if balanced is not None:
-        bounds.append(f"with perfectly even loads it would take {show(balanced, 's')} ({change(step.value, balanced)})")
+        # Even loads also undo drops, so that the bound can lie above a step that drops much of its work.
+        undone = ", and so with nothing lost to uneven ones," if dropping and balanced > step.value else ""
+        bounds.append(f"with perfectly even loads{undone} it would take {show(balanced, 's')} ({change(step.value, balanced)})")
     if free is not None:
-        bounds.append(f"{'with' if not bounds else 'and with'} communication that takes no time {show(free, 's')} ({change(step.value, free)})")
+        bounds.append(
+            f"{'with' if not bounds else 'and with'} communication that takes no time {show(free, 's')} ({change(step.value, free)})"
+        )
     if bounds:
         sentence = ", ".join(bounds) + "."
         said.append(sentence[0].upper() + sentence[1:])
@@ -169,7 +176,13 @@ def tiles(result: Result) -> list[Tile]:
     add("drop_rate", "routes dropped", between("drop_rate", share=True), share=True)
     share = waiting_share(result)
     if share is not None:
-        found.append(Tile(label="waiting for peers", value=show(share, "", share=True), note=f"{show(value_of(result, 'waiting_time'), 's')} of a step"))
+        found.append(
+            Tile(
+                label="waiting for peers",
+                value=show(share, "", share=True),
+                note=f"{show(value_of(result, 'waiting_time'), 's')} of a step",
+            )
+        )
     balancedness = value_of(result, "balancedness")
     add("rank_max_over_mean", "GPU load, max ÷ mean", "" if balancedness is None else f"balancedness {show(balancedness, '')}")
     add("peak_memory", "peak memory", "of the fullest GPU")
@@ -182,24 +195,43 @@ def metrics(result: Result) -> list[tuple[Any, str, int]]:
     return [(line(name, value), meaning[name], value.n) for name, value in result.metrics.items()]
 
 
+LAYERS = (
+    "moe_layer",
+    "layer",
+    "routes",
+    "dropped",
+    "expert_max",
+    "expert_mean",
+    "rank_max",
+    "rank_mean",
+    "dispatch_bytes",
+    "cross_node_bytes",
+)
+GPUS = (
+    "gpu",
+    "node",
+    "rows",
+    "attention_s",
+    "expert_s",
+    "dispatch_transfer_s",
+    "combine_transfer_s",
+    "waiting_s",
+    "idle_s",
+    "peak_memory_bytes",
+)
+
+
 def sheets(result: Result) -> list[Sheet]:
     """Return the tables of layers, GPUs and links."""
     tables = result.tables
-    found = []
-    if len(tables["layers"]):
-        found.append(
-            _sheet(
-                "layers", _layer_means(tables["layers"]), "Layers", "Means of the measured steps.",
-                ("moe_layer", "layer", "routes", "dropped", "expert_max", "expert_mean", "rank_max", "rank_mean", "dispatch_bytes", "cross_node_bytes"),
-            )  # fmt: skip
-        )
-    wanted = ("gpu", "node", "rows", "attention_s", "expert_s", "dispatch_transfer_s", "combine_transfer_s", "waiting_s", "idle_s", "peak_memory_bytes")
-    found.append(_sheet("gpus", tables["gpus"], "GPUs", "Means per measured step.", wanted))
     links = tables["links"]
     order = np.lexsort((np.arange(len(links)), -links["utilisation"]))
-    busiest = Table(columns={name: column[order] for name, column in links.columns.items()}, units=links.units)
-    found.append(_sheet("links", busiest, "Links", "Means per measured step, the fullest first.", tuple(links.columns)))
-    return found
+    fullest = Table(columns={name: column[order] for name, column in links.columns.items()}, units=links.units)
+    return [
+        _sheet("layers", _layer_means(tables["layers"]), "Layers", "Means of the measured steps.", LAYERS),
+        _sheet("gpus", tables["gpus"], "GPUs", "Means per measured step.", GPUS),
+        _sheet("links", fullest, "Links", "Means per measured step, the fullest first.", tuple(links.columns)),
+    ]
 
 
 def provenance(result: Result, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -212,7 +244,10 @@ def provenance(result: Result, summary: Mapping[str, Any]) -> list[tuple[str, st
         ("seed", str(scenario.seed)),
         ("steps", f"{scenario.steps}, of which {scenario.warmup} warm-up"),
         ("policy", ", ".join(f"{slot} {getattr(policy, slot).kind}" for slot in ("gate", "capacity", "placement", "dispatch"))),
-        ("models", ", ".join(f"{slot} {getattr(scenario, slot).kind}" for slot in ("cluster", "routing", "exchange", "compute", "schedule"))),
+        (
+            "models",
+            ", ".join(f"{slot} {getattr(scenario, slot).kind}" for slot in ("cluster", "routing", "exchange", "compute", "schedule")),
+        ),
     ]
     trace = result.facts.get("trace")
     if isinstance(trace, Mapping):
@@ -259,5 +294,3 @@ def _cell(column: str, unit: str, item: Any) -> tuple[str, str]:
 
 def _count(number: Any, what: str) -> str:
     return "" if number is None else f"{number:,} {what}{'' if number == 1 else 's'}"
-
-

@@ -13,6 +13,7 @@ from moesim.desk.words import show
 from moesim.facts.record import Result
 
 BUSIEST = 8
+BOX = {"boxstyle": "round,pad=0.45", "facecolor": style.PAPER, "edgecolor": style.MUTED, "linewidth": 1}
 
 
 def traffic(result: Result) -> Drawing | None:
@@ -28,21 +29,16 @@ def traffic(result: Result) -> Drawing | None:
         return None
     row, column = np.unravel_index(int(grid.argmax()), grid.shape)
     figure = style.canvas(style.HALF, 400)
-    area = style.axes(figure, 52, 48, 94, 8)
-    places, labels, unit = style.scale(float(grid.max()), "B", 4)
+    area = style.axes(figure, 52, 48, 8, 8)
     shown = np.where(np.eye(gpus, dtype=bool), np.nan, grid)
-    image = area.imshow(shown, aspect="auto", vmin=0.0, vmax=float(grid.max()))
+    area.imshow(shown, aspect="auto", vmin=0.0, vmax=float(grid.max()))
     node = _nodes(result, gpus)
     for at in np.flatnonzero(np.diff(node)):
         area.axvline(at + 0.5, color=style.PAPER, linewidth=2)
         area.axhline(at + 0.5, color=style.PAPER, linewidth=2)
-    at = style.every(gpus)
-    style.ticks(area.xaxis, at, [str(i) for i in at])
-    style.ticks(area.yaxis, at, [str(i) for i in at])
-    style.bare(area)
-    area.set_xlabel("destination GPU")
-    area.set_ylabel("source GPU")
-    style.colour_bar(figure, image, (style.HALF - 84, 48, 10, 400 - 56), places, [f"{label} {unit}" for label in labels])
+    named = style.every(gpus)
+    style.across(area, named, [str(i) for i in named], title="destination GPU")
+    style.upward(area, named, [str(i) for i in named], title="source GPU", gap=36)
     crossing = 100 * grid[node[:, None] != node[None, :]].sum() / grid.sum()
     pair = f"GPU {row} sends most to GPU {column}: {show(float(grid[row, column]), 'B')} a step"
     far = f" {crossing:.0f} % of the bytes leave their node." if node.max() > 0 else ""
@@ -52,6 +48,7 @@ def traffic(result: Result) -> Drawing | None:
         caption=f"Bytes of dispatch and combine in a mean step, forward and backward. {pair}.{far}",
         alt=f"Heat map of bytes between {gpus} source and {gpus} destination GPUs. {pair}.{far}",
         svg=style.svg(figure, "traffic"),
+        scale=("0 B", show(float(grid.max()), "B")),
     )
 
 
@@ -64,7 +61,6 @@ def links(result: Result) -> Drawing | None:
     classes = list(dict.fromkeys(table["link_class"].tolist()))
     order = np.lexsort((np.arange(len(table)), -mean))[:BUSIEST]
     figure = style.canvas(style.HALF, 400)
-    rows = len(classes) + len(order)
     area = style.axes(figure, 110, 48, 24, 8)
     labels, places = [], []
     for at, name in enumerate(classes):
@@ -75,30 +71,25 @@ def links(result: Result) -> Drawing | None:
         places.append(y)
         labels.append(f"{name} ({len(own)})")
     top = len(classes) + 1.0
-    for at, link in enumerate(order):
-        y = top + at
-        area.barh(y, mean[link], height=0.6, color=style.ACCENT, linewidth=0)
-        area.plot([busy[link]], [y], marker="|", markersize=11, markeredgewidth=2, color=style.INK)
-        places.append(y)
-        labels.append(_short(str(table["link"][link])))
+    rows = top + np.arange(len(order))
+    style.boxes(area, 0.0, mean[order], rows - 0.3, rows + 0.3, colour=style.ACCENT)
+    area.plot(busy[order], rows, linestyle="none", marker="|", markersize=11, markeredgewidth=2, color=style.INK)
+    places += rows.tolist()
+    labels += [_short(name) for name in table["link"][order].tolist()]
     area.set_ylim(top + len(order) - 0.4, -0.9)
     limit = max(100.0, float(busy[order].max())) if len(order) else 100.0
     area.set_xlim(0, limit * 1.005)
-    style.ticks(area.xaxis, [0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    style.ticks(area.yaxis, places, labels)
-    area.grid(visible=True, axis="x")
-    for side in ("left", "bottom"):
-        area.spines[side].set_visible(False)
+    style.across(area, [0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"], title="of the bandwidth", grid=True)
+    style.upward(area, places, labels)
     area.text(0, -0.62, "classes: least to most, dot = median", fontsize=11, color=style.MUTED, va="bottom")
     area.text(0, len(classes) + 0.38, "busiest links: mean of the step; tick = while in use", fontsize=11, color=style.MUTED, va="bottom")
-    area.set_xlabel("of the bandwidth")
     first = int(order[0])
     most = f"{table['link'][first]} carries {show(float(table['bytes'][first]), 'B')} a step, {mean[first]:.0f} % of what it could"
     return Drawing(
         name="links",
         title="How full the links are",
-        caption=f"Bytes ÷ (bandwidth × step time). The busiest: {most}. A low mean with a tick near 100 % is a link that is full in bursts.",
-        alt=f"Utilisation of {rows - len(order)} link classes and the {len(order)} busiest links. {most}.",
+        caption=f"Bytes ÷ (bandwidth × step time). The busiest: {most}. A low mean with a tick near 100 % is a link full in bursts.",
+        alt=f"Utilisation of {len(classes)} link classes and the {len(order)} busiest links. {most}.",
         svg=style.svg(figure, "links"),
     )
 
@@ -129,9 +120,9 @@ def fabric(result: Result) -> Drawing | None:
     high = max(float(values.max()), 1e-9)
     points = np.array(list(where.values()))
     wide, tall = np.ptp(points, axis=0)
-    height = float(np.clip(1000 * tall / max(wide, 1e-9), 230, 420))
+    height = float(np.clip(1000 * tall / max(wide, 1e-9), 210, 400))
     figure = style.canvas(style.WHOLE, height)
-    area = style.axes(figure, 24, 20, 82, 16)
+    area = style.axes(figure, 8, 8, 8, 8)
     lines = LineCollection(
         [[where[tail], where[head]] for tail, head in ordered], linewidths=1.0 + 3.0 * values / high, array=values, cmap=style.MAP
     )
@@ -142,45 +133,26 @@ def fabric(result: Result) -> Drawing | None:
         gpu = graph.nodes[vertex]["kind"] == "gpu"
         if many:
             continue
-        label = vertex.split(":", 1)[-1] if gpu else vertex.replace(":", " ")
-        area.text(
-            x, y, label, ha="center", va="center", fontsize=11, color=style.INK,
-            bbox={"boxstyle": "round,pad=0.45" if gpu else "round,pad=0.5", "facecolor": style.PAPER, "edgecolor": style.MUTED, "linewidth": 1},
-        )  # fmt: skip
+        label = str(vertex).split(":", 1)[-1] if gpu else str(vertex).replace(":", " ")
+        area.text(x, y, label, ha="center", va="center", fontsize=11, color=style.INK, bbox=BOX)
     if many:
         area.plot(points[:, 0], points[:, 1], linestyle="none", marker="o", markersize=3, color=style.INK, markeredgewidth=0)
     area.set_xlim(points[:, 0].min() - 0.7, points[:, 0].max() + 0.7)
     margin = 0.08 * max(tall, 1.0)
     area.set_ylim(points[:, 1].min() - margin, points[:, 1].max() + margin)
-    area.set_axis_off()
-    places = style.multiples(0.0, high)
-    style.colour_bar(figure, _Map(lines), (style.WHOLE - 66, 20, 10, height - 40), places, [f"{place:g} %" for place in places])
     fullest = ordered[-1]
     most = f"between {_vertex(fullest[0])} and {_vertex(fullest[1])} ({high:.0f} %)"
     return Drawing(
         name="fabric",
         title="The fabric",
-        caption="Boxes at the bottom are GPUs, the others switches. Colour and width show the utilisation of the fuller direction in a mean "
-        f"step; the fullest link is {most}.",
+        caption="Boxes at the bottom are GPUs, the others switches. Colour and width show the utilisation of the fuller direction in a "
+        f"mean step; the fullest link is {most}.",
         alt=f"Drawing of a cluster of {result.facts.get('gpus')} GPUs and {len(graph) - int(result.facts.get('gpus', 0))} switches. The "
         f"fullest link is {most}.",
         svg=style.svg(figure, "fabric"),
+        scale=("0 % of the bandwidth", f"{high:.3g} %"),
         wide=True,
     )
-
-
-class _Map:
-    """The colour map and limits of a collection, as an image has them."""
-
-    def __init__(self, lines: Any) -> None:
-        self.lines = lines
-
-    def get_clim(self) -> tuple[float, float]:
-        low, high = self.lines.get_clim()
-        return float(low), float(high)
-
-    def get_cmap(self) -> Any:
-        return self.lines.get_cmap()
 
 
 def _graph(described: Mapping[str, Any]) -> Any:

@@ -6,22 +6,8 @@ import numpy as np
 
 from moesim.desk.report import style
 from moesim.desk.report.style import Drawing
-from moesim.desk.words import change, show
+from moesim.desk.words import PHASES, change, show
 from moesim.facts.record import Result, Value
-
-STACK = ("attention", "dense", "gate", "shared", "experts", "dispatch", "combine", "waiting", "idle")
-COLUMN = {
-    "attention": "attention_s",
-    "dense": "dense_s",
-    "gate": "gate_s",
-    "shared": "shared_s",
-    "experts": "expert_s",
-    "dispatch": "dispatch_transfer_s",
-    "combine": "combine_transfer_s",
-    "waiting": "waiting_s",
-    "idle": "idle_s",
-}
-"""The column of ``gpus.csv`` (and of ``steps.csv``, but for idle) that holds each phase."""
 
 
 def bounds(result: Result) -> Drawing | None:
@@ -46,21 +32,17 @@ def bounds(result: Result) -> Drawing | None:
     whole = _number(rows[0][1])
     for at, (label, value, colour) in enumerate(rows):
         number = _number(value)
-        area.barh(at + 0.18, number, height=0.42, color=colour, linewidth=0)
+        style.boxes(area, [0.0], number, at - 0.03, at + 0.39, colour=colour)
         if value.low is not None and value.high is not None and value.high - value.low > 0.01 * high:
             area.hlines(at + 0.18, value.low, value.high, color=style.INK, linewidth=1.6)
         saved = f"  ({change(whole, number)})" if at else ""
         area.text(0, at - 0.13, f"{label}: {show(number, 's')}{saved}", va="bottom", fontsize=12.5)
-    _time_axis(area.xaxis, high)
-    area.grid(visible=True, axis="x")
-    style.ticks(area.yaxis, [], [])
-    area.spines["left"].set_visible(False)
-    area.spines["bottom"].set_visible(False)
+    style.across(area, *_times(high), grid=True)
     said = "; ".join(f"{label} {show(_number(value), 's')}" for label, value, _ in rows)
     return Drawing(
         name="bounds",
-        title="What could be gained",
-        caption="Step time, and two bounds: the same work spread evenly over GPUs, and the same work with communication that takes no time. "
+        title="The step and its bounds",
+        caption="What the run predicts, what it would take with perfectly even loads, and what with communication that takes no time. "
         "A thin line, where it is wide enough to see, is the 95 % interval of the mean.",
         alt=f"Bars of the step time: {said}.",
         svg=style.svg(figure, "bounds"),
@@ -73,7 +55,7 @@ def phases(result: Result) -> Drawing | None:
     if not len(table):
         return None
     gpus = len(table)
-    parts = [(name, np.maximum(table[COLUMN[name]].astype(float), 0.0)) for name in STACK]
+    parts = [(name, np.maximum(table[column].astype(float), 0.0)) for name, (_, column) in PHASES.items()]
     total = sum(values for _, values in parts)
     high = float(np.max(total))
     if high <= 0:
@@ -81,27 +63,21 @@ def phases(result: Result) -> Drawing | None:
     parts = [(name, values) for name, values in parts if values.max() > high * 1e-6]
     figure = style.canvas(style.WHOLE, 300)
     area = style.axes(figure, 62, 48, 8, 10)
-    gap = 0.22 if gpus <= 64 else 0.0
-    edges = np.column_stack([np.arange(gpus) + gap / 2, np.arange(gpus) + 1 - gap / 2]).ravel() if gap else np.arange(gpus + 1)
-    base = np.zeros(gpus)
+    gap = 0.11 if gpus <= 64 else 0.0
+    base, at = np.zeros(gpus), np.arange(gpus)
     for name, values in parts:
-        upper = base + values
-        area.stairs(
-            _gapped(upper, gap), edges, baseline=_gapped(base, gap), fill=True, facecolor=style.PHASES[name][1],
-            edgecolor=style.PAPER, linewidth=0, hatch="///" if name == "waiting" else None,
-        )  # fmt: skip
-        base = upper
+        hatch = "///" if name == "waiting" else None
+        style.boxes(area, at + gap, at + 1 - gap, base, base + values, colour=style.COLOURS[name], hatch=hatch)
+        base = base + values
     node = table["node"]
-    for at in np.flatnonzero(np.diff(node)) + 1:
-        area.axvline(float(at), color=style.MUTED, linewidth=1, linestyle=(0, (2, 3)))
+    for edge in np.flatnonzero(np.diff(node)) + 1:
+        area.axvline(float(edge), color=style.MUTED, linewidth=1, linestyle=(0, (2, 3)))
     area.set_xlim(0, gpus)
     area.set_ylim(0, high * 1.03)
-    _time_axis(area.yaxis, high)
-    area.grid(visible=True, axis="y")
-    area.spines["left"].set_visible(False)
+    style.upward(area, *_times(high), grid=True)
     shown = style.every(gpus, 17)
-    style.ticks(area.xaxis, [at + 0.5 for at in shown], [str(table["gpu"][at]) for at in shown])
-    area.set_xlabel("GPU" + (" (dotted: node boundary)" if node.max() > 0 else ""))
+    title = "GPU" + (" (dotted: node boundary)" if node.max() > 0 else "")
+    style.across(area, [i + 0.5 for i in shown], [str(table["gpu"][i]) for i in shown], title=title)
     waiting = table["waiting_s"]
     most, least = int(waiting.argmax()), int(waiting.argmin())
     said = (
@@ -115,7 +91,7 @@ def phases(result: Result) -> Drawing | None:
         alt=f"Stacked bars of the phases of {gpus} GPUs. {said}.",
         svg=style.svg(figure, "phases"),
         wide=True,
-        legend=tuple((style.PHASES[name][0], style.PHASES[name][1], "hatched" if name == "waiting" else "") for name, _ in parts),
+        legend=style.legend(name for name, _ in parts),
     )
 
 
@@ -140,23 +116,16 @@ def steps(result: Result) -> Drawing | None:
     area.plot(table["step"], times, linestyle="none", marker="o", markersize=size, color=style.ACCENT, markeredgewidth=0)
     area.set_ylim(bottom, top)
     places, labels, unit = style.scale(top, "s", 4, low=bottom)
-    style.ticks(area.yaxis, places, labels)
-    area.set_ylabel(unit)
+    style.upward(area, places, labels, title=unit, grid=True, gap=46)
     shown = [int(table["step"][at]) for at in style.every(len(times), 8)]
-    style.ticks(area.xaxis, shown, [str(step) for step in shown])
-    area.grid(visible=True, axis="y")
-    area.set_xlabel("step")
+    style.across(area, shown, [str(step) for step in shown], title="step", line=True)
     side = style.axes(figure, 360, 48, 22, 12)
     ordered = np.sort(times)
     side.step(np.arange(1, len(times) + 1) / len(times), ordered, where="pre", color=style.INK, linewidth=1.4)
     side.set_ylim(bottom, top)
     side.set_xlim(0, 1)
-    style.ticks(side.yaxis, places, [""] * len(places))
-    style.ticks(side.xaxis, [0, 0.5, 1], ["0", "50 %", "100 %"])
-    side.grid(visible=True, axis="both")
-    side.set_xlabel("of the steps")
-    for part in (area, side):
-        part.spines["left"].set_visible(False)
+    style.upward(side, places, [""] * len(places), grid=True)
+    style.across(side, [0, 0.5, 1], ["0", "50 %", "100 %"], title="of the steps", grid=True)
     return Drawing(
         name="steps",
         title="Step by step",
@@ -171,14 +140,6 @@ def _number(value: Value) -> float:
     return 0.0 if value.value is None else value.value
 
 
-def _gapped(values: np.ndarray, gap: float) -> np.ndarray:
-    if not gap:
-        return values
-    spread = np.full(2 * len(values) - 1, np.nan)
-    spread[::2] = values
-    return spread
-
-
-def _time_axis(axis: object, high: float) -> None:
+def _times(high: float) -> tuple[list[float], list[str]]:
     places, labels, unit = style.scale(high, "s", 5)
-    style.ticks(axis, places, [f"{label} {unit}" if unit else label for label in labels])
+    return places, [f"{label} {unit}" if unit else label for label in labels]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from moesim.desk.report import style
 from moesim.desk.report.style import Drawing
@@ -85,46 +86,39 @@ def timeline(result: Result) -> Drawing | None:
     area.set_xlim(0, seen.end - seen.start)
     area.set_ylim(len(gpus) - 0.5, -0.5)
     places, labels, unit = style.scale(seen.end - seen.start, "s", 8)
-    style.ticks(area.xaxis, places, labels)
-    style.ticks(area.yaxis, range(len(gpus)), [str(gpu) for gpu in gpus])
-    area.grid(visible=True, axis="x")
-    for side in ("left", "bottom"):
-        area.spines[side].set_visible(False)
-    area.set_xlabel(f"{unit} since the window began")
-    area.set_ylabel("GPU")
+    style.across(area, places, labels, title=f"{unit} since the window began", grid=True)
+    style.upward(area, range(len(gpus)), [str(gpu) for gpu in gpus], title="GPU", gap=34)
     held = np.isin(span["phase"], COLLECTIVES)
     waited = float(span["waiting_s"][held].max()) if held.any() else 0.0
     which = " and ".join(str(layer) for layer in seen.layers)
     step = int(table["step"][0])
     longest = f"the longest wait is {show(waited, 's')}" if waited > 0 else "nobody waits"
     late = f"; the last to arrive are {', '.join(names)}" if names else ""
-    some = "" if len(gpus) == len(np.unique(table["gpu"])) else f" {len(gpus)} GPUs are shown: those that others waited for most, and an even choice."
+    some = (
+        ""
+        if len(gpus) == len(np.unique(table["gpu"]))
+        else f" {len(gpus)} GPUs are shown: those that others waited for most, and an even choice."
+    )
     return Drawing(
         name="timeline",
         title="Inside one step",
-        caption=f"Step {step}, {seen.direction}, model layer{'s' if len(seen.layers) > 1 else ''} {which}: where GPUs wait longest. Upper half of a "
-        f"row: computing; lower half: in a collective, its waiting drawn first. A dashed line marks the arrival of the last GPU; {longest}."
-        + some,
+        caption=f"Step {step}, {seen.direction}, model layer{'s' if len(seen.layers) > 1 else ''} {which}: where GPUs wait longest. Upper "
+        "half of a row: computing; lower half: in a collective, its waiting drawn first. A dashed line marks the arrival of the last GPU; "
+        f"{longest}." + some,
         alt=f"Timeline of {len(gpus)} GPUs over {show(seen.end - seen.start, 's')} of step {step}; {longest}{late}.",
         svg=style.svg(figure, "timeline"),
         wide=True,
-        legend=tuple(
-            (style.PHASES[name][0], style.PHASES[name][1], "hatched" if name == "waiting" else "")
-            for name in style.PHASES
-            if name in set(span["phase"].tolist()) or (name == "waiting" and waited > 0)
-        ),
+        legend=style.legend(name for name in style.COLOURS if name in set(span["phase"].tolist()) or (name == "waiting" and waited > 0)),
     )
 
 
-def _bars(area: style.Axes, span: Table, gpus: list[int], seen: Window) -> None:
-    from matplotlib.collections import PolyCollection
-
+def _bars(area: Axes, span: Table, gpus: list[int], seen: Window) -> None:
     row = np.searchsorted(np.asarray(gpus), span["gpu"])
     start, end = (np.clip(span[name], seen.start, seen.end) - seen.start for name in ("start_s", "end_s"))
     moving = np.clip(span["start_s"] + np.minimum(span["waiting_s"], span["end_s"] - span["start_s"]), seen.start, seen.end) - seen.start
     low = np.where(span["lane"] == "compute", row - 0.42, row + 0.0)
     high = np.where(span["lane"] == "compute", row - 0.0, row + 0.42)
-    for name, (_, colour) in style.PHASES.items():
+    for name, colour in style.COLOURS.items():
         if name == "waiting":
             mask, left, right = np.isin(span["phase"], COLLECTIVES) & (moving > start), start, moving
         elif name in COLLECTIVES:
@@ -133,17 +127,10 @@ def _bars(area: style.Axes, span: Table, gpus: list[int], seen: Window) -> None:
             mask, left, right = (span["phase"] == name) & (end > start), start, end
         if not mask.any():
             continue
-        corners = np.stack([np.column_stack([x[mask], y[mask]]) for x, y in ((left, low), (right, low), (right, high), (left, high))], axis=1)
-        # One compound path draws far faster than a patch for every span.
-        area.add_collection(
-            PolyCollection(
-                corners.reshape(-1, 4, 2), facecolor=colour, edgecolor=style.PAPER, linewidth=0, hatch="////" if name == "waiting" else None
-            ),
-            autolim=False,
-        )
+        style.boxes(area, left[mask], right[mask], low[mask], high[mask], colour=colour, hatch="////" if name == "waiting" else None)
 
 
-def _late(area: style.Axes, collectives: Table, span: Table, gpus: list[int], seen: Window) -> list[str]:
+def _late(area: Axes, collectives: Table, span: Table, gpus: list[int], seen: Window) -> list[str]:
     """Mark the last arrival of each collective that keeps somebody waiting for long enough to see; return the names of these GPUs."""
     here = collectives.where((collectives["last_arrival_s"] > seen.start) & (collectives["last_arrival_s"] < seen.end))
     if len(span):

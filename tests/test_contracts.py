@@ -1,0 +1,80 @@
+"""Every registered plug-in keeps the contract of its slot, as anybody can check with moesim.testing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moesim.testing
+from moesim.base.registry import SLOTS, kinds
+from moesim.facts.scenario import Setting
+from moesim.facts.trace import Trace
+from moesim.testing import tiny_settings
+
+
+def _ours() -> dict[tuple[str, str], type]:
+    return {(slot, kind): cls for slot in SLOTS for kind, cls in kinds(slot).items() if cls.__module__.startswith("moesim.")}
+
+
+PLUGINS = _ours()
+
+# Instances for kinds that cannot be made without arguments, or whose defaults would not show what they do in a short check.
+EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
+    ("source", "recorded"): {"trace": "tiny.npz"},
+    ("capacity", "megatron"): {"factor": 1.25},
+}
+# What a check needs besides the instance.
+KEYWORDS: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {
+    ("source", "recorded"): lambda: {"settings": [_with_trace(setting) for setting in tiny_settings()]},
+}
+
+
+def _with_trace(setting: Setting) -> Setting:
+    """A setting whose every trace is a recording of its own model, 100 tokens long."""
+    model = setting.model
+    layers = len(model.moe_layers)
+    rng = np.random.default_rng(5)
+    scores = rng.standard_normal((100, layers, model.experts))
+    trace = Trace(
+        name="tiny.npz",
+        digest="0" * 64,
+        layers=layers,
+        experts=model.experts,
+        top_k=model.top_k,
+        ids=np.argsort(-scores, axis=-1)[..., : model.top_k].astype(np.int32),
+    )
+    return dataclasses.replace(setting, read_trace=lambda path, **keys: trace)
+
+
+@pytest.mark.parametrize(("slot", "kind"), PLUGINS)
+def test_plugin_keeps_the_contract_of_its_slot(slot: str, kind: str) -> None:
+    check = getattr(moesim.testing, f"check_{slot}")
+    check(PLUGINS[slot, kind](**EXAMPLES.get((slot, kind), {})), **KEYWORDS.get((slot, kind), dict)())
+
+
+def test_every_kind_can_be_made_or_has_an_example() -> None:
+    needy = {
+        key
+        for key, cls in PLUGINS.items()
+        if any(f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING for f in dataclasses.fields(cls))
+    }
+    assert needy <= set(EXAMPLES), f"add an example for {sorted(needy - set(EXAMPLES))}"
+    stale = (set(EXAMPLES) | set(KEYWORDS)) - set(PLUGINS)
+    assert not stale, f"there is no such plug-in: {sorted(stale)}"
+
+
+def test_every_slot_has_a_check_and_a_plugin() -> None:
+    assert {f"check_{slot}" for slot in SLOTS} <= set(moesim.testing.__all__)
+    assert {slot for slot, _ in PLUGINS} == set(SLOTS)
+
+
+@pytest.mark.parametrize(("slot", "kind"), PLUGINS)
+def test_definition_is_one_full_sentence(slot: str, kind: str) -> None:
+    # The first line is what `moesim list` and the report show.
+    first = (PLUGINS[slot, kind].__doc__ or "").strip().splitlines()[0]
+    assert first[0].isupper() or not first[0].isalpha() or slot == "metric"
+    assert first.rstrip().endswith(".")
