@@ -88,11 +88,15 @@ def _print(parcel: Parcel, form: str) -> BrokenPipeError | None:
     else:
         text = _table(parcel, parcel.folder)
     try:
-        click.echo(text, nl=False)
-        sys.stdout.flush()
+        _echo(text)
     except BrokenPipeError as error:
         return error
     return None
+
+
+def _echo(text: str) -> None:
+    click.echo(text, nl=False)
+    sys.stdout.flush()
 
 
 def _table(parcel: Parcel, folder: Path) -> str:

@@ -44,7 +44,8 @@ PHASES = {
 }
 """What the parts of a GPU's step are called, and their columns in ``gpus.csv``; dispatch and combine are the transfers alone."""
 
-_PREFIXES = ((1e12, "T "), (1e9, "G "), (1e6, "M "), (1e4, "k "))
+_PREFIXES = ((1e12, 1e12, "T "), (1e9, 1e9, "G "), (1e6, 1e6, "M "), (1e4, 1e3, "k "))
+"""From which value on a number of something is written with which divisor and prefix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +101,10 @@ def show(value: float | None, unit: str, *, share: bool = False) -> str:
     if unit in DIMENSIONS:
         return _three(format_quantity(value, unit)).replace(" us", " µs")
     if unit:
-        return next(
-            (f"{_digits(value / size)} {prefix}{unit}" for size, prefix in _PREFIXES if abs(value) >= size * 0.9995),
-            f"{number(value)} {unit}",
-        )
+        for least, size, prefix in _PREFIXES:
+            if abs(value) >= least * 0.9995:
+                return f"{_digits(value / size)} {prefix}{unit}"
+        return f"{number(value)} {unit}"
     return number(value)
 
 

@@ -57,6 +57,7 @@ class Collective:
         self._size = size
         self._barrier = barrier
         self._missing = set(ranks)
+        self._order = np.empty(len(self._missing), dtype=np.int64)
         self._counter = np.zeros(len(size), dtype=np.int32)
         self._moving = 0
         self._moving_since = 0.0
@@ -74,7 +75,8 @@ class Collective:
         here = Participation(self._env.now, self._env.event(), idle_since=self._env.now)
         here.counter = self._fabric.watch(lambda: self._quiet(rank))
         self._counter[rank] = here.counter
-        earlier = np.array(list(self.at), dtype=np.int64)
+        earlier = self._order[: len(self.at)].copy()
+        self._order[len(self.at)] = rank
         self.at[rank] = here
         self._missing.discard(rank)
         if not self._barrier:
@@ -82,7 +84,7 @@ class Collective:
                 np.concatenate([np.full(len(earlier), rank), earlier]), np.concatenate([earlier, np.full(len(earlier), rank)]), rank
             )
         elif not self._missing:
-            everybody = np.array(self.ranks, dtype=np.int64)
+            everybody = np.sort(self._order)
             source, destination = (side.ravel() for side in np.meshgrid(everybody, everybody, indexing="ij"))
             self._start(source[source != destination], destination[source != destination], rank)
         if not self._missing:

@@ -19,10 +19,29 @@ from simpy.events import EventPriority
 from moesim.base.errors import LawBroken
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
+from moesim.models.bounds import link_bytes
 from moesim.models.sharing.compiled import FINISHED, run_until
 
 LATE = EventPriority(2)
 """After every ordinary event (and SimPy's own urgent ones) of the same instant."""
+
+
+class _Flows:
+    """Room for the flows on their way, one row each."""
+
+    def __init__(self, rows: int, hops: int) -> None:
+        self.route = np.empty((rows, hops), dtype=np.int32)
+        self.pair: Ints = np.empty(rows, dtype=np.int64)
+        self.asked: Floats = np.empty(rows)
+        self.left: Floats = np.empty(rows)
+        self.watch = np.empty((rows, 2), dtype=np.int32)
+
+    def grown(self, rows: int) -> _Flows:
+        """Return more room with the same flows."""
+        more, old = _Flows(rows, self.route.shape[1]), len(self.left)
+        for name in ("route", "pair", "asked", "left", "watch"):
+            getattr(more, name)[:old] = getattr(self, name)
+        return more
 
 
 class Fabric:
@@ -42,21 +61,16 @@ class Fabric:
         self._capacity = np.ascontiguousarray(cluster.bandwidth)
         self._latency = cluster.route_latency().ravel()
         self._route = _padded_routes(cluster)
-        self._live_route = np.empty((0, self._route.shape[1]), dtype=np.int32)
-        self._live_pair = np.empty(0, dtype=np.int64)
-        self._asked: Floats = np.empty(0)
-        self._left: Floats = np.empty(0)
-        self._watch = np.empty((0, 2), dtype=np.int32)
+        self._live = 0
+        self._flows = _Flows(256, self._route.shape[1])
         self._pending: Ints = np.zeros(64, dtype=np.int64)
         self._callbacks: list[Callable[[], None] | None] = []
         self._free: list[int] = []
         self._time = 0.0
         self._latest = 0
         self._dirty = False
-        self._ended: Floats = np.empty(64)
         self._woken: Ints = np.empty(64, dtype=np.int64)
         self.busy: Floats = np.zeros(cluster.links)
-        self.asked_on_link: Floats = np.zeros(cluster.links)
         self.asked_between: Floats = np.zeros(cluster.gpus * cluster.gpus)
         self.carried_between: Floats = np.zeros(cluster.gpus * cluster.gpus)
 
@@ -97,6 +111,10 @@ class Fabric:
             flows = latency == wait
             self._after(wait, self._join, pair[flows], np.asarray(size[flows], dtype=np.float64), watch[flows])
 
+    def carried_on_link(self) -> Floats:
+        """Return float[K], bytes of the flows that have ended."""
+        return link_bytes(self.carried_between.reshape(self._cluster.gpus, -1), self._cluster)
+
     def check(self) -> None:
         """Check laws L2 (what was asked for was carried) and L3 (no link carried more than it can).
 
@@ -115,10 +133,10 @@ class Fabric:
                 f"but {self.carried_between[worst]:.6g} B were carried"
             )
         most = self._capacity * self.busy
-        over = int(np.argmax(self.asked_on_link - most))
-        if self.asked_on_link[over] > most[over] * (1 + 1e-9):
+        carried = self.carried_on_link()
+        for over in np.flatnonzero(carried > most * (1 + 1e-9))[:1]:
             raise LawBroken(
-                f"law L3 (capacity): link {self._cluster.link_names[over]} carried {self.asked_on_link[over]:.6g} B in "
+                f"law L3 (capacity): link {self._cluster.link_names[over]} carried {carried[over]:.6g} B in "
                 f"{self.busy[over]:.6g} s, more than its {self._capacity[over]:.6g} B/s allow"
             )
 
@@ -127,17 +145,20 @@ class Fabric:
         event.callbacks.append(lambda _: what(*arguments))
 
     def _join(self, pair: Ints, size: Floats, watch: NDArray[np.int32]) -> None:
-        if not len(self._left):
+        if not self._live:
             self._time = self._env.now  # an idle fabric has nothing to catch up with
         elif abs(self._env.now - self._time) > 4 * math.ulp(self._env.now):
             raise LawBroken(f"law L6 (causality): the fabric is at {self._time!r} s when a flow joins at {self._env.now!r} s")
-        route = self._route[pair]
-        np.add.at(self.asked_on_link, route[route >= 0], np.repeat(size, (route >= 0).sum(axis=1)))
-        self._live_route = np.concatenate([self._live_route, route])
-        self._live_pair = np.concatenate([self._live_pair, pair])
-        self._asked = np.concatenate([self._asked, size])
-        self._left = np.concatenate([self._left, size])
-        self._watch = np.concatenate([self._watch, watch.astype(np.int32)])
+        end = self._live + len(pair)
+        if end > len(self._flows.left):
+            self._flows = self._flows.grown(2 * end)
+        place = slice(self._live, end)
+        self._flows.route[place] = self._route[pair]
+        self._flows.pair[place] = pair
+        self._flows.asked[place] = size
+        self._flows.left[place] = size
+        self._flows.watch[place] = watch
+        self._live = end
         self._touch()
 
     def _touch(self) -> None:
@@ -158,33 +179,24 @@ class Fabric:
         if number != self._latest:
             return  # a later settle has been planned, for an earlier or the same instant
         self._dirty = False
-        live = len(self._left)
-        if not live:
+        if not self._live:
             return
-        if live > len(self._ended):
-            self._ended = np.empty(2 * live)
-        now = self._env.now
-        self._time, ended, woken = run_until(
+        now, flows = self._env.now, self._flows
+        self._time, self._live, woken = run_until(
             self._capacity,
-            self._live_route,
-            self._asked,
-            self._left,
-            self._watch,
+            flows.route,
+            flows.pair,
+            flows.asked,
+            flows.left,
+            flows.watch,
+            self._live,
             self._pending,
             self.busy,
-            self._ended,
+            self.carried_between,
             self._woken,
             now,
             self._env.peek(),
         )
-        if ended:
-            stay = self._ended[:live] < 0
-            done = ~stay
-            self.carried_between += np.bincount(
-                self._live_pair[done], weights=(self._asked - self._left)[done], minlength=len(self.carried_between)
-            )
-            self._live_route, self._live_pair = self._live_route[stay], self._live_pair[stay]
-            self._asked, self._left, self._watch = self._asked[stay], self._left[stay], self._watch[stay]
         wait = max(self._time - now, 0.0)
         if woken:
             counters = self._woken[:woken].tolist()

@@ -63,7 +63,7 @@ class Machine:
         self.env.run()
         if not finished:
             raise Stuck(describe_stuck(run, self.env.now))
-        self.marks.append(Mark(start, finished[0], self.fabric.busy.copy(), self.fabric.asked_on_link.copy()))
+        self.marks.append(Mark(start, finished[0], self.fabric.busy.copy(), self.fabric.carried_on_link()))
         return self.marks[-1]
 
     def _driver(self, run: StepRun, finished: list[float]) -> Generator[simpy.Event, Any, None]:

@@ -206,7 +206,7 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
 
 def _links(tally: Tally, marks: list[Mark], cluster: Cluster) -> Table:
     before = tally.marks[tally.warmup - 1] if tally.warmup else None
-    asked = marks[-1].asked - (before.asked if before else 0.0)
+    carried = marks[-1].carried - (before.carried if before else 0.0)
     busy = marks[-1].busy - (before.busy if before else 0.0)
     seconds = sum(mark.end - mark.start for mark in marks)
     return Table(
@@ -214,10 +214,10 @@ def _links(tally: Tally, marks: list[Mark], cluster: Cluster) -> Table:
             "link": np.array(cluster.link_names),
             "link_class": np.array(cluster.link_class),
             "bandwidth_Bps": cluster.bandwidth,
-            "bytes": asked / len(marks),
+            "bytes": carried / len(marks),
             "busy_s": busy / len(marks),
-            "utilisation": asked / (cluster.bandwidth * seconds),
-            "busy_utilisation": np.divide(asked, cluster.bandwidth * busy, out=np.zeros_like(asked), where=busy > 0),
+            "utilisation": carried / (cluster.bandwidth * seconds),
+            "busy_utilisation": np.divide(carried, cluster.bandwidth * busy, out=np.zeros_like(carried), where=busy > 0),
         },
         units={"bandwidth_Bps": "B/s", "bytes": "B", "busy_s": "s"},
     )

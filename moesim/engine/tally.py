@@ -18,12 +18,12 @@ from moesim.facts.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """When a step started and ended, in s, and what every link had done by its end: float[K] busy s and asked B."""
+    """When a step started and ended, in s, and what every link had done by its end: float[K] busy s and carried B."""
 
     start: float
     end: float
     busy: Floats
-    asked: Floats
+    carried: Floats
 
 
 @dataclass(slots=True)

@@ -19,8 +19,18 @@ Dtype = Annotated[str, Choice(tuple(DTYPE_BYTES))]
 class Attention:
     """The attention block: how many weights it multiplies by, and what it does per token of context.
 
-    ``projection_parameters`` are all weights of the block. A token's scores and values over a context of c tokens cost
-    ``4 * c * heads * score_width`` flops when query-key and value widths are equal; ``score_width`` is their mean.
+    A token's scores and values over a context of c tokens cost ``4 * c * heads * score_width`` flops.
+
+    Parameters
+    ----------
+    heads : int
+        Query heads.
+    score_width : float
+        Mean of the width of a query-key head and of a value head.
+    projection_parameters : int
+        All weights of the block.
+    cache_bytes_per_token : int
+        Keys and values that a token leaves behind, in one layer.
     """
 
     heads: Count
@@ -36,28 +46,58 @@ class MoeModel:
 
     Parameters
     ----------
+    name : str
+        Of the model.
     layers : int
         Transformer layers, dense and MoE.
     moe_layers : tuple of int
         Which of them have experts, counted from 0.
-    hidden, dense_width : int
-        Width of the residual stream; of the feed-forward block of dense layers (0 if there are none).
-    experts, top_k, expert_width : int
-        Routed experts of a layer, choices of a token, inner width of one expert (gated: three matrices).
+    hidden : int
+        Width of the residual stream.
+    experts : int
+        Routed experts of a layer.
+    top_k : int
+        Routed experts that a token chooses.
+    expert_width : int
+        Inner width of one routed expert.
+    shared_experts : int
+        Experts that every token goes through, on its own GPU.
     shared_width : int
         Inner width of all shared experts of a layer together, 0 if none.
-    groups, top_groups : int
-        Group-limited routing; 1 and 1 when there is none.
+    dense_width : int
+        Inner width of the feed-forward block of dense layers, 0 if there are none.
+    groups : int
+        Groups of experts in group-limited routing; 1 when there is none.
+    top_groups : int
+        Groups that a token may choose from.
+    scoring : str
+        What the router makes of its logits.
+    normalise_top_k : bool
+        Whether the gate weights of a token are divided by their sum.
+    routed_scale : float
+        What the gate weights are multiplied by.
+    correction_bias : bool
+        Whether the router adds a bias per expert to choose by.
+    hash_layers : int
+        Layers at the start that choose by a token's number instead of by scores.
     dispatch_width : int
         Elements a token brings to an expert: ``hidden``, or less for latent MoE.
-    weight_dtype, activation_dtype, expert_dtype : str
-        Keys of ``DTYPE_BYTES``.
+    weight_dtype : str
+        Of all weights but those of routed experts; a key of ``DTYPE_BYTES``.
+    expert_dtype : str
+        Of the weights of routed experts.
+    activation_dtype : str
+        Of what goes from layer to layer.
+    vocabulary : int
+        Rows of the embedding; for memory only.
     gated : bool
         Whether a feed-forward block has a gate beside up and down (three matrices), or not (two).
     tied_embeddings : bool
         Whether the output layer shares the weights of the embedding.
     notes : tuple of str
         What these facts leave out of the model they describe; shown with every result.
+    attention : section
+        The attention block.
     """
 
     name: Text

@@ -95,18 +95,26 @@ class Scenario:
         Of the question; also names the folder of results.
     seed : int
         Of all random numbers. The same scenario with the same seed gives the same results.
-    steps, warmup : int
-        Steps that are run, and how many of the first are not measured.
+    steps : int
+        Steps that are run.
+    warmup : int
+        How many of the first steps are not measured.
     model : section
         What runs.
     cluster : plug-in
         Where it runs.
-    parallel, workload : section
-        How it is spread; what a step is.
+    parallel : section
+        How it is spread over GPUs.
+    workload : section
+        What a step is.
     routing : plug-in
         Where the tokens' choices come from.
-    exchange, compute, schedule : plug-in
-        How tokens travel; how long kernels take; what waits for what.
+    exchange : plug-in
+        How tokens travel to their experts and back.
+    compute : plug-in
+        How long kernels take.
+    schedule : plug-in
+        What waits for what.
     policy : section
         What balances the load.
     compare : mapping

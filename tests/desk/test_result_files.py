@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_result import example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,6 @@ from moesim.desk.columns import COLUMNS, FILES
 from moesim.desk.result_files import NAMES, load, pack, save, unpack
 from moesim.desk.tables import describe, from_csv, to_csv, unit_of
 from moesim.facts.record import Result, Table
-from tests.example_result import example
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "results.md"
 
@@ -82,7 +82,7 @@ def test_l13_every_table_reads_back_equal(data: st.DataObject) -> None:
     columns = {}
     for at, kind in enumerate(data.draw(st.lists(st.sampled_from("fiUb"), min_size=1, max_size=4))):
         cells = data.draw(st.lists(CELLS[kind], min_size=rows, max_size=rows))
-        columns[f"c{at},\"{kind}"] = np.array(cells, dtype={"f": np.float64, "i": np.int64, "U": str, "b": np.bool_}[kind])
+        columns[f'c{at},"{kind}'] = np.array(cells, dtype={"f": np.float64, "i": np.int64, "U": str, "b": np.bool_}[kind])
     table = Table(columns=columns)
     back = from_csv(to_csv(table), describe(table), where="x.csv")
     for name, column in columns.items():

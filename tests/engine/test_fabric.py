@@ -69,7 +69,7 @@ def test_incast_shares_the_receivers_link():
     env.run()
     assert log == [("incast", pytest.approx(9.0, rel=1e-12))]
     assert fabric.busy[4 + 3] == pytest.approx(9.0)
-    assert fabric.asked_on_link[4 + 3] == pytest.approx(90.0)
+    assert fabric.carried_on_link()[4 + 3] == pytest.approx(90.0)
 
 
 def test_a_byte_that_is_lost_breaks_law_l2():

@@ -258,3 +258,18 @@ def test_512_gpus_with_rails_keep_every_pair_connected():
     hops = np.diff(cluster.route_start).reshape(512, 512)
     # 2 links inside a node or below a rail's leaf: 8 + 8 - 2 peers; 4 across the spine for the rest; none to oneself.
     assert np.bincount(hops[77], minlength=5).tolist() == [1, 0, 14, 0, 497]
+
+
+@pytest.mark.parametrize(
+    ("cls", "keys", "field"),
+    [
+        (OneSwitch, {"gpus": 2049}, "gpus"),
+        (NvlinkNodes, {"nodes": 10**9}, "nodes"),
+        (Mesh, {"nodes": 257, "gpus_per_node": 8}, "nodes"),
+        (NvlRack, {"racks": 29}, "racks"),
+    ],
+)
+def test_clusters_too_large_to_hold_are_refused_before_they_are_built(cls, keys, field):
+    with pytest.raises(FieldError, match="at most 2048 GPUs") as caught:
+        cls(**keys)
+    assert caught.value.field == field

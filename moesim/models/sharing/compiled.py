@@ -114,15 +114,30 @@ def _end(f: int, route: NDArray[np.int32], watch: NDArray[np.int32], alive_on: I
 
 
 @njit(cache=True, error_model="numpy")
-def run_until(
+def _leave(ended: Bools, route: NDArray[np.int32], pair: Ints, asked: Floats, left: Floats, watch: NDArray[np.int32]) -> None:
+    """Move the flows that are still on their way to the front, in order."""
+    to = 0
+    for f in range(len(ended)):
+        if not ended[f]:
+            if to < f:
+                route[to] = route[f]
+                pair[to], asked[to], left[to] = pair[f], asked[f], left[f]
+                watch[to] = watch[f]
+            to += 1
+
+
+@njit(cache=True, error_model="numpy")
+def run_until(  # noqa: PLR0917 - numba takes flat arrays, by position
     capacity: Floats,
     route: NDArray[np.int32],
+    pair: Ints,
     asked: Floats,
     left: Floats,
     watch: NDArray[np.int32],
+    live: int,
     pending: Ints,
     busy: Floats,
-    ended: Floats,
+    carried: Floats,
     woken: Ints,
     now: float,
     horizon: float,
@@ -133,18 +148,22 @@ def run_until(
     ----------
     capacity : float[K]
         Bandwidth of each link, B/s.
-    route : int32[F, H]
-        Links of each flow, padded with -1.
-    asked, left : float[F]
-        Bytes of each flow at its start, and now; ``left`` is updated and keeps its rounding error when a flow ends.
-    watch : int32[F, 2]
+    route : int32[F or more, H]
+        Links of each flow, padded with -1. This and the next four are compacted: flows that ended leave.
+    pair : int[F or more]
+        What ``carried`` is counted by: the number of the flow's pair of GPUs.
+    asked, left : float[F or more]
+        Bytes of each flow at its start, and now.
+    watch : int32[F or more, 2]
         Two counters of each flow that drop by one when it ends (its source's and its destination's).
+    live : int
+        F, the flows that are on their way.
     pending : int[W]
         The counters; updated. The call returns at the instant at which any of them reaches zero.
     busy : float[K]
         Seconds during which a link carried something; updated.
-    ended : float[F or more]
-        Written: the instant at which a flow ended, or -1.
+    carried : float[pairs]
+        Bytes carried by flows that ended, from their rates and times; updated.
     woken : int[W]
         Written: the counters that reached zero, as many as the call returns.
     now, horizon : float
@@ -153,28 +172,27 @@ def run_until(
     Returns
     -------
     float, int, int
-        The instant reached, how many flows ended, how many counters reached zero.
+        The instant reached, how many flows are left, how many counters reached zero.
 
     Notes
     -----
     Rates are max-min fair: fill all flows equally until a link is full, freeze the flows on it, go on with the rest
     (Bertsekas and Gallager, Data Networks, section 6.5.2). Between two ends rates are constant, so stepping from end to end is exact.
     """
-    flows, links = len(route), len(capacity)
-    start, members = _members(route, links)
+    links = len(capacity)
+    start, members = _members(route[:live], links)
     alive_on = start[1:] - start[:-1]
     used = np.flatnonzero(alive_on)
-    ended[:flows] = -1.0
-    rate, frozen = np.empty(flows), np.empty(flows, dtype=np.bool_)
+    rate, ended, frozen = np.empty(live), np.zeros(live, dtype=np.bool_), np.empty(live, dtype=np.bool_)
     free, open_on, open_links = np.empty(links), np.empty(links, dtype=np.int64), np.empty(links, dtype=np.int64)
-    alive = flows
+    alive = live
     woke = 0
     while alive > 0 and woke == 0:
-        frozen[:] = ended[:flows] >= 0.0
+        frozen[:] = ended
         _fill(capacity, route, start, members, used, alive_on, frozen, rate, free, open_on, open_links)
         step = np.inf
-        for f in range(flows):
-            if ended[f] < 0.0:
+        for f in range(live):
+            if not ended[f]:
                 step = min(step, left[f] / rate[f])
         cut = step > horizon - now
         if cut:
@@ -183,13 +201,15 @@ def run_until(
             if alive_on[k] > 0:
                 busy[k] += step
         now = horizon if cut else now + step
-        for f in range(flows):
-            if ended[f] < 0.0:
+        for f in range(live):
+            if not ended[f]:
                 left[f] -= rate[f] * step
                 if left[f] <= FINISHED * asked[f]:
-                    ended[f] = now
+                    ended[f] = True
                     alive -= 1
+                    carried[pair[f]] += asked[f] - left[f]
                     woke = _end(f, route, watch, alive_on, pending, woken, woke)
         if cut:
             break
-    return now, flows - alive, woke
+    _leave(ended, route, pair, asked, left, watch)
+    return now, alive, woke

@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 
 import networkx as nx
 
+from moesim.base.errors import FieldError
 from moesim.base.fields import BytesPerSecond, Efficiency, Number, Seconds
 from moesim.facts.evidence import weakest
 from moesim.facts.gpu import Gpu
@@ -15,6 +16,22 @@ from moesim.models.topology.achieved import Link, delay, link_of
 
 Graph: TypeAlias = nx.DiGraph
 Oversubscription = Annotated[float, Number(1.0)]
+
+
+MOST_GPUS = 2048
+"""Routes are kept for every pair: 2,048 GPUs make 4 million of them, some hundred megabytes."""
+
+
+def at_most(field: str, gpus: int) -> None:
+    """Refuse clusters whose routes would not fit in memory.
+
+    Raises
+    ------
+    FieldError
+        At ``field``, with both numbers.
+    """
+    if gpus > MOST_GPUS:
+        raise FieldError(field, f"{gpus} GPUs are too many: routes are kept for every pair, so at most {MOST_GPUS} GPUs can be simulated")
 
 
 def gpus_on(node_of: Sequence[int]) -> Graph:

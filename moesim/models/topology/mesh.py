@@ -10,7 +10,7 @@ from moesim.base.registry import register
 from moesim.facts.cluster import Cluster
 from moesim.facts.gpu_presets import GpuField, gpu_presets
 from moesim.models.topology.achieved import link_of
-from moesim.models.topology.fabric_parts import Graph, ScaleOut, connect, gpus_on, nodes_below_leaf, shared_leaves
+from moesim.models.topology.fabric_parts import Graph, ScaleOut, at_most, connect, gpus_on, nodes_below_leaf, shared_leaves
 from moesim.models.topology.flatten import flatten
 
 LINKS_OF_A_GPU = 7
@@ -52,6 +52,9 @@ class Mesh(ScaleOut):
     link_latency: Seconds | None = None
     link_efficiency: Efficiency | None = None
     nodes_per_leaf: Count | None = None
+
+    def __post_init__(self) -> None:
+        at_most("nodes", self.nodes * self.gpus_per_node)
 
     def graph(self) -> Graph:
         """Return the meshes and, with more than one node, leaves and the spine."""

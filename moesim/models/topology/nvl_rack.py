@@ -9,7 +9,7 @@ from moesim.base.fields import BytesPerSecond, Count, Efficiency, Seconds
 from moesim.base.registry import register
 from moesim.facts.cluster import Cluster
 from moesim.facts.gpu_presets import GpuField, gpu_presets
-from moesim.models.topology.fabric_parts import Graph, ScaleOut, gpus_on, scale_up, shared_leaves
+from moesim.models.topology.fabric_parts import Graph, ScaleOut, at_most, gpus_on, scale_up, shared_leaves
 from moesim.models.topology.flatten import flatten
 
 
@@ -53,6 +53,7 @@ class NvlRack(ScaleOut):
     nvlink_efficiency: Efficiency | None = None
 
     def __post_init__(self) -> None:
+        at_most("racks" if self.racks > 1 else "gpus", self.racks * self.gpus)
         if self.gpus % self.gpus_per_tray:
             raise FieldError("gpus_per_tray", f"the {self.gpus} GPUs of a rack do not divide into trays of {self.gpus_per_tray}")
 

@@ -8,7 +8,7 @@ from moesim.base.fields import BytesPerSecond, Count, Efficiency, Flag, Seconds
 from moesim.base.registry import register
 from moesim.facts.cluster import Cluster
 from moesim.facts.gpu_presets import GpuField, gpu_presets
-from moesim.models.topology.fabric_parts import Graph, ScaleOut, gpus_on, nodes_below_leaf, rail_leaves, scale_up, shared_leaves
+from moesim.models.topology.fabric_parts import Graph, ScaleOut, at_most, gpus_on, nodes_below_leaf, rail_leaves, scale_up, shared_leaves
 from moesim.models.topology.flatten import flatten
 
 
@@ -54,6 +54,9 @@ class NvlinkNodes(ScaleOut):
     nvlink_efficiency: Efficiency | None = None
     rail_optimised: Flag = False
     nodes_per_leaf: Count | None = None
+
+    def __post_init__(self) -> None:
+        at_most("nodes", self.nodes * self.gpus_per_node)
 
     def graph(self) -> Graph:
         """Return nodes, NVSwitches, leaves and, with more than one leaf, the spine."""

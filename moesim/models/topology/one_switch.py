@@ -8,7 +8,7 @@ from moesim.base.fields import BytesPerSecond, Count, Efficiency, Seconds
 from moesim.base.registry import register
 from moesim.facts.cluster import Cluster
 from moesim.facts.gpu_presets import GpuField, gpu_presets
-from moesim.models.topology.fabric_parts import Graph, gpus_on, scale_up
+from moesim.models.topology.fabric_parts import Graph, at_most, gpus_on, scale_up
 from moesim.models.topology.flatten import flatten
 
 
@@ -37,6 +37,9 @@ class OneSwitch:
     bandwidth: BytesPerSecond | None = None
     latency: Seconds | None = None
     efficiency: Efficiency | None = None
+
+    def __post_init__(self) -> None:
+        at_most("gpus", self.gpus)
 
     def graph(self) -> Graph:
         """Return the switch and its GPUs."""

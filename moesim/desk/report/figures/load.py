@@ -91,7 +91,7 @@ def ranks(result: Result) -> Drawing | None:
         alt=f"Heat map of {gpus} GPUs by {len(layers)} MoE layers, with bars of max over mean above, from {worst.min():.2f} to "
         f"{worst.max():.2f}. {hottest}.",
         svg=style.svg(figure, "ranks"),
-        scale=(f"{low:.2f}× the mean GPU", f"{high:.2f}×"),
+        scale=(f"{low:.3g}× the mean GPU", f"{high:.3g}×"),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from moesim.desk.report import style
 from moesim.desk.report.style import Drawing
@@ -45,7 +46,7 @@ def traffic(result: Result) -> Drawing | None:
     return Drawing(
         name="traffic",
         title="Who sends to whom",
-        caption=f"Bytes of dispatch and combine in a mean step, forward and backward. {pair}.{far}",
+        caption=f"Bytes of dispatch and combine in a mean step. {pair}.{far}",
         alt=f"Heat map of bytes between {gpus} source and {gpus} destination GPUs. {pair}.{far}",
         svg=style.svg(figure, "traffic"),
         scale=("0 B", show(float(grid.max()), "B")),
@@ -104,7 +105,7 @@ def fabric(result: Result) -> Drawing | None:
     from moesim.models.topology.layout import layout
 
     graph = _graph(described)
-    where = layout(graph)
+    where = spread(layout(graph))
     table = result.tables["links"]
     use = dict(zip(table["link"].tolist(), table["utilisation"].tolist(), strict=True))
     # A pair of vertices has one link each way; they lie on one line, which shows the fuller of the two.
@@ -128,17 +129,9 @@ def fabric(result: Result) -> Drawing | None:
     )
     lines.set_clim(0, high)
     area.add_collection(lines)
-    many = len(graph) > 160
-    for vertex, (x, y) in where.items():
-        gpu = graph.nodes[vertex]["kind"] == "gpu"
-        if many:
-            continue
-        label = str(vertex).split(":", 1)[-1] if gpu else str(vertex).replace(":", " ")
-        area.text(x, y, label, ha="center", va="center", fontsize=11, color=style.INK, bbox=BOX)
-    if many:
-        area.plot(points[:, 0], points[:, 1], linestyle="none", marker="o", markersize=3, color=style.INK, markeredgewidth=0)
+    _vertices(area, where, points)
     area.set_xlim(points[:, 0].min() - 0.7, points[:, 0].max() + 0.7)
-    margin = 0.08 * max(tall, 1.0)
+    margin = 0.1 * max(tall, 1.0)
     area.set_ylim(points[:, 1].min() - margin, points[:, 1].max() + margin)
     fullest = ordered[-1]
     most = f"between {_vertex(fullest[0])} and {_vertex(fullest[1])} ({high:.0f} %)"
@@ -153,6 +146,47 @@ def fabric(result: Result) -> Drawing | None:
         scale=("0 % of the bandwidth", f"{high:.3g} %"),
         wide=True,
     )
+
+
+def spread(where: Mapping[Any, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Move the switches of a row apart, evenly over the picture, where their names would cover each other."""
+    places = {str(vertex): place for vertex, place in where.items()}
+    across = [x for x, _ in places.values()]
+    left, right = min(across), max(across)
+    for level in sorted({y for _, y in places.values()}):
+        row = sorted((vertex for vertex, (_, y) in places.items() if y == level), key=lambda vertex: places[vertex][0])
+        if not row[0].startswith("gpu:") and not _fits(row, places, right - left):
+            for at, vertex in enumerate(row):
+                places[vertex] = (left + (right - left) * (at + 0.5) / len(row), level)
+    return places
+
+
+def _fits(row: list[str], places: Mapping[str, tuple[float, float]], width: float) -> bool:
+    """Whether the names of a row of vertices stand beside each other; about 7 pixels a letter and 12 of box."""
+    pixels = (style.WHOLE - 60) / max(width, 1e-9)
+    letters = 0 if len(row) < 2 else max(len(_name(vertex)) for vertex in row)
+    gaps = np.diff([places[vertex][0] for vertex in row])
+    return not len(gaps) or float(gaps.min()) * pixels >= 7 * letters + 12
+
+
+def _vertices(area: Axes, where: Mapping[str, tuple[float, float]], points: np.ndarray) -> None:
+    """Draw GPUs and switches: boxes with names where these fit, otherwise dots."""
+    for level in np.unique(points[:, 1]):
+        row = sorted((vertex for vertex, (_, y) in where.items() if y == level), key=lambda vertex: where[vertex][0])
+        if _fits(row, where, float(np.ptp(points[:, 0]))):
+            for vertex in row:
+                area.text(*where[vertex], _name(vertex), ha="center", va="center", fontsize=11, color=style.INK, bbox=BOX)
+            continue
+        x = [where[vertex][0] for vertex in row]
+        area.plot(x, [level] * len(x), linestyle="none", marker="o", markersize=5, color=style.INK, markeredgewidth=0, clip_on=False)
+        for at in style.every(len(row), 17):
+            area.annotate(
+                _name(row[at]), (x[at], level), (0, -9), textcoords="offset points", ha="center", va="top", fontsize=11, color=style.MUTED
+            )
+
+
+def _name(vertex: str) -> str:
+    return vertex.removeprefix("gpu:") if vertex.startswith("gpu:") else vertex.replace(":", " ")
 
 
 def _graph(described: Mapping[str, Any]) -> Any:

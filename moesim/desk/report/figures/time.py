@@ -87,7 +87,7 @@ def phases(result: Result) -> Drawing | None:
     return Drawing(
         name="phases",
         title="Where the time of every GPU goes",
-        caption=f"Mean step of each GPU, forward and backward together. Transfer and waiting are kept apart: {said}.",
+        caption=f"Mean step of each GPU. Transfer and waiting are kept apart: {said}.",
         alt=f"Stacked bars of the phases of {gpus} GPUs. {said}.",
         svg=style.svg(figure, "phases"),
         wide=True,

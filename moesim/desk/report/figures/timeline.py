@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,14 +52,18 @@ def window(table: Table) -> Window:
     return Window(start=float(table["start_s"][mask].min()), end=float(table["end_s"][mask].max()), layers=layers, direction=worst[1])
 
 
-def pick_gpus(table: Table) -> list[int]:
-    """Return at most ``MOST_GPUS`` GPUs: those that others waited for longest, the rest evenly spread."""
+def pick_gpus(table: Table, last: Sequence[int] = ()) -> list[int]:
+    """Return at most ``MOST_GPUS`` GPUs.
+
+    Half are the ``last`` to arrive at the collectives drawn, then those that others waited for longest; the rest are evenly spread.
+    """
     gpus = np.unique(table["gpu"])
     if len(gpus) <= MOST_GPUS:
         return [int(gpu) for gpu in gpus]
     blame = np.zeros(int(gpus.max()) + 1)
     held = table["waited_for"] >= 0
     np.add.at(blame, table["waited_for"][held], table["waiting_s"][held])
+    blame[np.asarray(last, dtype=np.int64)] = np.inf
     late = np.argsort(-blame[gpus], kind="stable")[: MOST_GPUS // 2]
     rest = np.setdiff1d(np.arange(len(gpus)), late)
     spread = rest[np.linspace(0, len(rest) - 1, MOST_GPUS - len(late)).astype(int)]
@@ -71,7 +76,9 @@ def timeline(result: Result) -> Drawing | None:
     if not len(table):
         return None
     seen = window(table)
-    gpus = pick_gpus(table)
+    calls = result.tables["collectives"]
+    calls = calls.where((calls["step"] == table["step"][0]) & (calls["last_arrival_s"] > seen.start) & (calls["last_arrival_s"] < seen.end))
+    gpus = pick_gpus(table, calls["last_gpu"].tolist())
     span = table.where(np.isin(table["gpu"], gpus) & (table["end_s"] > seen.start) & (table["start_s"] < seen.end))
     cut = len(span) > MOST_SPANS
     if cut:
@@ -82,7 +89,7 @@ def timeline(result: Result) -> Drawing | None:
     figure = style.canvas(style.WHOLE, height)
     area = style.axes(figure, 62, 48, 12, 24)
     _bars(area, span, gpus, seen)
-    names = _late(area, result.tables["collectives"], span, gpus, seen)
+    names = _late(area, calls, gpus, seen)
     area.set_xlim(0, seen.end - seen.start)
     area.set_ylim(len(gpus) - 0.5, -0.5)
     places, labels, unit = style.scale(seen.end - seen.start, "s", 8)
@@ -130,15 +137,12 @@ def _bars(area: Axes, span: Table, gpus: list[int], seen: Window) -> None:
         style.boxes(area, left[mask], right[mask], low[mask], high[mask], colour=colour, hatch="////" if name == "waiting" else None)
 
 
-def _late(area: Axes, collectives: Table, span: Table, gpus: list[int], seen: Window) -> list[str]:
+def _late(area: Axes, calls: Table, gpus: list[int], seen: Window) -> list[str]:
     """Mark the last arrival of each collective that keeps somebody waiting for long enough to see; return the names of these GPUs."""
-    here = collectives.where((collectives["last_arrival_s"] > seen.start) & (collectives["last_arrival_s"] < seen.end))
-    if len(span):
-        here = here.where(here["step"] == span["step"][0])
     width = seen.end - seen.start
     names: list[str] = []
     label_end = -1.0
-    for first, last, gpu in sorted(zip(*(here[name].tolist() for name in ("first_arrival_s", "last_arrival_s", "last_gpu")), strict=True)):
+    for first, last, gpu in sorted(zip(*(calls[name].tolist() for name in ("first_arrival_s", "last_arrival_s", "last_gpu")), strict=True)):
         if last - first < 0.01 * width:
             continue
         at = last - seen.start
