@@ -10,12 +10,11 @@ import click
 def command(folders: tuple[str, ...]) -> None:
     """Draw report.html of every FOLDER again, from its files alone."""
     from moesim.desk import folder as places
-    from moesim.desk.report import page
+    from moesim.desk.report.page import draw
     from moesim.desk.result_files import unpack
 
     for folder in folders:
         parcel = unpack(folder)
         path = parcel.folder / "report.html"
-        text = page(parcel.result, summary=parcel.summary, scenario_text=parcel.scenario_text)
-        places.put(path, text.encode())
+        places.put(path, draw(parcel))
         click.echo(str(path))

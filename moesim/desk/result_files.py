@@ -72,7 +72,7 @@ def pack(result: Result, folder: str | Path, *, spans: bool = True) -> Parcel:
     return Parcel(folder=folder, result=result, scenario_text=scenario_text, summary=json.loads(files["summary.json"]), files=files)
 
 
-def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0) -> None:
+def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0, draw: Callable[[Parcel], bytes] | None = None) -> None:
     """Write a parcel, then what takes longer; what is written stays when a later file fails.
 
     Parameters
@@ -83,6 +83,8 @@ def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0) -> Non
         Whether to draw ``report.html``.
     trace_steps : int
         How many steps of ``trace.json.gz``; 0 writes none.
+    draw : callable, optional
+        Draws the report, if not :func:`moesim.desk.report.page.draw`; called when all other files are in the folder.
 
     Raises
     ------
@@ -109,16 +111,18 @@ def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0) -> Non
 
         later["trace.json.gz"] = lambda path: places.put(path, chrome_trace(result, steps=trace_steps))
     if report:
-        from moesim.desk.report import page
-
-        later["report.html"] = lambda path: places.put(
-            path, page(result, summary=parcel.summary, scenario_text=parcel.scenario_text).encode()
-        )
+        later["report.html"] = lambda path: places.put(path, (draw or _drawn)(parcel))
     for name in OPTIONAL:
         if name not in later:
             places.drop(folder / name)
     for name, write in later.items():
         write(folder / name)
+
+
+def _drawn(parcel: Parcel) -> bytes:
+    from moesim.desk.report.page import draw
+
+    return draw(parcel)
 
 
 def save(result: Result, folder: str | Path, *, report: bool = True, trace_steps: int = 0) -> Parcel:
@@ -278,17 +282,3 @@ def _read_spans(folder: Path, columns: Mapping[str, Mapping[str, str]]) -> Table
         raise ResultError(f"{path} lacks the column {next(name for name in columns if name not in arrays)}; run the scenario again")
     arrays = {name: np.asarray(array.tolist(), dtype=str) if array.dtype.kind == "O" else array for name, array in arrays.items()}
     return Table(columns=arrays, units={name: item["unit"] for name, item in columns.items()})
-
-
-def host() -> dict[str, Any]:
-    """Return facts about this machine and its software, for ``meta.json``."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("moesim", "numpy", "scipy", "simpy", "networkx", "numba"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {"versions": found, "python": platform.python_version(), "system": platform.platform(), "machine": platform.machine()}

@@ -109,8 +109,8 @@ def show(value: float | None, unit: str, *, share: bool = False) -> str:
 
 
 def interval(value: Value, *, share: bool = False) -> str:
-    """Write the interval of the mean, ``25.9 – 26.1 ms``; empty when there is none or it has no width."""
-    if value.low is None or value.high is None or value.low == value.high:
+    """Write the interval of the mean, ``25.9 – 26.1 ms``; empty when there is none or its width is rounding noise."""
+    if value.low is None or value.high is None or value.high - value.low <= 1e-9 * abs(value.high):
         return ""
     low, high = show(value.low, value.unit, share=share), show(value.high, value.unit, share=share)
     if low == high:

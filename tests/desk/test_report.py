@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from example_result import example
 
-from moesim.desk.report import page
+from moesim.desk.report.page import page
 from moesim.desk.report.figures import FIGURES, draw
 from moesim.desk.report.figures.timeline import MOST_GPUS, pick_gpus, window
 from moesim.desk.report.page import answer
@@ -156,7 +156,7 @@ def test_l8_the_page_is_the_same_every_time(result: Result, text: str) -> None:
     code = """
 import sys
 from example_result import example
-from moesim.desk.report import page
+from moesim.desk.report.page import page
 from moesim.desk.result_files import pack
 
 parcel = pack(example(), "out")
@@ -308,3 +308,4 @@ def test_values_read_as_people_write_them() -> None:
     narrow = dataclasses.replace(low_high, low=0.025999, high=0.026001)
     assert interval(narrow) == "± 1.00 µs"
     assert interval(dataclasses.replace(low_high, low=None)) == ""
+    assert interval(dataclasses.replace(low_high, low=0.0261 * (1 - 1e-15))) == ""

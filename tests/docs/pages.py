@@ -11,16 +11,20 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
 from sybil import Document, Example, Region, Sybil
-from sybil.parsers.myst import PythonCodeBlockParser
+from sybil.evaluators.python import PythonEvaluator
+from sybil.region import Lexeme
 
+from moesim.base.registry import SLOTS, kinds
 from moesim.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -34,18 +38,17 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
 
 
-def console_blocks(document: Document) -> Iterator[Region]:
+def blocks(document: Document) -> Iterator[Region]:
+    """What can be tried; a block of any other kind is text."""
     for found in FENCE.finditer(document.text):
-        if found["head"] == "console":
-            yield Region(found.start(), found.end(), found["body"], run_console)
-
-
-def file_blocks(document: Document) -> Iterator[Region]:
-    for found in FENCE.finditer(document.text):
-        if found["head"].startswith("{code-block}"):
-            caption = CAPTION.match(found["body"])
-            if caption:
-                yield Region(found.start(), found.end(), (caption["name"], found["body"][caption.end() :]), write_file)
+        head, body = found["head"], found["body"]
+        caption = CAPTION.match(body) if head.startswith("{code-block}") else None
+        if head == "console":
+            yield Region(found.start(), found.end(), body, run_console)
+        elif head == "python":
+            yield Region(found.start(), found.end(), Lexeme(body, 0, 0), PythonEvaluator())
+        elif caption:
+            yield Region(found.start(), found.end(), (caption["name"], body[caption.end() :]), write_file)
 
 
 def write_file(example: Example) -> None:
@@ -65,12 +68,34 @@ def commands(text: str) -> list[tuple[str, str]]:
     return [(command, "".join(output)) for command, output in found]
 
 
+@contextmanager
+def plugins_as_before() -> Iterator[None]:
+    """Forget what is registered meanwhile."""
+    known = {name: kinds(name) for name in SLOTS}
+    try:
+        yield
+    finally:
+        for name, slot in SLOTS.items():
+            slot.known.clear()
+            slot.known.update(known[name])
+
+
+@contextmanager
+def a_process_of_its_own() -> Iterator[None]:
+    """Start with the built-in plug-ins alone, as a command in a reader's shell does."""
+    with plugins_as_before():
+        for slot in SLOTS.values():
+            for kind, cls in list(slot.known.items()):
+                if not cls.__module__.startswith("moesim."):
+                    del slot.known[kind]
+        yield
+
+
 def run(command: str) -> tuple[str, int]:
     """Output and exit code; moesim runs in this process, everything else in a shell that finds this Python first."""
     if re.match(r"moesim [^|>;&]*$", command):
-        import shlex
-
-        done = CliRunner().invoke(main, shlex.split(command)[1:])
+        with a_process_of_its_own():
+            done = CliRunner().invoke(main, shlex.split(command)[1:])
         return done.output, done.exit_code
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shell = subprocess.run(
@@ -98,5 +123,4 @@ def run_console(example: Example) -> str | None:
 
 def examples(page: Path) -> list[Any]:
     """Everything to try on a page, in order."""
-    reader = Sybil(parsers=[console_blocks, file_blocks, PythonCodeBlockParser()], path=str(page.parent), patterns=[page.name])
-    return list(reader.parse(page).examples())
+    return list(Sybil(parsers=[blocks], path=str(page.parent), patterns=[page.name]).parse(page).examples())

@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from docs.pages import DOCS, FENCE, ROOT, examples, pages
-
-from moesim.base.registry import SLOTS
+from docs.pages import DOCS, FENCE, ROOT, examples, pages, plugins_as_before
 
 PAGES = pages()
 
@@ -25,12 +23,9 @@ def folder(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "scenarios", tmp_path / "scenarios")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    known = {name: dict(slot.known) for name, slot in SLOTS.items()}
     modules = set(sys.modules)
-    yield tmp_path
-    for name, slot in SLOTS.items():
-        slot.known.clear()
-        slot.known.update(known[name])
+    with plugins_as_before():
+        yield tmp_path
     for name in set(sys.modules) - modules:
         if name.startswith("moesim_plugin_") or str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
@@ -56,7 +51,7 @@ def test_every_block_says_what_it_is(page):
     # A block that is neither run nor plain text would be a promise that nobody checks.
     text = page.read_text(encoding="utf-8")
     heads = {found["head"] for found in FENCE.finditer(text)}
-    directives = {"{toctree}", "{code-block} yaml", "{code-block} json", "{code-block} python"}
+    directives = {"{toctree}", *(f"{{code-block}} {language}" for language in ("yaml", "json", "python", "text"))}
     shells = {"sh"} if page.name in {"README.md", "CONTRIBUTING.md"} else set()
     assert heads <= {"console", "python", "text", "yaml", "math", *directives, *shells}
 

