@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import click
@@ -51,31 +51,45 @@ def command(
     KEY=VALUE lays a value over the file, for example policy.capacity.factor=1.1. The folder holds the resolved scenario, tables, a
     summary for scripts and a page with pictures; the manual says what is in every file.
     """
+    import gc
+    from functools import cache
     from pathlib import Path
 
+    # Nearly everything that a run makes lives to its end; looking for garbage among it over and over took a tenth of a short run.
+    gc.set_threshold(100_000, 50, 50)
     from moesim.desk import folder as places
+    from moesim.desk.report.press import Press
     from moesim.desk.result_files import NAMES, deliver, pack
     from moesim.desk.scenario_file import load_scenario
     from moesim.desk.trace_files import read_trace
 
-    scenario = load_scenario(file, overrides)
+    read = cache(read_trace)
+    scenario = load_scenario(file, overrides, read_trace=read)
     folder = Path(out) if out is not None else Path("out") / places.slug(scenario.name)
     places.protect(folder, NAMES)
-    from moesim.engine.simulate import simulate
+    with nullcontext() if no_report else closing(Press()) as press:
+        from moesim.engine.simulate import simulate
 
-    with _progress(quiet=quiet) as progress:
-        result = simulate(
-            scenario, read_trace=read_trace, progress=progress, keep_spans=spans or (trace and trace_steps > 1), keep_routing=save_routing
-        )
-    parcel = pack(result, folder, spans=spans)
-    # The answer is printed before anything is written: neither a full disk nor a closed pipe may cost the other.
-    broken = _print(parcel, form)
-    if not quiet:
-        for warning in result.warnings:
-            click.echo(f"Warning: {warning}", err=True)
-    deliver(parcel, report=not no_report, trace_steps=trace_steps if trace else 0)
+        _announce_compiling(quiet=quiet)
+        with _progress(quiet=quiet) as progress:
+            keep_spans = spans or (trace and trace_steps > 1)
+            result = simulate(scenario, read_trace=read, progress=progress, keep_spans=keep_spans, keep_routing=save_routing)
+        parcel = pack(result, folder, spans=spans)
+        # The answer is printed before anything is written: neither a full disk nor a closed pipe may cost the other.
+        broken = _print(parcel, form)
+        if not quiet:
+            for warning in result.warnings:
+                click.echo(f"Warning: {warning}", err=True)
+        deliver(parcel, report=not no_report, trace_steps=trace_steps if trace else 0, draw=press.draw if press else None)
     if broken is not None:
         raise broken
+
+
+def _announce_compiling(*, quiet: bool) -> None:
+    from moesim.models.sharing.compiled import needs_compiling
+
+    if not quiet and needs_compiling():
+        click.echo("Compiling the link-sharing core; this happens once.", err=True)
 
 
 def _print(parcel: Parcel, form: str) -> BrokenPipeError | None:

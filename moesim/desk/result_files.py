@@ -84,7 +84,7 @@ def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0, draw: 
     trace_steps : int
         How many steps of ``trace.json.gz``; 0 writes none.
     draw : callable, optional
-        Draws the report, if not :func:`moesim.desk.report.page.draw`; called when all other files are in the folder.
+        Draws the report, if not :func:`moesim.desk.report.page.draw`.
 
     Raises
     ------
@@ -111,7 +111,8 @@ def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0, draw: 
 
         later["trace.json.gz"] = lambda path: places.put(path, chrome_trace(result, steps=trace_steps))
     if report:
-        later["report.html"] = lambda path: places.put(path, (draw or _drawn)(parcel))
+        drawn = draw or _draw
+        later["report.html"] = lambda path: places.put(path, drawn(parcel))
     for name in OPTIONAL:
         if name not in later:
             places.drop(folder / name)
@@ -119,7 +120,7 @@ def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0, draw: 
         write(folder / name)
 
 
-def _drawn(parcel: Parcel) -> bytes:
+def _draw(parcel: Parcel) -> bytes:
     from moesim.desk.report.page import draw
 
     return draw(parcel)

@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 from example_result import example
 
-from moesim.desk.report.page import page
 from moesim.desk.report.figures import FIGURES, draw
 from moesim.desk.report.figures.timeline import MOST_GPUS, pick_gpus, window
-from moesim.desk.report.page import answer
+from moesim.desk.report.page import answer, page
 from moesim.desk.report.style import multiples
 from moesim.desk.result_files import pack, save, unpack
 from moesim.desk.words import interval, show

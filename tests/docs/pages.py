@@ -1,7 +1,7 @@
 """The pages of the documentation as tests: every block that a reader may try is tried, in order, in a folder of the page's own.
 
-- A ``console`` block: lines that start with ``$`` are commands, what follows is their output (``...`` stands for anything). A command must
-  succeed, unless ``$ echo $?`` comes next and says otherwise.
+- A ``console`` block: lines that start with ``$`` are commands, what follows is their output (``...`` stands for anything): of a command
+  that fails what it says on stderr too. A command must succeed, unless ``$ echo $?`` comes next and says otherwise.
 - A ``python`` block runs; all of a page share their names.
 - A ``code-block`` with a ``:caption:`` is a file of that name.
 """
@@ -96,12 +96,12 @@ def run(command: str) -> tuple[str, int]:
     if re.match(r"moesim [^|>;&]*$", command):
         with a_process_of_its_own():
             done = CliRunner().invoke(main, shlex.split(command)[1:])
-        return done.output, done.exit_code
+        return done.output if done.exit_code else done.stdout, done.exit_code
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     shell = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ | {"PATH": path, "PYTHONUTF8": "1"}
     )
-    return shell.stdout + shell.stderr, shell.returncode
+    return shell.stdout + shell.stderr * bool(shell.returncode), shell.returncode
 
 
 def run_console(example: Example) -> str | None:

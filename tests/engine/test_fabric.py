@@ -6,10 +6,10 @@ import simpy
 from clusters import star
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moesim.models.sharing.reference import drain
 
 from moesim.base.errors import LawBroken
 from moesim.engine.fabric import Fabric
+from moesim.models.sharing.reference import drain
 
 
 def send(fabric: Fabric, env: simpy.Environment, flows: list[tuple[int, int, float]], log: list[tuple[str, float]], name: str) -> None:

@@ -1,5 +1,1 @@
 """The report: one self-contained page that works offline, on a phone, on paper and without colour vision."""
-
-from moesim.desk.report.page import page
-
-__all__ = ["page"]

@@ -1,0 +1,60 @@
+"""A second process that draws the page: it loads matplotlib on another core while the simulation runs.
+
+Loading matplotlib takes longer than many a simulation. Wherever the press cannot be had, or fails, the page is drawn in this process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.connection import Connection
+
+from moesim.desk.result_files import Parcel
+
+
+class Press:
+    """Starts getting ready at once; :meth:`draw` gives the page of a parcel. Close it, whatever happened."""
+
+    def __init__(self) -> None:
+        self._pipe: Connection | None = None
+        # A forked process has all modules of this one; a spawned one would load them again. With one core there is nothing to gain,
+        # and where matplotlib is loaded already there is nothing to wait for.
+        if sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and "matplotlib" not in sys.modules:
+            context = multiprocessing.get_context("fork")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_work, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()
+
+    def draw(self, parcel: Parcel) -> bytes:
+        """Return the page."""
+        if self._pipe is not None:
+            try:
+                self._pipe.send(parcel)
+                return self._pipe.recv_bytes()
+            except (OSError, EOFError, TypeError, AttributeError, ValueError):
+                pass  # the process died, or a plug-in of the scenario cannot be sent: draw here, and fail here if it must fail
+        from moesim.desk.report.page import draw
+
+        return draw(parcel)
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._process.kill()
+            self._process.join()
+            self._pipe = None
+
+
+def _work(pipe: Connection) -> None:
+    """Load what drawing needs, then draw one parcel; an error ends the process, and the other one draws."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the process that asked reports what goes wrong
+    from moesim.desk.report.page import draw
+
+    try:
+        parcel = pipe.recv()
+    except EOFError:
+        return
+    pipe.send_bytes(draw(parcel))
