@@ -268,6 +268,8 @@ def _collectives(spans: dict[str, np.ndarray]) -> dict[str, Any]:
         "last_gpu": [int(spans["start_s"][rows].argmax()) for rows in all_of],
         "end_s": [spans["end_s"][rows].max() for rows in all_of],
         "moving_s": [spans["end_s"][rows].max() - spans["start_s"][rows].max() for rows in all_of],
+        "transfer_s": [(spans["end_s"][rows] - spans["start_s"][rows] - spans["waiting_s"][rows]).mean() for rows in all_of],
+        "alone_s": [spans["bytes"][rows].mean() / NIC / 4 for rows in all_of],
         "bytes": [spans["bytes"][rows].sum() for rows in all_of],
         "cross_node_bytes": [spans["bytes"][rows].sum() / 2 for rows in all_of],
         "port_bound_s": [spans["bytes"][rows].max() / NIC / 4 for rows in all_of],

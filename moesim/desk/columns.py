@@ -127,6 +127,8 @@ COLUMNS: dict[str, dict[str, str]] = {
         "last_gpu": "which GPU that was",
         "end_s": "when its last byte arrived",
         "moving_s": "time in which at least one of its bytes was on its way",
+        "transfer_s": "time of a GPU in it without waiting for peers, mean over its GPUs",
+        "alone_s": "floor of that: what a GPU's own bytes need on links that it has to itself, mean over its GPUs",
         "bytes": "bytes sent from GPU to GPU",
         "cross_node_bytes": "of them, bytes that left their node",
         "port_bound_s": "floor: the busiest GPU port at full bandwidth",

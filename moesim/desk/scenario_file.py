@@ -79,9 +79,10 @@ def read_scenario(
         message = "a scenario is a mapping of keys such as 'name: ...'; 'moesim init' writes one to start from"
         raise ScenarioError([*problems, tree.place.problem("", message)])
     reading = _Reading(folder=FilePath(folder), must_exist=check, problems=problems)
+    written = tree
     tree, wrong = apply_overrides(tree, overrides, Scenario)
     reading.problems += wrong
-    scenario, tree = reading.scenario(tree)
+    scenario, tree = reading.scenario(tree, written)
     if scenario is not None and check and not reading.problems:
         reading.problems += _checked(scenario, tree, read_trace)
     if scenario is None or reading.problems:
@@ -132,11 +133,14 @@ class _Reading:
     must_exist: bool
     problems: list[Problem] = field(default_factory=list)
 
-    def scenario(self, tree: Node) -> tuple[Scenario | None, Node]:
-        """Return the scenario (None where there are problems) and the tree with paths resolved and variants whole."""
+    def scenario(self, tree: Node, written: Node) -> tuple[Scenario | None, Node]:
+        """Return the scenario (None where there are problems) and the tree with paths resolved and variants whole.
+
+        ``written`` is the tree before the overrides.
+        """
         tree = self.with_plugins(tree)
         # Variants first: a partial section knows its kind, and so which of its keys are files, only from the base.
-        tree = self.with_files(with_variants(tree), Scenario)
+        tree = self.with_files(with_variants(tree, written), Scenario)
         data: dict[str, Any] = tree.data()
         model_node = tree.child("model")
         model = None

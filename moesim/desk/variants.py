@@ -10,21 +10,22 @@ from moesim.desk.yaml_tree import Node
 from moesim.facts.scenario import Policy
 
 
-def with_variants(tree: Node) -> Node:
+def with_variants(tree: Node, written: Node) -> Node:
     """Return a scenario's tree in which every variant of ``compare`` is a whole policy.
 
     A section of another kind (or rule) than the base's replaces it, and so do ``null`` and a list; of the same kind, or with no kind
-    named, its keys replace the base's keys one by one. An empty variant is the base policy itself.
+    named, its keys replace the base's keys one by one. An empty variant is the base policy itself. Where an override took the base's
+    section away, a variant that names no kind still means the one that the file wrote: ``tree`` has the overrides, ``written`` has not.
     """
     compare = tree.child("compare")
     if compare is None or not isinstance(compare.value, dict):
         return tree
-    base = tree.child("policy")
-    variants = {name: _over(base, variant) for name, variant in compare.value.items()}
+    base, first = tree.child("policy"), written.child("policy")
+    variants = {name: _over(base, variant, first) for name, variant in compare.value.items()}
     return tree.with_child("compare", Node(variants, compare.place, compare.key))
 
 
-def _over(base: Node | None, variant: Node) -> Node:
+def _over(base: Node | None, variant: Node, written: Node | None) -> Node:
     if variant.value is None:
         variant = Node({}, variant.place, variant.key)
     if base is None or not isinstance(base.value, dict) or not isinstance(variant.value, dict):
@@ -33,7 +34,14 @@ def _over(base: Node | None, variant: Node) -> Node:
     fields = field_types(Policy)
     for name, section in variant.value.items():
         marker = plugin_marker(fields.get(name))
-        merged[name] = section if marker is None else _section(merged.get(name), section, SLOTS[marker.slot].tag, marker.default)
+        if marker is None:
+            merged[name] = section
+            continue
+        tag = SLOTS[marker.slot].tag
+        merged[name] = _section(merged.get(name), section, tag, marker.default)
+        spelled = _spelled(merged[name], tag)
+        if spelled is not None and spelled.child(tag) is None and marker.default is None and written is not None:
+            merged[name] = _section(written.child(name), section, tag, None)
     return Node(merged, variant.place, variant.key)
 
 

@@ -81,7 +81,7 @@ def simulate(
     draw = scenario.routing.begin(setting)
     tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing)
     notes: list[str] = []
-    bases = {"compute": compute_basis, "network": cluster.basis, "routing": "exact"}
+    bases = {"compute": compute_basis, "network": cluster.basis, "routing": "exact", "accounting": "assumed"}
     balanced: dict[int, float] = {}
     for step in range(scenario.steps):
         routing = draw(step)
@@ -107,7 +107,7 @@ def simulate(
         warnings=tuple(notes),
         assumptions=assumptions(scenario, cluster, compute_basis),
         facts=_facts(scenario, setting, tally),
-        routing=tally.routing(),
+        routing=tally.routing(f"moesim {__version__}, routing of {scenario.name!r}, seed {scenario.seed}"),
         meta={
             "moesim": __version__,
             "python": platform.python_version(),

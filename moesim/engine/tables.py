@@ -15,7 +15,7 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.placement import Placement
 from moesim.facts.record import Table
 from moesim.facts.scenario import Setting
-from moesim.models.bounds import link_bound, port_bound, port_links
+from moesim.models.bounds import link_bound, port_bound, port_links, port_seconds
 from moesim.models.memory import peak_memory, weight_bytes
 
 COLLECTIVE_COLUMNS = (
@@ -30,6 +30,8 @@ COLLECTIVE_COLUMNS = (
     ("last_gpu", np.int64),
     ("end_s", np.float64),
     ("moving_s", np.float64),
+    ("transfer_s", np.float64),
+    ("alone_s", np.float64),
     ("bytes", np.float64),
     ("cross_node_bytes", np.float64),
     ("port_bound_s", np.float64),
@@ -255,6 +257,8 @@ def _collectives(recorded: list[RecordedCollective], cluster: Cluster) -> Table:
             "last_gpu": int(ranks[arrivals.argmax()]),
             "end_s": max(state.end for state in one.collective.at.values()),
             "moving_s": one.collective.moving,
+            "transfer_s": np.mean([state.end - state.arrival - state.waiting for state in one.collective.at.values()]),
+            "alone_s": port_seconds(mine, cluster)[ranks].mean(),
             "bytes": mine.sum(),
             "cross_node_bytes": mine[crosses].sum(),
             "port_bound_s": port_bound(mine, cluster, ports=ports),

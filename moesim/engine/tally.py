@@ -13,7 +13,9 @@ from moesim.engine.load import LayerLoad, StepLoad
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
+from moesim.facts.routing import Routing
 from moesim.facts.trace import Trace
+from moesim.models.source.traces import trace_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Tally:
     traffic: dict[str, NDArray[Any]] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
     bound_samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    choices: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    choices: list[tuple[int, Routing]] = field(default_factory=list)
 
     def bound(self, name: str, seconds: float) -> None:
         """Add one sample of a bound, in s."""
@@ -61,7 +63,7 @@ class Tally:
         self.marks.append(mark)
         self.tokens.append(load.tokens)
         if self.keep_routing:
-            self._keep(step, load)
+            self.choices.append((step, Routing(layers=[layer.chosen for layer in load.layers])))
         if step < self.warmup:
             return
         shape = (len(load.layers), self.model.experts)
@@ -120,27 +122,10 @@ class Tally:
         for name, value in row.items():
             self.layer_rows[name].append(value)
 
-    def _keep(self, step: int, load: StepLoad) -> None:
-        first = load.layers[0].chosen
-        ids = np.stack([layer.chosen.need_ids("--save-routing") for layer in load.layers], axis=1)
-        kept: dict[str, NDArray[Any]] = {"ids": ids, "step": np.full(first.tokens, step), "source": first.source_of_token()}
-        if all(layer.chosen.weights is not None for layer in load.layers):
-            kept["weights"] = np.stack([layer.chosen.need_weights("--save-routing") for layer in load.layers], axis=1)
-        self.choices.append(kept)
-
-    def routing(self) -> Trace | None:
-        """Return every token's choices as a trace that can be replayed, if they were kept."""
+    def routing(self, origin: str) -> Trace | None:
+        """Return every token's choices as a trace that can be replayed, if they were kept; ``origin`` says where they came from."""
         if not self.choices:
             return None
-        joined = {name: np.concatenate([part[name] for part in self.choices]) for name in self.choices[0]}
-        return Trace(
-            name="routing of this run",
-            digest="",
-            layers=joined["ids"].shape[1],
-            experts=self.model.experts,
-            top_k=joined["ids"].shape[2],
-            ids=joined["ids"],
-            weights=joined.get("weights"),
-            step=joined["step"],
-            source=joined["source"],
+        return trace_of(
+            self.choices, name="routing of this run", top_k=self.model.top_k, layer_numbers=self.model.moe_layers, origin=origin
         )

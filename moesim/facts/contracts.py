@@ -140,9 +140,9 @@ class Record:
 class Metric(Protocol):
     """A function of the record: one sample per measured step. The first line of its docstring is its definition for users.
 
-    ``better`` is ``lower``, ``higher`` or ``neither``; ``rests_on`` holds words among ``compute``, ``network`` and ``routing``. An optional
-    class variable ``summary`` says how samples become one value: ``mean`` (with an interval, the default), ``max``, or ``whole`` for
-    one number of the whole run.
+    ``better`` is ``lower``, ``higher`` or ``neither``; ``rests_on`` holds words among ``compute``, ``network``, ``routing`` and
+    ``accounting`` (of memory). An optional class variable ``summary`` says how samples become one value: ``mean`` (with an interval, the
+    default), ``max``, or ``whole`` for one number of the whole run.
     """
 
     unit: ClassVar[str]

@@ -42,7 +42,7 @@ SUMMARIES = ("mean", "max", "whole")
 """How samples of steps become one value. ``mean`` has an interval; ``max`` is the largest; ``whole`` is one number of the whole run."""
 
 BETTER = ("lower", "higher", "neither")
-GROUNDS = ("compute", "network", "routing")
+GROUNDS = ("compute", "network", "routing", "accounting")
 
 
 def metrics() -> dict[str, Any]:
@@ -88,7 +88,7 @@ def summarise(metric: Metric, samples: Floats, bases: Mapping[str, str]) -> Valu
     samples : float[steps]
         NaN where the record cannot tell; such steps are left out, and ``n`` says how many are left.
     bases : mapping of str to str
-        The evidence behind ``compute``, ``network`` and ``routing``, words of :data:`moesim.facts.evidence.STRENGTH`.
+        The evidence behind ``compute``, ``network``, ``routing`` and ``accounting``, words of :data:`moesim.facts.evidence.STRENGTH`.
 
     Returns
     -------
@@ -104,7 +104,9 @@ def summarise(metric: Metric, samples: Floats, bases: Mapping[str, str]) -> Valu
         return Value(value=None, unit=metric.unit, low=None, high=None, n=0, basis=basis)
     if summary == "mean":
         mean = mean_interval(known)
-        return Value(value=mean.value, unit=metric.unit, low=mean.low, high=mean.high, n=mean.n, basis=basis)
+        # No metric can be below 0 unless a sample is: Student's t knows nothing of that.
+        low = max(mean.low, min(0.0, float(known.min()))) if mean.low is not None else None
+        return Value(value=mean.value, unit=metric.unit, low=low, high=mean.high, n=mean.n, basis=basis)
     return Value(value=float(known.max()), unit=metric.unit, low=None, high=None, n=len(known), basis=basis)
 
 
@@ -116,7 +118,7 @@ def measure_all(record: Record, bases: Mapping[str, str]) -> dict[str, Value]:
     record : Record
         Of a run.
     bases : mapping of str to str
-        The evidence behind ``compute``, ``network`` and ``routing``.
+        The evidence behind ``compute``, ``network``, ``routing`` and ``accounting``.
 
     Returns
     -------

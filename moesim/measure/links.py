@@ -69,15 +69,10 @@ class CopiesPerToken:
         return ratio(total(record, "layers", "copies"), total(record, "layers", "tokens"))
 
 
-def _against(record: Record, bound: str) -> Floats:
-    """Return float[steps], the time in which the collectives had bytes on their way, divided by a bound of that time."""
-    return ratio(total(record, "collectives", "moving_s"), total(record, "collectives", bound))
-
-
 @register("metric", "all_to_all_contention")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllToAllContention:
-    """Time in which collectives had bytes on their way, divided by what the GPUs' own ports need for them; 1: ports are the only limit."""
+    """Transfer time of the GPUs in all-to-alls, divided by what their own bytes would take on links of their own; 1: no contention."""
 
     unit: ClassVar[str] = ""
     better: ClassVar[str] = "lower"
@@ -86,23 +81,24 @@ class AllToAllContention:
     def measure(self, record: Record) -> Floats:
         """Return float[steps], at least 1; NaN in a step in which no byte is sent.
 
-        The latency of a route counts as time, so exchanges of little are far above 1 on any fabric.
+        What raises it: a shared uplink, a receiver that many send to, a link narrower than both ends. Waiting for late peers does not
+        count. The latency of routes does, so exchanges of little are far above 1 on any fabric.
         """
-        return _against(record, "port_bound_s")
+        return ratio(total(record, "collectives", "transfer_s"), total(record, "collectives", "alone_s"))
 
 
 @register("metric", "fabric_bound_ratio")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FabricBoundRatio:
-    """Time in which collectives had bytes on their way, divided by what their busiest links need; 1: no link could be used better."""
+    """Time in which collectives had bytes on their way, divided by what their busiest links need; 1: the busiest link never idles."""
 
     unit: ClassVar[str] = ""
     better: ClassVar[str] = "lower"
     rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
 
     def measure(self, record: Record) -> Floats:
-        """Return float[steps], at least 1; NaN in a step in which no byte is sent."""
-        return _against(record, "link_bound_s")
+        """Return float[steps], at least 1; NaN in a step in which no byte is sent. Late ranks raise it, since some links wait for them."""
+        return ratio(total(record, "collectives", "moving_s"), total(record, "collectives", "link_bound_s"))
 
 
 @register("metric", "busiest_link_utilisation")

@@ -20,7 +20,7 @@ class PeakMemory:
 
     unit: ClassVar[str] = "B"
     better: ClassVar[str] = "lower"
-    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+    rests_on: ClassVar[tuple[str, ...]] = ("routing", "accounting")
     summary: ClassVar[str] = "max"
 
     def measure(self, record: Record) -> Floats:

@@ -113,6 +113,29 @@ def port_bound(bytes_: ArrayLike, cluster: Cluster, *, ports: NDArray[np.bool_] 
     return float(seconds.max(initial=0.0))
 
 
+def port_seconds(bytes_: ArrayLike, cluster: Cluster) -> Floats:
+    """Return float[G], the least time in which each GPU could send and receive its own bytes if every link were its alone.
+
+    The busiest link of each GPU's own routes, counting only the bytes that this GPU sends or receives over it: for one switch,
+    ``max(sent, received) / bandwidth`` of that GPU.
+
+    Parameters
+    ----------
+    bytes_ : float[G, G]
+        From source (row) to destination; the diagonal is ignored.
+    cluster : Cluster
+        For its routes and bandwidths.
+    """
+    pairs, sent = _sending(bytes_, cluster)
+    link, owner = _hops(pairs, cluster)
+    worst = np.zeros(cluster.gpus)
+    for gpu in (pairs // cluster.gpus, pairs % cluster.gpus):
+        place = gpu[owner] * cluster.links + link
+        moved = np.bincount(place, weights=sent[owner], minlength=cluster.gpus * cluster.links).reshape(cluster.gpus, cluster.links)
+        worst = np.maximum(worst, (moved / cluster.bandwidth).max(axis=1, initial=0.0))
+    return worst
+
+
 def flow_bound(bytes_: ArrayLike, cluster: Cluster) -> float:
     """Return the least time in which the slowest pair could finish alone: its route's latency, then its bytes over the narrowest link."""
     pairs, sent = _sending(bytes_, cluster)

@@ -210,6 +210,8 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
             "last_gpu": np.zeros(collectives, dtype=np.int64),
             "end_s": arrival + 0.25 + times(collectives),
             "moving_s": times(collectives),
+            "transfer_s": times(collectives),
+            "alone_s": times(collectives),
             "bytes": sizes(collectives),
             "cross_node_bytes": sizes(collectives),
             "port_bound_s": times(collectives),

@@ -92,6 +92,12 @@ def test_an_override_of_the_policy_reaches_the_variants_and_one_of_a_variant_doe
     assert scenario.policy.capacity.factor == 1.25
 
 
+def test_a_variant_of_a_section_that_an_override_took_away_means_the_section_of_the_file():
+    scenario = read(SMALL, "policy.capacity=null")
+    assert scenario.policy.capacity == Dropless()
+    assert scenario.compare["tight"].capacity == Megatron(factor=1.0)
+
+
 # overrides
 
 

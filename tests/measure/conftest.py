@@ -82,6 +82,8 @@ def record() -> Record:
         "collectives": _table(
             step=[3, 3, 4],
             moving_s=[0.5, 0.25, 0.0],
+            transfer_s=[0.5, 0.25, 0.0],
+            alone_s=[0.25, 0.25, 0.0],
             port_bound_s=[0.25, 0.25, 0.0],
             link_bound_s=[0.4, 0.2, 0.0],
         ),

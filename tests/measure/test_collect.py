@@ -12,7 +12,7 @@ from moesim.facts.contracts import Record
 from moesim.facts.record import Value
 from moesim.measure.collect import FIRST, measure_all, metrics
 
-BASES = {"compute": "fitted", "network": "datasheet", "routing": "exact"}
+BASES = {"compute": "fitted", "network": "datasheet", "routing": "exact", "accounting": "assumed"}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_value_is_the_mean_over_steps_with_students_interval(record: Record) -> 
     # Samples 2 and 4: mean 3, standard error sqrt(2) / sqrt(2) = 1, t quantile of 97.5 % with one degree of freedom = 12.7062.
     value = measure_all(record, BASES)["step_time"]
     assert value.value == 3.0
-    assert value.low == pytest.approx(3.0 - 12.7062047)
+    assert value.low == 0.0  # 3.0 - 12.7062047 would be below 0, where no time can be
     assert value.high == pytest.approx(3.0 + 12.7062047)
     assert (value.n, value.unit) == (2, "s")
 
@@ -76,7 +76,7 @@ def test_no_answer_at_all_is_none(record: Record, metric_slot: dict[str, type]) 
 
 def test_one_number_of_the_whole_run_has_no_interval(record: Record) -> None:
     values = measure_all(record, BASES)
-    assert values["peak_memory"] == Value(value=9e9, unit="B", low=None, high=None, n=2, basis="exact")
+    assert values["peak_memory"] == Value(value=9e9, unit="B", low=None, high=None, n=2, basis="assumed")
     assert values["dead_experts"] == Value(value=0.5, unit="", low=None, high=None, n=2, basis="exact")
 
 

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from moesim.base.errors import UsageError
 from moesim.facts.cluster import Cluster
 from moesim.facts.program import Program, Task, Work
-from moesim.models.bounds import flow_bound, link_bound, link_bytes, no_communication, port_bound, port_links
+from moesim.models.bounds import flow_bound, link_bound, link_bytes, no_communication, port_bound, port_links, port_seconds
 
 
 def two_nodes(uplink):
@@ -119,3 +119,10 @@ def test_a_missing_duration_is_named():
 def test_a_program_of_exchanges_only_takes_no_time():
     program, _ = chain("dispatch", "combine")
     assert no_communication(program, {}, 1) == 0.0
+
+
+def test_port_seconds_are_each_gpus_own_bytes_on_links_of_its_own():
+    # Star of 3 at 10 B/s. GPU 0 sends 20 + 30 B: 5 s out. GPU 1 receives 20 + 40: 6 s in, and sends 10: 1 s. GPU 2 sends 40: 4 s, and
+    # receives 30: 3 s. Each GPU counts its busier side.
+    sent = np.array([[0, 20, 30], [10, 0, 0], [0, 40, 0]], dtype=float)
+    np.testing.assert_allclose(port_seconds(sent, star(3, 10.0)), [5.0, 6.0, 4.0])
