@@ -99,9 +99,11 @@ The result goes to stdout; progress, warnings and problems go to stderr. Exit co
 """
 GPUS = """
 `value` is what the preset uses (`peak`) or what a measurement reached (`achievable`). Links are one way, arithmetic is dense.
+An achievable figure says with what it was measured; only `all-to-all` figures decide how fast simulated links are.
 """
 LINKS = """
-A bandwidth from a data sheet is multiplied by the share below. A bandwidth that you write is taken as it stands, unless you write an
+A bandwidth from a data sheet is multiplied by the share below: the `all-to-all` figure of the GPU over its data sheet, to two digits. A GPU
+of which no all-to-all was measured (H100 by NVLink, H800 by its card) takes the line "any other". A bandwidth that you write is taken as it stands, unless you write an
 efficiency beside it.
 """
 LATENCIES = "Latencies, from GPU to GPU; `switch` is added by every further switch."
@@ -383,7 +385,7 @@ def presets_page() -> str:
             (
                 figure.quantity,
                 number(figure.value, figure.unit),
-                ", ".join(word for word in (figure.kind, figure.direction, figure.density) if word),
+                ", ".join(word for word in (figure.kind, figure.experiment, figure.direction, figure.density) if word),
                 figure.basis,
                 f"{markdown(figure.source)} (read {figure.date})",
             )
@@ -410,11 +412,20 @@ def presets_page() -> str:
         rows += known_rows({"memory efficiency": profile.memory_efficiency, "dense efficiency": profile.dense_efficiency})
         rows += known_rows({"launch of a grouped GEMM": profile.launch, "launch of a dense phase": profile.dense_launch}, "s")
         parts += [f"### profile {name}" if name != "no profile" else "### no profile", table(("number", "value", "basis", "source"), rows)]
-    routers = [(f"`{name}`", law.offsets, f"{law.scale:g}", f"{law.jitter:g}") for name, law in PRESETS.items()]
+    routers = [
+        (
+            f"`{name}`",
+            law.offsets,
+            f"{law.scale:g}",
+            f"{law.jitter:g}",
+            "{} experts, top {}".format(*law.fitted_at) if law.fitted_at else "",
+        )
+        for name, law in PRESETS.items()
+    ]
     parts += [
         "## Routers",
         ROUTERS,
-        table(("preset", "offsets", "scale", "jitter"), routers),
+        table(("preset", "offsets", "scale", "jitter", "fitted at"), routers),
     ]
     return page("Presets and their sources", "Every number that ships with moesim, with where it comes from.", models_part(), *parts)
 

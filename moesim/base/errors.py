@@ -10,7 +10,6 @@
     ├── FidelityError     a trace cannot answer this      2
     ├── UsageError        arguments that do not fit       2
     ├── ResultError       results could not be written    1
-    ├── CalibrationError  too few or degenerate points    1
     └── SimulationError                                   1
         ├── LawBroken     which law, the two numbers, where
         └── Stuck         who waits for what
@@ -101,10 +100,6 @@ class UsageError(MoesimError):
 
 class ResultError(MoesimError):
     """Results could not be written or read."""
-
-
-class CalibrationError(MoesimError):
-    """Measured points are too few, or do not determine the parameters."""
 
 
 class SimulationError(MoesimError):

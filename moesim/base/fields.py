@@ -51,9 +51,19 @@ class Marker:
         return self.json_schema()
 
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "s": (1e-15, 1e6),
+    "B": (1.0, 1e18),
+    "B/s": (1.0, 1e18),
+    "flop/s": (1.0, 1e21),
+}
+"""The least and the most that a quantity may be, in SI units. No machine comes near them; within them, quotients and products of a few
+quantities stay far from where floats end, so nothing that a scenario says can turn into infinity or into nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quantity(Marker):
-    """A number with a unit, held in SI units."""
+    """A number with a unit, held in SI units; what is not 0 lies between the ``BOUNDS`` of its dimension."""
 
     dimension: str
     minimum: float = 0.0
@@ -65,6 +75,10 @@ class Quantity(Marker):
         if number < self.minimum or (self.exclusive and number == self.minimum):
             bound = "more than" if self.exclusive else "at least"
             raise ValueError(f"{value!r} is out of range: it must be {bound} {format_quantity(self.minimum, self.dimension)}")
+        least, most = BOUNDS[self.dimension]
+        if number and not least <= number <= most:
+            bound = f"at least {_plain(least, self.dimension)}" if number < least else f"at most {_plain(most, self.dimension)}"
+            raise ValueError(f"{value!r} is out of range: {DIMENSIONS[self.dimension].name} must be {bound}")
         return number
 
     def text(self, value: float) -> Any:
@@ -74,11 +88,22 @@ class Quantity(Marker):
     def json_schema(self) -> dict[str, Any]:
         """Describe the text form."""
         example = DIMENSIONS[self.dimension].example
+        least, most = (_plain(bound, self.dimension) for bound in BOUNDS[self.dimension])
         return {
             "type": ["string", "integer"],
-            "description": f"{DIMENSIONS[self.dimension].name} with a unit, such as '{example}'",
+            "description": f"{DIMENSIONS[self.dimension].name} with a unit, such as '{example}'; from {least} to {most}",
             "examples": [example],
         }
+
+
+def _plain(value: float, dimension: str) -> str:
+    """Write a bound in the unit of the International System: ``1e+18 B/s`` says more than a million millions of megabytes."""
+    return f"{value:g} {dimension}"
+
+
+MOST = 2**40
+"""No count of a scenario is larger: products of a few stay far from where floats end. Fields that set the size of arrays have smaller
+bounds of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +126,7 @@ class Whole(Marker):
     def json_schema(self) -> dict[str, Any]:
         """Describe the range."""
         schema: dict[str, Any] = {"type": "integer", "minimum": self.minimum}
-        if self.maximum is not None:
+        if self.maximum is not None and self.maximum < MOST:  # the bound of every count is not worth repeating at each
             schema["maximum"] = self.maximum
         return schema
 
@@ -240,13 +265,12 @@ Seconds = Annotated[float, Quantity("s", exclusive=False)]
 Bytes = Annotated[float, Quantity("B")]
 BytesPerSecond = Annotated[float, Quantity("B/s")]
 FlopsPerSecond = Annotated[float, Quantity("flop/s")]
-Count = Annotated[int, Whole(1)]
-CountOrZero = Annotated[int, Whole(0)]
-Fraction = Annotated[float, Number(0.0, 1.0)]
+Count = Annotated[int, Whole(1, MOST)]
+CountOrZero = Annotated[int, Whole(0, MOST)]
+Seed = Annotated[int, Whole(0)]
 Efficiency = Annotated[float, Number(0.0, 1.0, exclusive=True)]
 Positive = Annotated[float, Number(0.0, exclusive=True)]
 NotNegative = Annotated[float, Number(0.0)]
-Real = Annotated[float, Number()]
 Flag = Annotated[bool, Truth()]
 Text = Annotated[str, Line()]
 File = Annotated[str, FilePath()]

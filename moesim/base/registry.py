@@ -6,14 +6,17 @@ Built-in plug-ins are imported when their slot is first used; outside ones come 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import PurePath
+from importlib.abc import SourceLoader
+from types import ModuleType
 from typing import Any, TypeVar
 
 from moesim.base.errors import PluginError, did_you_mean
@@ -49,11 +52,18 @@ SLOTS: dict[str, Slot] = {
         Slot(name="metric", package="moesim.measure", plural="metrics"),
     )
 }
-_outside_loaded: list[bool] = []
+PLUGIN_MODULE = "moesim_plugin_"
+"""How the names of the modules begin that plug-in files become."""
+_outside: dict[str, str] = {}
+"""Of every entry point that was tried, by its name and value: what went wrong, empty where nothing did."""
+_asked_outside: list[bool] = []
 
 
 def register(slot: str, kind: str) -> Callable[[C], C]:
     """Class decorator that puts a frozen dataclass into a slot under ``kind``.
+
+    A class that is defined again in its own module replaces itself. One file that arrives twice, by an entry point and by ``plugins:``,
+    counts once: its first class stays.
 
     Parameters
     ----------
@@ -72,19 +82,33 @@ def register(slot: str, kind: str) -> Callable[[C], C]:
 
     def put(cls: C) -> C:
         other = SLOTS[slot].known.get(kind)
-        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise PluginError(f"{slot} {kind!r} is already {other.__module__}.{other.__qualname__}; choose another name")
+        again = other is not None and (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__)
+        twice = other is not None and not again and other.__qualname__ == cls.__qualname__ and _file_of(other) == _file_of(cls) != ""
+        if other is not None and not again and not twice:
+            raise PluginError(f"{slot} {kind!r} is already {_named(other)}; choose another name")
         cls.kind = kind  # type: ignore[attr-defined]
         cls.slot = slot  # type: ignore[attr-defined]
         cls.__pydantic_config__ = SECTION_CONFIG  # type: ignore[attr-defined]
-        SLOTS[slot].known[kind] = cls
+        if not twice:
+            SLOTS[slot].known[kind] = cls
         return cls
 
     return put
 
 
+def _file_of(cls: type) -> str:
+    """Return the real path of the file that defines a class, empty where there is none (a notebook)."""
+    path = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return os.path.realpath(path) if path else ""
+
+
+def _named(cls: type) -> str:
+    """Return what an error calls a class: its module, or the file where the module's name is made up here."""
+    return f"{_file_of(cls)}:{cls.__qualname__}" if cls.__module__.startswith(PLUGIN_MODULE) else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def kinds(slot: str) -> dict[str, type]:
-    """Return every plug-in of a slot by kind, sorted by name."""
+    """Return every plug-in of a slot by kind, sorted by name; those of packages that fail to load are left out."""
     importlib.import_module(SLOTS[slot].package)
     _load_entry_points()
     return dict(sorted(SLOTS[slot].known.items()))
@@ -96,13 +120,14 @@ def plugin(slot: str, kind: str) -> type:
     Raises
     ------
     PluginError
-        If nothing of that kind is registered; the message names the nearest.
+        If nothing of that kind is registered; the message names the nearest, and the installed packages that failed to load, for it may
+        be one of theirs.
     """
     importlib.import_module(SLOTS[slot].package)
     if kind not in SLOTS[slot].known:
         _load_entry_points()
     if kind not in SLOTS[slot].known:
-        raise PluginError(f"unknown {slot} {kind!r}{did_you_mean(kind, SLOTS[slot].known)}")
+        raise PluginError(f"unknown {slot} {kind!r}{did_you_mean(kind, SLOTS[slot].known)}{_perhaps_broken()}")
     return SLOTS[slot].known[kind]
 
 
@@ -121,40 +146,76 @@ def import_rooms(package: str, path: Iterable[str]) -> None:
 
 
 def load_plugin_file(path: str) -> None:
-    """Run a Python file so that its ``@register`` lines take effect.
+    """Run a Python file so that its ``@register`` lines take effect; a file that is loaded and has not changed is not run again.
 
     Raises
     ------
     PluginError
         If the file does not exist or fails; the message holds its error.
     """
-    name = "moesim_plugin_" + PurePath(path).stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    real = os.path.realpath(path)
+    # Two files of the same name in different folders are two modules.
+    stem = os.path.splitext(os.path.basename(real))[0]
+    name = f"{PLUGIN_MODULE}{stem}_{hashlib.sha256(real.encode(errors='surrogateescape')).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, real)
+    if spec is None or not isinstance(spec.loader, SourceLoader):
         raise PluginError(f"{path} is not a Python file")
+    try:
+        text = spec.loader.get_data(real)
+    except OSError as error:
+        raise PluginError(f"the plug-in file {path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    digest = hashlib.sha256(text).hexdigest()
+    earlier = sys.modules.get(name)
+    if earlier is not None and getattr(earlier, "__digest__", None) == digest and _still_registered(earlier):
+        return
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except PluginError:
-        del sys.modules[name]
-        raise
+        # Compiled from the text just read: a cached .pyc may be older than an edit within one second.
+        exec(spec.loader.source_to_code(text, real), module.__dict__)  # noqa: S102 - running it is what a plug-in file is for
     except (Exception, SystemExit) as error:
         del sys.modules[name]
+        if earlier is not None:
+            sys.modules[name] = earlier
+        if isinstance(error, PluginError):
+            raise
         raise PluginError(f"the plug-in file {path} failed: {type(error).__name__}: {error}") from error
+    module.__dict__["__digest__"] = digest
+
+
+def _still_registered(module: ModuleType) -> bool:
+    """Tell whether the slots still hold every kind that a module brought."""
+    brought = [thing for thing in vars(module).values() if isinstance(thing, type) and thing.__module__ == module.__name__]
+    return all(cls.kind in SLOTS[cls.slot].known for cls in brought if getattr(cls, "slot", None) in SLOTS)  # type: ignore[attr-defined]
+
+
+def broken_packages() -> tuple[str, ...]:
+    """Return one sentence for every installed plug-in that failed to load: which, and why."""
+    _load_entry_points()
+    return tuple(said for said in _outside.values() if said)
+
+
+def _perhaps_broken() -> str:
+    """Return a hint that an unknown kind may be one of a package that failed to load, empty where none did."""
+    said = broken_packages()
+    return f"; it may be one of an installed plug-in that is broken: {'; '.join(said)}" if said else ""
 
 
 def _load_entry_points() -> None:
-    if _outside_loaded:
+    """Load what installed packages bring; an error is kept and told when something is missing, for most runs need none of them."""
+    if _asked_outside:
         return
-    _outside_loaded.append(True)
+    _asked_outside.append(True)
     from importlib.metadata import entry_points
 
     for point in entry_points(group="moesim.plugins"):
+        said = ""
         try:
             point.load()
-        except Exception as error:
-            raise PluginError(f"the plug-in {point.name!r} ({point.value}) failed to load: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code may raise anything
+            package = f" of the package {point.dist.name}" if getattr(point, "dist", None) is not None else ""
+            said = f"the plug-in {point.name!r}{package} ({point.value}) failed to load: {type(error).__name__}: {error}"
+        _outside[f"{point.name} {point.value}"] = said
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +228,7 @@ class PluginOf(Marker):
     def parse(self, value: Any) -> Any:
         """Build a plug-in from ``{kind: ..., key: ...}`` or from the bare kind."""
         slot = SLOTS[self.slot]
-        if hasattr(type(value), "slot") and type(value).slot == self.slot:
+        if getattr(value, "slot", None) == self.slot:
             return value
         if value is None and slot.null is not None:
             value = {slot.tag: slot.null}
@@ -190,7 +251,7 @@ class PluginOf(Marker):
             raise PydanticCustomError(
                 "unknown_kind",
                 "{message}",  # the loader puts the caret on the tag
-                {"message": f"unknown {slot.tag} {word!r}{did_you_mean(str(word), kinds(self.slot))}", "tag": slot.tag},
+                {"message": f"unknown {slot.tag} {word!r}{did_you_mean(str(word), kinds(self.slot))}{_perhaps_broken()}", "tag": slot.tag},
             )
         return build(cls, {key: item for key, item in value.items() if key != slot.tag})
 

@@ -77,6 +77,8 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn what it raises into a message on stderr and an exit code."""
+        if sys.stdout is None:  # closed by the shell, as in >&-
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the program
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -110,6 +112,8 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return 2, f"Error: {where}{(error.strerror or str(error)).lower()}"
+    if isinstance(error, MemoryError):
+        return 1, f"Error: not enough memory: {error}; fewer workload.tokens_per_gpu, GPUs or layers need less"
     kind = type(error).__name__
     return 1, f"Error: {kind}: {error}\nThis is a defect of moesim or of a plug-in, not of your input; --debug shows where it happened."
 

@@ -23,6 +23,7 @@ def command(what: tuple[str, ...], form: str) -> None:
 
     Without a word: everything, but without the notes on each key.
     """
+    from moesim.base.registry import broken_packages
     from moesim.desk.catalogue import catalogue, group_names
 
     groups = [catalogue(name) for name in what or group_names()]
@@ -30,6 +31,8 @@ def command(what: tuple[str, ...], form: str) -> None:
         click.echo(json.dumps({"schema": 1, "groups": [dataclasses.asdict(group) for group in groups]}, indent=2, ensure_ascii=False))
     else:
         click.echo("\n\n".join(described(group, notes=bool(what)) for group in groups))
+    for said in broken_packages():
+        click.echo(f"Warning: {said}", err=True)
 
 
 def described(group: Group, *, notes: bool) -> str:

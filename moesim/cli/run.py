@@ -57,16 +57,19 @@ def command(
 
     # Nearly everything that a run makes lives to its end; looking for garbage among it over and over took a tenth of a short run.
     gc.set_threshold(100_000, 50, 50)
+    from moesim.base.errors import ResultError, UsageError
     from moesim.desk import folder as places
     from moesim.desk.report.press import Press
     from moesim.desk.result_files import NAMES, deliver, pack
     from moesim.desk.scenario_file import load_scenario
     from moesim.desk.trace_files import read_trace
 
+    if out is not None and not out.strip():
+        raise UsageError("-o names no folder")
     read = cache(read_trace)
     scenario = load_scenario(file, overrides, read_trace=read)
     folder = Path(out) if out is not None else Path("out") / places.slug(scenario.name)
-    places.protect(folder, NAMES)
+    places.prepare(folder, NAMES)
     with nullcontext() if no_report else closing(Press()) as press:
         from moesim.engine.simulate import simulate
 
@@ -81,8 +84,10 @@ def command(
             for warning in result.warnings:
                 click.echo(f"Warning: {warning}", err=True)
         deliver(parcel, report=not no_report, trace_steps=trace_steps if trace else 0, draw=press.draw if press else None)
-    if broken is not None:
+    if isinstance(broken, BrokenPipeError):
         raise broken
+    if broken is not None:
+        raise ResultError(f"cannot print the result: {(broken.strerror or str(broken)).lower()}; it is in {folder}")
 
 
 def _announce_compiling(*, quiet: bool) -> None:
@@ -92,7 +97,8 @@ def _announce_compiling(*, quiet: bool) -> None:
         click.echo("Compiling the link-sharing core; this happens once.", err=True)
 
 
-def _print(parcel: Parcel, form: str) -> BrokenPipeError | None:
+def _print(parcel: Parcel, form: str) -> OSError | None:
+    """Print the result; return what kept it from being printed, so that it can be written first and complained about then."""
     if form == "json":
         text = parcel.summary_text
     elif form == "csv":
@@ -103,7 +109,7 @@ def _print(parcel: Parcel, form: str) -> BrokenPipeError | None:
         text = _table(parcel, parcel.folder)
     try:
         _echo(text)
-    except BrokenPipeError as error:
+    except OSError as error:
         return error
     return None
 

@@ -61,6 +61,7 @@ def info(
     """Say what TRACE is, how its load is spread, and what a capacity rule would drop of it.
 
     A trace without source ranks is dealt to the ranks in equal contiguous blocks of ceil(T / W) tokens; a trace without steps is one step.
+    In JSON and CSV, expert_* and rank_* are routes before drops, rank_rows_* what a rank computes after them, padding included.
     """
     from moesim.desk.trace_files import read_trace
     from moesim.models.statistics import NO_TOKENS, layer_statistics, questions, ranks_of, why_no_drops, with_shape
@@ -79,6 +80,16 @@ def info(
         unknown = {"fully_dropped": NO_TOKENS}
     if found.experts % ranks:
         unknown["rank_*"] = f"{found.experts} experts do not divide over {ranks} ranks"
+    elif reason:
+        unknown["rank_rows_*"] = reason
+    warnings = [found.fits_ranks(ranks)]
+    if not found.experts_stated:
+        warnings.append(
+            f"the trace {found.name} does not state its number of experts: {found.experts} are taken from its largest id, "
+            f"{found.experts - 1}, and means and capacities are shares of that; if there are more, give --experts"
+        )
+    for warning in filter(None, warnings):
+        click.echo(f"Warning: {warning}", err=True)
     report = {
         "schema": 1,
         "trace": {
@@ -89,9 +100,10 @@ def info(
             "tokens": found.tokens or None,
             "layers": found.layers,
             "experts": found.experts,
+            "experts_stated": found.experts_stated,
             "top_k": found.top_k or None,
             "conversations": None if found.sample_length is None else len(found.sample_length),
-            "recorded_ranks": ranks_of(found) if found.source is not None or found.by_source else None,
+            "recorded_ranks": found.named_ranks,
         },
         "ep": ranks,
         "rule": rule,

@@ -131,7 +131,7 @@ def _marked(marker: Marker) -> str:
     schema = marker.json_schema()
     lower = schema.get("minimum", schema.get("exclusiveMinimum"))
     bounds = [] if lower is None else [f"{'more than' if 'exclusiveMinimum' in schema else 'at least'} {lower:g}"]
-    bounds += [f"at most {schema['maximum']:g}"] if "maximum" in schema else []
+    bounds += [f"at most {schema['maximum']:,}".removesuffix(".0")] if "maximum" in schema else []
     words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
     word = schema.get("description") or words.get(str(schema.get("type")), "a value")
     return " ".join([word, " and ".join(bounds)]).strip()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from moesim.base.errors import UsageError
+from moesim.facts.program import COLLECTIVES
 from moesim.facts.record import Result, Table
 
 NAMES = {"attention": "attn", "experts": "mlp"}
@@ -119,7 +120,7 @@ def _slice(span: dict[str, Any], track: int, name: str, start: int, end: int, ar
 
 def _slices(span: dict[str, Any], start: int, end: int, track: int) -> Iterator[dict[str, Any]]:
     where = {name: span[name] for name in ("step", "layer", "moe_layer", "microbatch", "tokens")}
-    collective = span["phase"] in {"dispatch", "combine"}
+    collective = span["phase"] in COLLECTIVES
     if not collective:
         yield _slice(span, track, slice_name(span["phase"], span["direction"]), start, end, where)
         return

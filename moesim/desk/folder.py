@@ -57,6 +57,32 @@ def make(folder: Path) -> None:
         raise ResultError(f"cannot make the folder {folder}: {reason(error)}") from None
 
 
+def prepare(folder: Path, names: frozenset[str]) -> None:
+    """See to it, before the work begins, that results can be written: :func:`protect`, make the folder, write a file.
+
+    Parameters
+    ----------
+    folder : Path
+        Where results shall go.
+    names : frozenset of str
+        The files that a run writes.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds other files of those names, cannot be made, or takes no files.
+    """
+    protect(folder, names)
+    try:
+        make(folder)
+        probe = folder / ".moesim"
+        put(probe, b"")
+        drop(probe)
+    except ResultError as error:
+        hint = "" if " -o" in str(error) else "; choose another folder with -o"
+        raise UsageError(f"{error}{hint}") from None
+
+
 def put(path: Path, content: bytes) -> None:
     """Write a file through a temporary neighbour, so that readers see the old file or the new one and never a part.
 

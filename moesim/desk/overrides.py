@@ -77,7 +77,7 @@ def _put(tree: Node, steps: list[str], value: Node, annotation: Any) -> Node | s
     node = tree
     for depth, step in enumerate(steps):
         if node.value is None:
-            node = Node({}, node.place, node.key)
+            node = Node({}, value.place, value.place)  # a mapping that the override makes: what it lacks is its fault
         elif isinstance(node.value, str):
             tag = tag_of(annotation_at(annotation, tree, steps[:depth])[0])
             if tag:

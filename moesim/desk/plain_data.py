@@ -11,6 +11,7 @@ from typing import Any
 from moesim.base.fields import FilePath, Marker
 from moesim.base.registry import SLOTS
 from moesim.desk.shape import alternatives, bare, field_types, item_annotation, marker_of
+from moesim.desk.unknown_plugin import UnknownPlugin
 
 PathText = Callable[[str], str]
 
@@ -34,6 +35,8 @@ def plain_data(value: Any, annotation: Any, path_text: PathText) -> Any:
     """
     if value is None:
         return None
+    if isinstance(value, UnknownPlugin):
+        return value.plain()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         short = _text(value, annotation, path_text)
         return _section(value, path_text) if short is value else short

@@ -93,8 +93,10 @@ def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0, draw: 
     """
     result, folder = parcel.result, parcel.folder
     places.make(folder)
-    # meta.json comes first: it marks the folder as moesim's, so that a run that stopped half-way can be repeated into it.
-    for name in ("meta.json", *(name for name in parcel.files if name != "meta.json")):
+    # meta.json comes first: it marks the folder as moesim's, so that a run that stopped half-way can be repeated into it. Then the
+    # answer and the question, so that a full disk costs tables and not them.
+    first = ("meta.json", "summary.json", "scenario.yaml")
+    for name in (*first, *(name for name in parcel.files if name not in first)):
         places.put(folder / name, parcel.files[name])
     later: dict[str, Callable[[Path], None]] = {}
     if "spans" in parcel.summary["columns"]:

@@ -14,6 +14,7 @@ from moesim.desk.model_section import read_model
 from moesim.desk.overrides import apply_overrides
 from moesim.desk.shape import is_file, parts
 from moesim.desk.structure import Path, problems_of, structure
+from moesim.desk.unknown_plugin import with_unknown
 from moesim.desk.variants import inherited, with_variants
 from moesim.desk.yaml_tree import Node, Place, dotted, parse_yaml
 from moesim.facts.scenario import Scenario
@@ -40,7 +41,8 @@ def load_scenario(
         ``policy.capacity.factor=1.1`` and so on, laid over the file in order.
     check : bool
         Whether the files that it names must exist and its parts must fit together. Without, a scenario can be looked at on a machine
-        that does not have its traces.
+        that does not have its traces and plug-ins: no plug-in file is run, and of a plug-in that is not known by then an
+        :class:`~moesim.desk.unknown_plugin.UnknownPlugin` keeps what the file says.
     read_trace : callable, optional
         Reads a trace for the check; by default the reader of trace files.
 
@@ -141,6 +143,8 @@ class _Reading:
         tree = self.with_plugins(tree)
         # Variants first: a partial section knows its kind, and so which of its keys are files, only from the base.
         tree = self.with_files(with_variants(tree, written), Scenario)
+        if not self.must_exist:
+            tree = with_unknown(tree, Scenario)
         data: dict[str, Any] = tree.data()
         model_node = tree.child("model")
         model = None
@@ -166,13 +170,13 @@ class _Reading:
                 self.problems.append(problem)
 
     def with_plugins(self, tree: Node) -> Node:
-        """Run the plug-in files, so that their kinds are known to all that follows."""
+        """Run the plug-in files, so that their kinds are known to all that follows; only make paths absolute of one just looked at."""
         listed = tree.child("plugins")
         if listed is None or not isinstance(listed.value, list):
             return tree
         resolved = [self.resolved(item, f"plugins.{index}") for index, item in enumerate(listed.value)]
         for index, item in enumerate(resolved):
-            if isinstance(item.value, str) and os.path.exists(item.value):
+            if self.must_exist and isinstance(item.value, str) and os.path.exists(item.value):
                 try:
                     load_plugin_file(item.value)
                 except PluginError as error:
@@ -248,6 +252,8 @@ def _checked(scenario: Scenario, tree: Node, read_trace: Callable[..., Trace] | 
 def _placed(problem: Problem, tree: Node) -> Problem:
     """Give a problem the place of the nearest key of its path that the file has."""
     node, words = tree, problem.path.split(".")
+    if words[0] == "exchange" and node.child("exchange") is None:
+        words = ["routing"]  # the default exchange cannot do with what the routing knows: that is where to look
     while words:
         taken = next((count for count in range(len(words), 0, -1) if node.child(".".join(words[:count])) is not None), 0)
         if not taken:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from moesim.base.errors import TraceError, did_you_mean
 from moesim.facts.trace import Trace
 
+LARGEST = 1_000_000
+"""The largest number of an expert or a rank: memory is asked for as many."""
 AXES = ("step", "layer", "source", "expert")
 PAIRWISE = 12
 """Up to this many choices, comparing each pair of columns beats sorting each token."""
@@ -57,6 +59,12 @@ class Where:
             raise self.error(name, f"has shape {array.shape}, expected a single number")
         return int(self.whole(name, array.reshape(()), dimensions=0, shape="", minimum=1))
 
+    def few(self, name: str, number: int, what: str) -> int:
+        """Refuse a number of experts or ranks beyond all reason."""
+        if number > LARGEST:
+            raise self.error(name, f"{number} is too large to be the number of {what} (at most {LARGEST})")
+        return number
+
     def text(self, arrays: dict[str, NDArray[Any]]) -> str:
         """Read the readme."""
         if "readme" not in arrays:
@@ -94,6 +102,7 @@ def tokens_trace(arrays: dict[str, NDArray[Any]], where: Where) -> Trace:
             raise where.error("scores", f"has {scores.shape[2]} experts, but the array experts says {stated}")
         stated = scores.shape[2]
     largest = int(ids.max())
+    where.few("experts", stated or 0, "experts")
     experts = largest + 1 if stated is None else stated
     if largest < 0:
         raise where.error("ids", "every choice is -1 (none): there are no routes in it")
@@ -104,12 +113,15 @@ def tokens_trace(arrays: dict[str, NDArray[Any]], where: Where) -> Trace:
             f"token {token}, layer {layer}, choice {slot}: expert {int(ids[token, layer, slot])} does not exist, experts are 0 to "
             f"{experts - 1}; write -1 for no choice (some engines fill up with 255), or correct the array experts",
         )
+    where.few("ids", experts, "experts")
     _distinct(ids, where)
     gate = arrays.get("gate")
     if gate is not None:
         if gate.shape != ids.shape:
             raise where.error("gate", f"has shape {gate.shape}, but ids has {ids.shape}; they must be equal")
         _finite("gate", gate, where, negative=False)
+    step = _per_token("step", arrays, tokens, where)
+    source = _per_token("source", arrays, tokens, where, within=step)
     return Trace(
         name=where.name,
         digest="",
@@ -120,8 +132,9 @@ def tokens_trace(arrays: dict[str, NDArray[Any]], where: Where) -> Trace:
         weights=gate,
         scores=scores,
         sample_length=_sample_length(arrays, tokens, where),
-        step=(step := _per_token("step", arrays, tokens, where)),
-        source=_per_token("source", arrays, tokens, where, within=step),
+        step=step,
+        source=source,
+        ranks=_ranks(arrays, source, where),
         experts_stated=stated is not None,
         layer_numbers=_layer_numbers(arrays, layers, where),
         origin=where.text(arrays),
@@ -195,6 +208,24 @@ def _per_token(
     return values
 
 
+def _ranks(arrays: dict[str, NDArray[Any]], source: NDArray[Any] | None, where: Where) -> int | None:
+    ranks = where.number(arrays, "ranks")
+    if source is None:
+        if ranks is not None:
+            raise where.error(
+                "ranks", f"says {ranks}, but no array source says which tokens each of them has; add source, or leave ranks out"
+            )
+        return None
+    largest = where.few("source", int(source.max()), "ranks")
+    if ranks is not None and largest >= where.few("ranks", ranks, "ranks"):
+        token = first(source >= ranks)[0]
+        raise where.error(
+            "source",
+            f"token {token}: rank {int(source[token])} does not exist, ranks are 0 to {ranks - 1}; correct it, or the array ranks",
+        )
+    return ranks
+
+
 def _layer_numbers(arrays: dict[str, NDArray[Any]], layers: int, where: Where) -> NDArray[Any] | None:
     if "layers" not in arrays:
         return None
@@ -236,6 +267,12 @@ def counts_trace(arrays: dict[str, NDArray[Any]], where: Where) -> Trace:
     stated = where.number(arrays, "experts")
     if stated not in {None, full.shape[3]}:
         raise where.error("experts", f"says {stated}, but counts has {full.shape[3]}")
+    by_source = "source" in axes
+    ranks = where.number(arrays, "ranks")
+    if ranks is not None and not by_source:
+        raise where.error("ranks", f"says {ranks}, but counts has no dimension 'source'; leave ranks out")
+    if ranks not in {None, full.shape[2]}:
+        raise where.error("ranks", f"says {ranks}, but counts has {full.shape[2]} sources")
     top_k = where.number(arrays, "top_k") or 0
     if top_k > full.shape[3]:
         raise where.error("top_k", f"is {top_k}, more than the {full.shape[3]} experts")
@@ -246,7 +283,8 @@ def counts_trace(arrays: dict[str, NDArray[Any]], where: Where) -> Trace:
         experts=full.shape[3],
         top_k=top_k,
         counts=full,
-        by_source="source" in axes,
+        by_source=by_source,
+        ranks=full.shape[2] if by_source else None,
         layer_numbers=_layer_numbers(arrays, full.shape[1], where),
         origin=where.text(arrays),
     )

@@ -3,9 +3,9 @@
 Three layouts are read. Nothing is ever unpickled.
 
 * NPZ of tokens: ``ids`` int[N, L, k]; optionally ``gate`` float[N, L, k], ``scores`` float[N, L, E], ``sample_len`` int[...], ``step`` and
-  ``source`` int[N], ``experts`` (a number), ``layers`` (their numbers in the model), ``readme`` (text).
+  ``source`` int[N], ``ranks`` and ``experts`` (numbers), ``layers`` (their numbers in the model), ``readme`` (text).
 * NPZ of counts: ``counts`` int[...] and ``axes``, the names of its dimensions among step, layer, source, expert; optionally ``top_k``,
-  ``layers``, ``readme``.
+  ``experts``, ``ranks``, ``layers``, ``readme``.
 * CSV of counts: columns layer, expert, token_count and optionally task, step, source; lines that start with ``#`` are comments.
 """
 
@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from moesim.base.errors import TraceError, UsageError
 from moesim.desk.folder import put
 from moesim.desk.trace_checks import Where, counts_trace, tokens_trace
+from moesim.desk.trace_size import check_size
 from moesim.desk.trace_table import read_table
 from moesim.facts.trace import Trace
 from moesim.models.source.traces import named
 
-KNOWN = ("ids", "gate", "scores", "sample_len", "step", "source", "experts", "layers", "readme", "counts", "axes", "top_k")
+KNOWN = ("ids", "gate", "scores", "sample_len", "step", "source", "ranks", "experts", "layers", "readme", "counts", "axes", "top_k")
 
 
 def read_trace(path: str | os.PathLike[str], *, task: str | None = None) -> Trace:
@@ -80,6 +81,7 @@ def _read_npz(file: Path) -> Trace:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             where.names(list(archive.files), KNOWN)
+            check_size(archive.zip, KNOWN, where)
             for name in archive.files:
                 if name in KNOWN:
                     arrays[name] = _member(archive, name, where)
@@ -155,6 +157,7 @@ def _arrays(trace: Trace) -> dict[str, NDArray[Any]]:
         "sample_len": trace.sample_length,
         "step": trace.step,
         "source": trace.source,
+        "ranks": trace.ranks if trace.source is not None else None,
         "layers": trace.layer_numbers,
         "experts": trace.experts if trace.experts_stated else None,
         "readme": trace.origin or None,

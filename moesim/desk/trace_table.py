@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from moesim.base.errors import TraceError, did_you_mean
+from moesim.base.units import format_quantity
+from moesim.desk.trace_size import LARGEST_BYTES
 from moesim.facts.trace import Trace
 
 NEEDED = ("layer", "expert", "token_count")
@@ -95,6 +97,13 @@ def _trace(counts: dict[Key, int], file: Path, comments: str, *, by_source: bool
     steps, step_at = np.unique(keys[:, 0], return_inverse=True)
     layers, layer_at = np.unique(keys[:, 1], return_inverse=True)
     sources, experts = int(keys[:, 2].max()) + 1, int(keys[:, 3].max()) + 1
+    cells = len(steps) * len(layers) * sources * experts
+    if cells * 8 > LARGEST_BYTES:
+        raise TraceError(
+            f"{file}: {len(steps)} steps, {len(layers)} layers, sources up to {sources - 1} and experts up to {experts - 1} make a table "
+            f"of {format_quantity(cells * 8, 'B')}, more than the {format_quantity(LARGEST_BYTES, 'B')} that are read; number experts and "
+            "sources from 0, or keep fewer steps"
+        )
     full = np.zeros((len(steps), len(layers), sources, experts), dtype=np.int64)
     full[step_at, layer_at, keys[:, 2], keys[:, 3]] = list(counts.values())
     if not full.any():

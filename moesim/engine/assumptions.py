@@ -6,7 +6,7 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.scenario import Scenario
 
 
-def assumptions(scenario: Scenario, cluster: Cluster, compute_basis: str) -> tuple[str, ...]:
+def assumptions(scenario: Scenario, cluster: Cluster, compute_basis: str, *, barrier: bool, overlap: bool) -> tuple[str, ...]:
     """Return the modelling assumptions of a run as sentences.
 
     Parameters
@@ -15,8 +15,11 @@ def assumptions(scenario: Scenario, cluster: Cluster, compute_basis: str) -> tup
     cluster : Cluster
     compute_basis : str
         The weakest evidence behind the compute model's numbers.
+    barrier : bool
+        Whether the exchanges that were played hold their bytes back until the last rank is there.
+    overlap : bool
+        Whether the program leaves any two tasks of a GPU free to run at once.
     """
-    barrier = getattr(scenario.exchange, "start", "pairwise") == "barrier"
     lines = [
         (
             "Flows share every link max-min fairly; a flow starts to move after the latency of its route. Congestion control, packet loss "
@@ -34,9 +37,9 @@ def assumptions(scenario: Scenario, cluster: Cluster, compute_basis: str) -> tup
         ),
         f"The schedule is {scenario.schedule.kind}: "
         + (
-            "communication and computation do not overlap."
-            if scenario.schedule.kind == "sequential"
-            else "overlap is what its program allows; kernels do not slow each other down."
+            "overlap is what its program allows; kernels do not slow each other down."
+            if overlap
+            else "communication and computation do not overlap."
         ),
     ]
     if scenario.workload.phase == "training":

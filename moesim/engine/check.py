@@ -14,7 +14,7 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.contracts import View
 from moesim.facts.model import DTYPE_BYTES, MoeModel
 from moesim.facts.placement import Placement
-from moesim.facts.routing import Fidelity, LayerRouting, count_routes
+from moesim.facts.routing import Assignment, Fidelity, LayerRouting, count_routes
 from moesim.facts.scenario import Policy, Scenario, Setting
 from moesim.facts.trace import Trace
 from moesim.models.memory import OPTIMISER_BYTES, dense_parameters
@@ -28,7 +28,7 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
 
     Checked are: the expert-parallel groups divide the cluster; every plug-in can begin; every placement gives every expert a
     slot; the weights fit (:func:`least_bytes`); a recording has the model's layers, experts and choices (its source says so when it
-    begins); the policies can work with what the recording knows.
+    begins); the policies and the exchange can work with what the recording knows.
 
     Parameters
     ----------
@@ -63,9 +63,12 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
     source_path = "routing.trace" if hasattr(scenario.routing, "trace") else "routing"
     checking.attempt(source_path, scenario.routing.begin, setting)
     setting = replace(setting, read_trace=read_trace)
-    checking.attempt("exchange", scenario.exchange.begin, setting)
+    carry = checking.attempt("exchange", scenario.exchange.begin, setting)
     checking.attempt("compute", scenario.compute.begin, setting)
-    checking.attempt("schedule", scenario.schedule.program, scenario.model, scenario.workload)
+    program = checking.attempt("schedule", scenario.schedule.program, scenario.model, scenario.workload)
+    if carry is not None and program is not None:
+        directions = sorted({task.work.direction for task in program.tasks})
+        checking.carry = lambda assignment: [carry(assignment, direction=direction) for direction in directions]
     known = min((trace.fidelity for trace in traces), default=None)
     checking.policies(scenario, setting, known)
     return checking.problems
@@ -107,6 +110,8 @@ class _Checking:
 
     problems: list[Problem] = field(default_factory=list)
     base_placement: Placement | None = None
+    carry: Callable[[Assignment], object] | None = None
+    """The exchange in every direction that the program has."""
 
     def say(self, path: str, message: str) -> None:
         problem = Problem(path=path, message=message)
@@ -150,7 +155,7 @@ class _Checking:
             self.fidelity(blamed, begun, _probe(setting, known), placement)
 
     def fidelity(self, blamed: dict[str, str], begun: list[Any], routing: LayerRouting, placement: Placement) -> None:
-        """Take one token per GPU through the policy, knowing no more of it than the recording does."""
+        """Take one token per GPU through the policy and the exchange, knowing no more of it than the recording does."""
         choose, limit, bind = begun
         part = "gate"
         try:
@@ -158,9 +163,12 @@ class _Checking:
             part = "capacity"
             kept = limit(chosen, step=0, moe_layer=0)
             part = "dispatch"
-            bind(kept, placement, step=0, moe_layer=0)
+            assignment = bind(kept, placement, step=0, moe_layer=0)
+            part = "exchange"
+            if self.carry is not None:
+                self.carry(assignment)
         except FidelityError as error:
-            self.say(blamed[part], str(error))
+            self.say(blamed.get(part, part), str(error))
 
     def memory(self, path: str, placement: Placement, setting: Setting) -> None:
         """Refuse weights that do not fit; the number of GPUs is to blame unless redundant experts are."""

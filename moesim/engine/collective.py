@@ -14,15 +14,19 @@ from moesim.facts.arrays import Floats, Ints
 
 @dataclass(slots=True)
 class Participation:
-    """How one rank fared in one collective, in s and B."""
+    """How one rank fared in one collective, in s; ``waited_for`` says how long it waited for each peer."""
 
     arrival: float
     done: simpy.Event = field(repr=False)
     end: float = 0.0
-    waiting: float = 0.0
-    waited_for: int = -1
+    waited_for: dict[int, float] = field(default_factory=dict)
     idle_since: float | None = None
     counter: int = -1
+
+    @property
+    def waiting(self) -> float:
+        """Seconds in which none of its bytes could move, because peers were not there."""
+        return sum(self.waited_for.values())
 
 
 class Collective:
@@ -109,8 +113,7 @@ class Collective:
     def _charge(self, state: Participation, cause: int) -> None:
         """Book the idle time up to now as waiting, for the sake of ``cause``."""
         if state.idle_since is not None and self._env.now > state.idle_since:
-            state.waiting += self._env.now - state.idle_since
-            state.waited_for = cause
+            state.waited_for[cause] = state.waited_for.get(cause, 0.0) + self._env.now - state.idle_since
         state.idle_since = None
 
     def _quiet(self, rank: int) -> None:

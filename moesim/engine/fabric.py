@@ -71,6 +71,7 @@ class Fabric:
         self._dirty = False
         self._woken: Ints = np.empty(64, dtype=np.int64)
         self.busy: Floats = np.zeros(cluster.links)
+        self.carried_on_link: Floats = np.zeros(cluster.links)
         self.asked_between: Floats = np.zeros(cluster.gpus * cluster.gpus)
         self.carried_between: Floats = np.zeros(cluster.gpus * cluster.gpus)
 
@@ -111,12 +112,8 @@ class Fabric:
             flows = latency == wait
             self._after(wait, self._join, pair[flows], np.asarray(size[flows], dtype=np.float64), watch[flows])
 
-    def carried_on_link(self) -> Floats:
-        """Return float[K], bytes of the flows that have ended."""
-        return link_bytes(self.carried_between.reshape(self._cluster.gpus, -1), self._cluster)
-
     def check(self) -> None:
-        """Check laws L2 (what was asked for was carried) and L3 (no link carried more than it can).
+        """Check laws L2 (what was asked for was carried, by pair and by link) and L3 (no link carried more than it can).
 
         Raises
         ------
@@ -124,20 +121,25 @@ class Fabric:
             Naming the pair or link, and the two numbers.
         """
         # A flow ends with less than FINISHED of it left; a sum of n such terms rounds by n units in the last place, far below 1e-9.
-        error = np.abs(self.carried_between - self.asked_between)
-        worst = int(np.argmax(error - 1e-9 * self.asked_between))
-        if error[worst] > (1e-9 + FINISHED) * self.asked_between[worst]:
-            source, destination = divmod(worst, self._cluster.gpus)
+        slack = 1e-9 + FINISHED
+        asked, carried = self.asked_between, self.carried_between
+        for pair in np.flatnonzero(np.abs(carried - asked) > slack * asked)[:1].tolist():
+            source, destination = divmod(pair, self._cluster.gpus)
             raise LawBroken(
-                f"law L2 (bytes): GPU {source} asked to send {self.asked_between[worst]:.6g} B to GPU {destination}, "
-                f"but {self.carried_between[worst]:.6g} B were carried"
+                f"law L2 (bytes): GPU {source} asked to send {asked[pair]:.6g} B to GPU {destination}, "
+                f"but {carried[pair]:.6g} B were carried"
             )
+        # What the links carried is summed from rates and times, apart from what the flows were asked to bring.
+        wanted = link_bytes(asked.reshape(self._cluster.gpus, -1), self._cluster)
+        through = self.carried_on_link
+        for link in np.flatnonzero(np.abs(through - wanted) > slack * wanted)[:1].tolist():
+            name = self._cluster.link_names[link]
+            raise LawBroken(f"law L2 (bytes): link {name} should have carried {wanted[link]:.6g} B, but carried {through[link]:.6g} B")
         most = self._capacity * self.busy
-        carried = self.carried_on_link()
-        for over in np.flatnonzero(carried > most * (1 + 1e-9))[:1]:
+        for link in np.flatnonzero(through > most * (1 + 1e-9))[:1].tolist():
             raise LawBroken(
-                f"law L3 (capacity): link {self._cluster.link_names[over]} carried {carried[over]:.6g} B in "
-                f"{self.busy[over]:.6g} s, more than its {self._capacity[over]:.6g} B/s allow"
+                f"law L3 (capacity): link {self._cluster.link_names[link]} carried {through[link]:.6g} B in "
+                f"{self.busy[link]:.6g} s, more than its {self._capacity[link]:.6g} B/s allow"
             )
 
     def _after(self, wait: float, what: Callable[..., None], *arguments: object) -> None:
@@ -192,6 +194,7 @@ class Fabric:
             self._live,
             self._pending,
             self.busy,
+            self.carried_on_link,
             self.carried_between,
             self._woken,
             now,

@@ -29,7 +29,6 @@ class StepRun:
         What every GPU does.
     load : StepLoad
         How long it takes, and what it sends.
-    step : int
     ranks : int
         Ranks of an expert-parallel group.
     gpus : int
@@ -44,7 +43,6 @@ class StepRun:
         program: Program,
         load: StepLoad,
         *,
-        step: int,
         ranks: int,
         gpus: int,
     ) -> None:
@@ -53,7 +51,6 @@ class StepRun:
         self._recorder = recorder
         self._program = program
         self._load = load
-        self._step = step
         self._ranks = ranks
         self._gpus = gpus
         self._collectives: dict[tuple[Work, int, int], Collective] = {}
@@ -102,7 +99,8 @@ class StepRun:
         exchange = self._load.layers[work.moe_layer].exchange[work.direction]
         stages = exchange.dispatch if work.phase == "dispatch" else exchange.combine
         start = self._env.now
-        waiting, waited_for, size = 0.0, -1, 0.0
+        size = 0.0
+        waited_for: dict[int, float] = {}
         if exchange.launch > 0:
             self.waiting[gpu, task.lane] = f"the launch of its own {work.phase} of layer {work.layer}"
             yield self._env.timeout(exchange.launch)
@@ -110,9 +108,8 @@ class StepRun:
             collective = self._collective(work, gpu // self._ranks, number, stage.bytes, exchange)
             self.waiting[gpu, task.lane] = collective
             yield collective.arrive(gpu)
-            mine = collective.at[gpu]
-            waiting += mine.waiting
-            waited_for = mine.waited_for if mine.waiting > 0 else waited_for
+            for peer, seconds in collective.at[gpu].waited_for.items():
+                waited_for[peer] = waited_for.get(peer, 0.0) + seconds
             size += float(stage.bytes[gpu].sum())
         self._recorder.span(
             work,
@@ -122,8 +119,9 @@ class StepRun:
             self._env.now,
             tokens=int(self._tokens(work)[gpu]),
             size=size,
-            waiting=waiting,
-            waited_for=waited_for,
+            waiting=sum(waited_for.values()),
+            # The peer it waited for longest; of several the one with the lowest number.
+            waited_for=min(waited_for, key=lambda peer: (-waited_for[peer], peer), default=-1),
         )
 
     def _collective(self, work: Work, group: int, number: int, size: Floats, exchange: Exchange) -> Collective:
@@ -132,7 +130,7 @@ class StepRun:
             ranks = range(group * self._ranks, (group + 1) * self._ranks)
             collective = Collective(self._env, self._fabric, ranks, size, barrier=exchange.barrier)
             self._collectives[key] = collective
-            self._recorder.collective(self._step, work, group, collective, size)
+            self._recorder.collective(work, group, collective, size)
         return self._collectives[key]
 
     def _tokens(self, work: Work) -> Ints:

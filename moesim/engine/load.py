@@ -89,18 +89,20 @@ def load_step(setting: Setting, program: Program, policies: Policies, placement:
         chosen = policies.choose(routing.layers[moe_layer], step=step, moe_layer=moe_layer)
         kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
         assignment = policies.bind(kept, placement, step=step, moe_layer=moe_layer)
-        _check_tokens(chosen, kept, assignment, step, moe_layer)
+        _check_tokens(chosen, kept, assignment, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
         rows_of_slot = np.zeros((setting.gpus, local.max(initial=0) + 1), dtype=np.int64)
         padding = np.zeros(setting.gpus, dtype=np.int64)
         columns = np.broadcast_to(local, assignment.destination.shape)
         np.add.at(rows_of_slot, (assignment.destination, columns), assignment.slot_counts + assignment.slot_padding)
         np.add.at(padding, assignment.destination, assignment.slot_padding)
         expert_rows.append(rows_of_slot)
+        exchange = {direction: policies.carry(assignment, direction=direction) for direction in directions}
+        _check_exchange(exchange[FORWARD], assignment, step, moe_layer)
         layers.append(
             LayerLoad(
                 chosen=chosen,
                 kept=kept,
-                exchange={direction: policies.carry(assignment, direction=direction) for direction in directions},
+                exchange=exchange,
                 rows=rows_of_slot.sum(axis=1),
                 padding=padding,
                 tokens=np.diff(chosen.token_start),
@@ -138,7 +140,23 @@ def _local_index(rank_of_slot: Ints, ranks: int) -> Ints:
     return local
 
 
-def _check_tokens(chosen: LayerRouting, kept: Kept, assignment: Assignment, step: int, moe_layer: int) -> None:
+def _check_exchange(exchange: Exchange, assignment: Assignment, step: int, moe_layer: int) -> None:
+    """Law L2: every GPU with rows for others sends bytes, every GPU that gets rows receives some, and so on the way back."""
+    rows = assignment.rows_at()
+    np.fill_diagonal(rows, 0)
+    for phase, stages, wanted in (("dispatch", exchange.dispatch, rows), ("combine", exchange.combine, rows.T)):
+        for side, axis in (("sends", 1), ("receives", 0)):
+            moved = sum((stage.bytes.sum(axis=axis) for stage in stages), np.zeros(len(rows)))
+            for gpu in np.flatnonzero((wanted.sum(axis=axis) > 0) & (moved <= 0))[:1].tolist():
+                raise LawBroken(
+                    f"law L2 (bytes): step {step}, MoE layer {moe_layer}: GPU {gpu} {side} {wanted.sum(axis=axis)[gpu]} rows in {phase}, "
+                    "but the exchange moves no bytes for it"
+                )
+
+
+def _check_tokens(
+    chosen: LayerRouting, kept: Kept, assignment: Assignment, experts_of_slots: Ints, ranks: int, step: int, moe_layer: int
+) -> None:
     """Law L1: every routed copy is sent and computed once, or counted as dropped."""
     after = kept.routing.counts + kept.dropped
     if not np.array_equal(chosen.counts, after):
@@ -147,12 +165,20 @@ def _check_tokens(chosen: LayerRouting, kept: Kept, assignment: Assignment, step
             f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} routed {chosen.counts[source, expert]} copies to expert "
             f"{expert}, of which {kept.routing.counts[source, expert]} were kept and {kept.dropped[source, expert]} dropped"
         )
-    sent, computed = kept.routing.counts.sum(axis=1), assignment.slot_counts.sum(axis=1)
-    if not np.array_equal(sent, computed):
-        source = int(np.flatnonzero(sent != computed)[0])
+    held = np.zeros_like(kept.routing.counts)
+    np.add.at(held.T, experts_of_slots, assignment.slot_counts.T)
+    if not np.array_equal(kept.routing.counts, held):
+        source, expert = (int(i) for i in np.argwhere(kept.routing.counts != held)[0])
         raise LawBroken(
-            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} kept {sent[source]} copies, "
-            f"but {computed[source]} were bound to slots"
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} kept {kept.routing.counts[source, expert]} copies for "
+            f"expert {expert}, but {held[source, expert]} were bound to slots that hold it"
+        )
+    group = np.arange(len(assignment.destination))[:, None] // ranks
+    if (assignment.destination // ranks != group).any():
+        source, slot = (int(i) for i in np.argwhere(assignment.destination // ranks != group)[0])
+        raise LawBroken(
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: slot {slot} of GPU {source} was looked for on GPU "
+            f"{assignment.destination[source, slot]}, outside its expert-parallel group"
         )
     if assignment.slot_padding.sum() != kept.padding.sum():
         raise LawBroken(

@@ -38,7 +38,7 @@ class Machine:
         self.placement = placement
         self.env = simpy.Environment()
         self.fabric = Fabric(self.env, setting.cluster)
-        self.recorder = Recorder()
+        self.recorder = Recorder(setting.cluster)
         self.marks: list[Mark] = []
 
     def load(self, routing: Routing, step: int) -> StepLoad:
@@ -55,15 +55,14 @@ class Machine:
         """
         self.recorder.step = step
         start = self.env.now
-        run = StepRun(
-            self.env, self.fabric, self.recorder, self.program, load, step=step, ranks=self.setting.parallel.ep, gpus=self.setting.gpus
-        )
+        run = StepRun(self.env, self.fabric, self.recorder, self.program, load, ranks=self.setting.parallel.ep, gpus=self.setting.gpus)
         finished: list[float] = []
         self.env.process(self._driver(run, finished))
         self.env.run()
         if not finished:
             raise Stuck(describe_stuck(run, self.env.now))
-        self.marks.append(Mark(start, finished[0], self.fabric.busy.copy(), self.fabric.carried_on_link()))
+        self.recorder.end_step()
+        self.marks.append(Mark(start, finished[0], self.fabric.busy.copy(), self.fabric.carried_on_link.copy()))
         return self.marks[-1]
 
     def _driver(self, run: StepRun, finished: list[float]) -> Generator[simpy.Event, Any, None]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from moesim.engine.collective import Collective
 from moesim.facts.arrays import Floats
+from moesim.facts.cluster import Cluster
 from moesim.facts.program import Work
 from moesim.facts.record import Table
+from moesim.models.bounds import link_bound, port_bound, port_links, port_seconds
 
 SPAN_COLUMNS = (
     ("step", np.int64),
@@ -27,27 +29,45 @@ SPAN_COLUMNS = (
     ("waiting_s", np.float64),
     ("waited_for", np.int64),
 )
-SPAN_UNITS = {"start_s": "s", "end_s": "s", "waiting_s": "s", "bytes": "B"}
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedCollective:
-    """A collective with what it was for; its participants' times are filled in by the run."""
-
-    step: int
-    work: Work
-    group: int
-    collective: Collective
-    size: Floats
+COLLECTIVE_COLUMNS = (
+    ("step", np.int64),
+    ("layer", np.int64),
+    ("moe_layer", np.int64),
+    ("phase", np.str_),
+    ("direction", np.str_),
+    ("group", np.int64),
+    ("first_arrival_s", np.float64),
+    ("last_arrival_s", np.float64),
+    ("last_gpu", np.int64),
+    ("end_s", np.float64),
+    ("moving_s", np.float64),
+    ("transfer_s", np.float64),
+    ("alone_s", np.float64),
+    ("bytes", np.float64),
+    ("cross_node_bytes", np.float64),
+    ("port_bound_s", np.float64),
+    ("link_bound_s", np.float64),
+    ("bottleneck_link", np.str_),
+)
 
 
 class Recorder:
-    """Collects spans of tasks and collectives while a run goes on."""
+    """Collects spans of tasks and collectives while a run goes on.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    cluster : Cluster
+        For the floors of collectives.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._crosses = cluster.crosses_nodes()
+        self._ports = port_links(cluster)
         self._spans: list[tuple[object, ...]] = []
+        self._under_way: list[tuple[Work, int, Collective, Floats]] = []
+        self._collectives: list[tuple[object, ...]] = []
         self.step = 0
-        self.collectives: list[RecordedCollective] = []
 
     def span(
         self,
@@ -82,14 +102,54 @@ class Recorder:
             )
         )
 
-    def collective(self, step: int, work: Work, group: int, collective: Collective, size: Floats) -> None:
-        """Remember a collective; ``size`` is float[G, G], B."""
-        self.collectives.append(RecordedCollective(step, work, group, collective, size))
+    def collective(self, work: Work, group: int, collective: Collective, size: Floats) -> None:
+        """Remember a collective of this step; ``size`` is float[G, G], B."""
+        self._under_way.append((work, group, collective, size))
+
+    def end_step(self) -> None:
+        """Turn the step's collectives into rows: their matrices and participants would fill the memory of a long run."""
+        self._collectives += [self._row(*one) for one in self._under_way]
+        self._under_way.clear()
+
+    def _row(self, work: Work, group: int, collective: Collective, size: Floats) -> tuple[object, ...]:
+        ranks = np.array(collective.ranks)
+        mine = np.zeros_like(size)
+        mine[np.ix_(ranks, ranks)] = size[np.ix_(ranks, ranks)]
+        np.fill_diagonal(mine, 0.0)
+        states = [collective.at[rank] for rank in collective.ranks]
+        arrivals = np.array([state.arrival for state in states])
+        seconds, link = link_bound(mine, self._cluster)
+        return (
+            self.step,
+            work.layer,
+            work.moe_layer,
+            work.phase,
+            work.direction,
+            group,
+            arrivals.min(),
+            arrivals.max(),
+            ranks[arrivals.argmax()],
+            max(state.end for state in states),
+            collective.moving,
+            np.mean([state.end - state.arrival - state.waiting for state in states]),
+            port_seconds(mine, self._cluster)[ranks].mean(),
+            mine.sum(),
+            mine[self._crosses].sum(),
+            port_bound(mine, self._cluster, ports=self._ports),
+            seconds,
+            self._cluster.link_names[link] if seconds > 0 else "",
+        )
+
+    def collectives(self) -> Table:
+        """Return all collectives of finished steps in the order in which they began."""
+        return _table(COLLECTIVE_COLUMNS, self._collectives)
 
     def spans(self) -> Table:
         """Return all spans in the order in which they ended."""
-        columns = list(zip(*self._spans, strict=True)) if self._spans else [()] * len(SPAN_COLUMNS)
-        return Table(
-            columns={name: np.array(values, dtype=dtype) for (name, dtype), values in zip(SPAN_COLUMNS, columns, strict=True)},
-            units=SPAN_UNITS,
-        )
+        return _table(SPAN_COLUMNS, self._spans)
+
+
+def _table(names: Sequence[tuple[str, type]], rows: list[tuple[object, ...]]) -> Table:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+    units = {name: "s" if name.endswith("_s") else "B" for name, _ in names if name.endswith(("_s", "bytes"))}
+    return Table(columns={name: np.array(values, dtype=dtype) for (name, dtype), values in zip(names, columns, strict=True)}, units=units)

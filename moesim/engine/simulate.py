@@ -19,11 +19,12 @@ from moesim.engine.load import Policies
 from moesim.engine.machine import Machine
 from moesim.engine.tables import build_tables
 from moesim.engine.tally import Tally
+from moesim.engine.warnings import warnings
 from moesim.facts.cluster import Cluster
 from moesim.facts.contracts import Record, View
 from moesim.facts.evidence import weakest
 from moesim.facts.placement import Placement
-from moesim.facts.program import Program
+from moesim.facts.program import Program, may_overlap
 from moesim.facts.record import Result
 from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
@@ -81,6 +82,7 @@ def simulate(
     draw = scenario.routing.begin(setting)
     tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing)
     notes: list[str] = []
+    barrier = False
     bases = {"compute": compute_basis, "network": cluster.basis, "routing": "exact", "accounting": "assumed"}
     balanced: dict[int, float] = {}
     for step in range(scenario.steps):
@@ -89,6 +91,7 @@ def simulate(
         notes += [note for note in routing.notes if note not in notes]
         load = machine.load(routing, step)
         mark = machine.play(load, step)
+        barrier = barrier or any(exchange.barrier for layer in load.layers for exchange in layer.exchange.values())
         if step >= scenario.warmup:
             if load.tokens not in balanced:
                 balanced[load.tokens] = balanced_step(scenario, setting, placement, load.tokens)
@@ -99,13 +102,13 @@ def simulate(
             progress(step + 1, scenario.steps)
     machine.fabric.check()
     tables = build_tables(machine.recorder, tally, setting=setting, placement=placement, keep_spans=keep_spans)
-    record = Record(scenario=scenario, cluster=cluster, tables=tables, bounds=tally.bounds())
+    metrics = measure_all(Record(scenario=scenario, cluster=cluster, tables=tables, bounds=tally.bounds()), bases)
     return Result(
         scenario=scenario,
         tables=tables,
-        metrics=measure_all(record, bases),
-        warnings=tuple(notes),
-        assumptions=assumptions(scenario, cluster, compute_basis),
+        metrics=metrics,
+        warnings=(*notes, *warnings(scenario, cluster, tables, metrics)),
+        assumptions=assumptions(scenario, cluster, compute_basis, barrier=barrier, overlap=may_overlap(program)),
         facts=_facts(scenario, setting, tally),
         routing=tally.routing(f"moesim {__version__}, routing of {scenario.name!r}, seed {scenario.seed}"),
         meta={

@@ -8,36 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.engine.recorder import RecordedCollective, Recorder
+from moesim.engine.recorder import Recorder
 from moesim.engine.tally import Mark, Tally
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.placement import Placement
 from moesim.facts.record import Table
 from moesim.facts.scenario import Setting
-from moesim.models.bounds import link_bound, port_bound, port_links, port_seconds
 from moesim.models.memory import peak_memory, weight_bytes
 
-COLLECTIVE_COLUMNS = (
-    ("step", np.int64),
-    ("layer", np.int64),
-    ("moe_layer", np.int64),
-    ("phase", np.str_),
-    ("direction", np.str_),
-    ("group", np.int64),
-    ("first_arrival_s", np.float64),
-    ("last_arrival_s", np.float64),
-    ("last_gpu", np.int64),
-    ("end_s", np.float64),
-    ("moving_s", np.float64),
-    ("transfer_s", np.float64),
-    ("alone_s", np.float64),
-    ("bytes", np.float64),
-    ("cross_node_bytes", np.float64),
-    ("port_bound_s", np.float64),
-    ("link_bound_s", np.float64),
-    ("bottleneck_link", np.str_),
-)
 PHASES = ("attention", "dense", "gate", "shared", "experts")
 
 
@@ -60,7 +39,7 @@ def build_tables(recorder: Recorder, tally: Tally, *, setting: Setting, placemen
     dict of str to Table
         As ``docs/reference/results.md`` describes them.
     """
-    spans = recorder.spans()
+    spans, collectives = recorder.spans(), recorder.collectives()
     spans = spans.where(spans["step"] >= tally.warmup)
     marks = tally.marks[tally.warmup :]
     numbers = np.arange(tally.warmup, len(tally.marks))
@@ -76,7 +55,7 @@ def build_tables(recorder: Recorder, tally: Tally, *, setting: Setting, placemen
         "gpus": _gpus(tally, marks, per_gpu, setting, placement),
         "links": _links(tally, marks, setting.cluster),
         "traffic": _traffic(tally, len(marks)),
-        "collectives": _collectives([one for one in recorder.collectives if one.step >= tally.warmup], setting.cluster),
+        "collectives": collectives.where(collectives["step"] >= tally.warmup),
         "timeline": spans.where(spans["step"] == numbers[0]),
     }
     if keep_spans:
@@ -136,6 +115,7 @@ def _steps(marks: list[Mark], numbers: NDArray[np.int64], tally: Tally, per_gpu:
         "start_s": np.array([mark.start for mark in marks]),
         "step_time_s": np.array([mark.end - mark.start for mark in marks]),
         "tokens": np.array(tally.tokens[tally.warmup :]),
+        "repeats": np.array(tally.repeats),
         "dispatch_transfer_s": per_gpu["dispatch"].mean(axis=1),
         "combine_transfer_s": per_gpu["combine"].mean(axis=1),
         "waiting_s": per_gpu["waiting"].mean(axis=1),
@@ -185,7 +165,10 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
     spent = sum((per_gpu[name] for name in (*PHASES, "dispatch", "combine", "waiting")), np.zeros((len(marks), gpus)))
     slots = np.tile(placement.slots_per_rank(setting.parallel.ep), setting.groups)
     weights = np.array([weight_bytes(setting.model, int(count), setting.workload.phase) for count in slots])
-    peak = np.array([peak_memory(setting.model, setting.workload, int(slots[gpu]), rows[:, :, gpu].ravel()).max() for gpu in range(gpus)])
+    # Training holds the activations of all layers at once, a forward pass those of one.
+    held = rows.mean(axis=1) if setting.workload.phase == "training" else rows.max(axis=1)
+    tokens = np.stack(tally.tokens_of_gpus)
+    peak = [peak_memory(setting.model, setting.workload, int(slots[gpu]), held[:, gpu], tokens=tokens[:, gpu]).max() for gpu in range(gpus)]
     columns: dict[str, NDArray[Any]] = {
         "gpu": np.arange(gpus),
         "node": setting.cluster.node_of,
@@ -200,7 +183,7 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
         "waiting_s": per_gpu["waiting"].mean(axis=0),
         "idle_s": np.maximum(step_time[:, None] - spent, 0.0).mean(axis=0),
         "weight_bytes": weights,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": np.array(peak),
     }
     units = {name: "s" if name.endswith("_s") else "B" for name in columns if name.endswith(("_s", "_bytes"))}
     return Table(columns=columns, units=units)
@@ -232,40 +215,3 @@ def _traffic(tally: Tally, steps: int) -> Table:
     for name in ("dispatch_bytes", "combine_bytes", "copies"):
         columns[name] = tally.traffic[name][source, destination] / steps
     return Table(columns=columns, units={"dispatch_bytes": "B", "combine_bytes": "B"})
-
-
-def _collectives(recorded: list[RecordedCollective], cluster: Cluster) -> Table:
-    crosses = cluster.crosses_nodes()
-    ports = port_links(cluster)
-    rows: dict[str, list[Any]] = {name: [] for name, _ in COLLECTIVE_COLUMNS}
-    for one in recorded:
-        ranks = np.array(one.collective.ranks)
-        mine = np.zeros_like(one.size)
-        mine[np.ix_(ranks, ranks)] = one.size[np.ix_(ranks, ranks)]
-        np.fill_diagonal(mine, 0.0)
-        arrivals = np.array([one.collective.at[rank].arrival for rank in one.collective.ranks])
-        seconds, link = link_bound(mine, cluster)
-        row = {
-            "step": one.step,
-            "layer": one.work.layer,
-            "moe_layer": one.work.moe_layer,
-            "phase": one.work.phase,
-            "direction": one.work.direction,
-            "group": one.group,
-            "first_arrival_s": arrivals.min(),
-            "last_arrival_s": arrivals.max(),
-            "last_gpu": int(ranks[arrivals.argmax()]),
-            "end_s": max(state.end for state in one.collective.at.values()),
-            "moving_s": one.collective.moving,
-            "transfer_s": np.mean([state.end - state.arrival - state.waiting for state in one.collective.at.values()]),
-            "alone_s": port_seconds(mine, cluster)[ranks].mean(),
-            "bytes": mine.sum(),
-            "cross_node_bytes": mine[crosses].sum(),
-            "port_bound_s": port_bound(mine, cluster, ports=ports),
-            "link_bound_s": seconds,
-            "bottleneck_link": cluster.link_names[link] if seconds > 0 else "",
-        }
-        for name, value in row.items():
-            rows[name].append(value)
-    columns = {name: np.array(rows[name], dtype=dtype) for name, dtype in COLLECTIVE_COLUMNS}
-    return Table(columns=columns, units={name: "s" if name.endswith("_s") else "B" for name in columns if name.endswith(("_s", "bytes"))})

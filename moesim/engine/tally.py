@@ -43,6 +43,8 @@ class Tally:
     dropped: NDArray[np.int64] | None = None
     traffic: dict[str, NDArray[Any]] = field(default_factory=dict)
     tokens: list[int] = field(default_factory=list)
+    tokens_of_gpus: list[Ints] = field(default_factory=list)
+    repeats: list[int] = field(default_factory=list)
     bound_samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     choices: list[tuple[int, Routing]] = field(default_factory=list)
 
@@ -92,6 +94,8 @@ class Tally:
             self._layer(step, moe_layer, layer, by_expert, sums, cross, copies)
             self.rank_rows["rows"].append(layer.rows)
             self.rank_rows["padding"].append(layer.padding)
+        self.tokens_of_gpus.append(load.layers[0].tokens)
+        self.repeats.append(-1 if load.routing.repeats is None else load.routing.repeats)
         self.routes, self.dropped = routes, dropped
 
     def _layer(

@@ -13,7 +13,9 @@ class Figure:
     """One number of a data sheet or a measurement.
 
     ``direction`` is ``one way``, ``both ways`` or empty; ``density`` is ``dense``, ``sparse`` or empty; ``kind`` is ``peak`` or
-    ``achievable``; ``basis`` is a word of :data:`moesim.facts.evidence.STRENGTH`; ``date`` is when the source was read.
+    ``achievable``; ``basis`` is a word of :data:`moesim.facts.evidence.STRENGTH`; ``date`` is when the source was read. ``experiment``
+    says what an achievable figure was measured with, a word of :data:`moesim.facts.gpu_figures.EXPERIMENTS`: figures of different
+    experiments answer different questions and are never exchanged for each other.
     """
 
     quantity: str
@@ -23,6 +25,7 @@ class Figure:
     density: str = ""
     kind: str = "peak"
     basis: str = "datasheet"
+    experiment: str = ""
     source: str
     date: str
 

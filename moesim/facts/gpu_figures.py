@@ -16,6 +16,16 @@ AICONFIGURATOR = "ai-dynamo/aiconfigurator@095f58a"
 INFERSIM = "alibaba/InferSim@f2293da:hardware/gpu.py"
 DEEPEP = "deepseek-ai/DeepEP@dd758ca:docs/legacy.md"
 VIDUR = "microsoft/vidur@7d47513:data/profiling/network/h100_dgx/send_recv.csv"
+MORI = "ROCm/mori@624002c:tuning_configs"
+
+ALL_TO_ALL = "all-to-all"
+SMALL = "small all-to-all"
+PAIR = "point to point"
+KERNEL = "kernel"
+DEVICE = "device query"
+EXPERIMENTS = (ALL_TO_ALL, SMALL, PAIR, KERNEL, DEVICE)
+"""What an achievable figure was measured with. The bandwidth of simulated links follows from ``all-to-all`` figures only: every GPU
+exchanges large messages with every other. A ``small all-to-all`` holds latencies as well, and ``point to point`` uses one pair only."""
 
 GIB = 2.0**30
 MIB = 2.0**20
@@ -40,7 +50,9 @@ def _peak(quantity: str, value: float, unit: str, source: str, *, direction: str
     return Figure(quantity=quantity, value=value, unit=unit, direction=direction, basis=basis, source=source, date=READ)
 
 
-def _reached(quantity: str, value: float, unit: str, source: str, *, direction: str = "", density: str = "") -> Figure:
+def _reached(
+    quantity: str, value: float, unit: str, source: str, *, experiment: str, direction: str = "", density: str = "", basis: str = "measured"
+) -> Figure:
     return Figure(
         quantity=quantity,
         value=value,
@@ -48,7 +60,8 @@ def _reached(quantity: str, value: float, unit: str, source: str, *, direction: 
         direction=direction,
         density=density,
         kind="achievable",
-        basis="measured",
+        basis=basis,
+        experiment=experiment,
         source=source,
         date=READ,
     )
@@ -64,12 +77,16 @@ def _hbm(gigabytes: float, source: str) -> Figure:
 
 HOPPER_NIC = _reached(
     "nic",
-    44.2e9,
+    44.0e9,
     "B/s",
-    f"{_data('h100_sxm/comm/sglang/0.5.6.post2/wideep_deepep_ll_perf.parquet')} (Apache-2.0): low-latency combine, 2 nodes, 256 tokens, "
-    "4 remote BF16 copies of 7168 per token; the source does not tell H100 from H200",
+    f"{_data('h100_sxm/comm/sglang/0.5.6.post2/wideep_deepep_normal_perf.parquet')} (Apache-2.0): DeepEP normal dispatch of 131072 FP8 "
+    "tokens, 2 nodes, 24 SMs; 7392 B of each token cross with probability 0.997. The source does not tell H100 from H200, hence assumed. "
+    "Rail-aligned EFA reaches 43.7 of 50 GB/s (uccl-project/uccl@da914a2 efa_alltoall_results.md)",
     direction="one way",
+    experiment=ALL_TO_ALL,
+    basis="assumed",
 )
+"""Measured on nodes of eight Hopper GPUs with one 400 Gb/s card each."""
 HOPPER_SMS = "NVIDIA H100 architecture white paper, not read again: 132 SMs in the SXM5 part"
 
 FIGURES: dict[str, tuple[Figure, ...]] = {
@@ -86,6 +103,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             "B/s",
             f"{_data('a100_sxm/comm/nccl/2.27.3/nccl_perf.parquet')} (Apache-2.0): all-to-all bus bandwidth, 4 GPUs, 512 MiB per rank",
             direction="one way",
+            experiment=ALL_TO_ALL,
         ),
     ),
     "h100-sxm": (
@@ -101,6 +119,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             "B/s",
             f"{VIDUR} (MIT): NCCL send and receive between two GPUs, 64 MiB in 193 us",
             direction="one way",
+            experiment=PAIR,
         ),
         HOPPER_NIC,
     ),
@@ -117,6 +136,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             "flop/s",
             f"{_data('h200_sxm/moe/vllm/0.22.0/moe_perf.parquet')} (Apache-2.0): fused MoE kernel, mixtral-8x7b, 2048 tokens, balanced",
             density="dense",
+            experiment=KERNEL,
         ),
         _reached(
             "memory_bandwidth",
@@ -124,6 +144,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             "B/s",
             f"{_data('h200_sxm/moe/vllm/0.22.0/moe_perf.parquet')} (Apache-2.0): fused MoE kernel, deepseek-v3 in fp8, 32 balanced tokens "
             "read all 256 experts (11.27 GB) in 2644.9 us",
+            experiment=KERNEL,
         ),
         _reached(
             "nvlink",
@@ -131,6 +152,7 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             "B/s",
             f"{_data('h200_sxm/comm/nccl/2.29.2/nccl_perf.parquet')} (Apache-2.0): all-to-all bus bandwidth, 8 GPUs, 512 MiB per rank",
             direction="one way",
+            experiment=ALL_TO_ALL,
         ),
         HOPPER_NIC,
     ),
@@ -141,15 +163,23 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         _one_way("nvlink", 200, f"{INFERSIM}; the data sheet says 400 GB/s both ways"),
         _one_way("nic", 50, f"{DEEPEP}: ConnectX-7, 400 Gb/s per GPU"),
         _peak("sms", 132, "1", HOPPER_SMS),
-        _reached("memory", 84_943_110_144, "B", "deepseek-ai/profile-data:train.json: deviceProperties.totalGlobalMem"),
-        _reached("nvlink", 158e9, "B/s", f"{DEEPEP} (MIT): normal combine, EP 8, 4096 tokens", direction="one way"),
+        _reached("memory", 84_943_110_144, "B", "deepseek-ai/profile-data:train.json: deviceProperties.totalGlobalMem", experiment=DEVICE),
+        _reached(
+            "nvlink",
+            138.25e9,
+            "B/s",
+            f"{DEEPEP} (MIT): normal combine, EP 8, 4096 tokens; 7/8 of the table's 158 GB/s, which counts what a rank sends to itself",
+            direction="one way",
+            experiment=ALL_TO_ALL,
+        ),
         _reached(
             "nic",
             37.6e9,
             "B/s",
-            f"{DEEPEP} (MIT): low-latency combine, EP 16, 128 tokens in 195 us, 4 remote BF16 copies of 7168 per token; the table's 74 "
-            "GB/s counts local copies too",
+            f"{DEEPEP} (MIT): low-latency combine, EP 16, 128 tokens in 195 us (latency included), 4 remote BF16 copies of 7168 per "
+            "token; the table's 74 GB/s counts local copies too",
             direction="one way",
+            experiment=SMALL,
         ),
     ),
     "h20": (
@@ -175,6 +205,16 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         _one_way("nvlink", 900, f"{_system('gb200')}; the data sheet says 1.8 TB/s both ways"),
         _one_way("nic", 50, "NVIDIA DGX GB200 user guide: four 400 Gb/s ConnectX-7 per tray of four GPUs; with 800 Gb/s cards it is 100"),
         _peak("sms", 148, "1", "CUDA device properties of a GB200 as published, not read again", basis="assumed"),
+        _reached(
+            "nvlink",
+            594e9,
+            "B/s",
+            f"{_data('gb200/comm/trtllm/1.3.0rc10/trtllm_alltoall_perf.parquet')} (Apache-2.0): dispatch of 65536 BF16 tokens of 7168 in "
+            "11.07 ms at EP 8, if the balanced routing of the benchmark sends every token to all 8 ranks",
+            direction="one way",
+            experiment=ALL_TO_ALL,
+            basis="fitted",
+        ),
     ),
     "mi300x": (
         *_flops("AMD Instinct MI300X data sheet, not read again; 661, 2209 and 2600 are quoted elsewhere for fp8", bf16=1307, fp8=2615),
@@ -187,6 +227,14 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         ),
         _one_way("nic", 50, "Azure ND MI300X v5: eight 400 Gb/s cards for eight GPUs"),
         _peak("sms", 304, "1", "AMD ROCm GPU specifications: 304 compute units"),
+        _reached(
+            "mesh",
+            39.3e9,
+            "B/s",
+            f"{MORI} (MIT): BF16 combine, EP 4, 4096 tokens: 157.2 GB/s with local copies, so 39.3 on each of three links",
+            direction="one way",
+            experiment=ALL_TO_ALL,
+        ),
     ),
 }
 """Every figure of every preset; of one quantity at most one ``peak`` and one ``achievable``."""

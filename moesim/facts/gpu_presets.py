@@ -61,7 +61,7 @@ def achievable(name: str, quantity: str) -> Figure | None:
     name : str
         A preset.
     quantity : str
-        ``memory``, ``memory_bandwidth``, ``nvlink``, ``nic`` or ``flops.<dtype>``.
+        ``memory``, ``memory_bandwidth``, ``nvlink``, ``nic``, ``mesh`` (the direct link of one pair of GPUs) or ``flops.<dtype>``.
 
     Raises
     ------

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from moesim.base.errors import FieldError
-from moesim.base.fields import Choice, Count, CountOrZero, Flag, Positive, Text, section
+from moesim.base.fields import Choice, Count, CountOrZero, Flag, Positive, Text, Whole, section
 
 DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5, "mxfp4": 0.53125}
 """Bytes per element; mxfp4 is 4 bits and one 8-bit scale per block of 32."""
 
 Dtype = Annotated[str, Choice(tuple(DTYPE_BYTES))]
+
+MOST_LAYERS = 10_000
+MOST_EXPERTS = 2**16
+"""Loads are kept for every expert of every layer."""
 
 
 @section
@@ -49,13 +53,13 @@ class MoeModel:
     name : str
         Of the model.
     layers : int
-        Transformer layers, dense and MoE.
+        Transformer layers, dense and MoE; at most 10,000.
     moe_layers : tuple of int
         Which of them have experts, counted from 0.
     hidden : int
         Width of the residual stream.
     experts : int
-        Routed experts of a layer.
+        Routed experts of a layer; at most 2**16 = 65,536.
     top_k : int
         Routed experts that a token chooses.
     expert_width : int
@@ -101,10 +105,10 @@ class MoeModel:
     """
 
     name: Text
-    layers: Count
+    layers: Annotated[int, Whole(1, MOST_LAYERS)]
     moe_layers: tuple[CountOrZero, ...]
     hidden: Count
-    experts: Count
+    experts: Annotated[int, Whole(1, MOST_EXPERTS)]
     top_k: Count
     expert_width: Count
     shared_experts: CountOrZero = 0

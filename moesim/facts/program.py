@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 COMPUTE, COMMUNICATION = "compute", "communication"
 FORWARD, BACKWARD = "forward", "backward"
+COLLECTIVES = ("dispatch", "combine")
+"""The phases in which GPUs exchange tokens and wait for their peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +43,12 @@ class Program:
     """Tasks in an order in which every task comes after those it waits for."""
 
     tasks: tuple[Task, ...]
+
+
+def may_overlap(program: Program) -> bool:
+    """Return whether any two tasks of a GPU may run at once: whether some task need not wait for the one before it.
+
+    Tasks of one lane are always in order, so only a task that follows one of another lane can overlap.
+    """
+    pairs = zip(program.tasks, program.tasks[1:], strict=False)
+    return any(after.lane != before.lane and index not in after.after for index, (before, after) in enumerate(pairs))

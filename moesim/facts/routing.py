@@ -140,14 +140,25 @@ def count_routes(ids: NDArray[Any], token_start: Any, experts: int) -> Ints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """One step: a :class:`LayerRouting` for each MoE layer. The sequence may make its layers when they are asked for.
+    """One step: a :class:`LayerRouting` for each MoE layer.
 
-    ``notes`` are warnings for the user, for example that a trace is shorter than the run and was read again from its start.
+    Parameters
+    ----------
+    layers : sequence of LayerRouting
+        It may make its layers when they are asked for.
+    basis : str
+        What the routing rests on, one of :data:`~moesim.facts.evidence.STRENGTH`.
+    notes : tuple of str
+        Warnings for the user, for example that a trace is shorter than the run and was read again from its start.
+    repeats : int or None
+        The first step whose tokens this step repeats, all of them and on the same GPUs: such a step is no new sample of the routing.
+        None if it repeats no step as a whole.
     """
 
     layers: Sequence[LayerRouting]
     basis: str = "assumed"
     notes: tuple[str, ...] = ()
+    repeats: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

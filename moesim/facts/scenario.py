@@ -9,12 +9,18 @@ from typing import Annotated, Any
 import numpy as np
 
 from moesim.base.errors import FieldError
-from moesim.base.fields import Choice, Count, CountOrZero, Text, section
+from moesim.base.fields import Choice, Count, CountOrZero, Seed, Text, Whole, section
 from moesim.base.registry import PluginOf, plugin
 from moesim.base.streams import stream
 from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
 from moesim.facts.trace import Trace
+
+
+MOST_TOKENS = 2**20
+MOST_CONTEXT = 2**24
+MOST_STEPS = 10**6
+"""Every token of a step has a row of choices in memory, and every step rows in each table: what is larger is a slip of the keyboard."""
 
 
 def _default(slot: str, kind: str) -> Callable[[], Any]:
@@ -51,14 +57,14 @@ class Workload:
     phase : str
         In ``decode`` every token belongs to another sequence and reads its own keys and values.
     tokens_per_gpu : int
-        Tokens that start on each GPU in a step.
+        Tokens that start on each GPU in a step; at most 2**20 = 1,048,576.
     context : int
-        How many tokens a token attends to on average.
+        How many tokens a token attends to on average; at most 2**24 = 16,777,216.
     """
 
     phase: Annotated[str, Choice(("training", "prefill", "decode"))] = "training"
-    tokens_per_gpu: Count
-    context: Count = 2048
+    tokens_per_gpu: Annotated[int, Whole(1, MOST_TOKENS)]
+    context: Annotated[int, Whole(1, MOST_CONTEXT)] = 2048
 
 
 @section
@@ -96,7 +102,7 @@ class Scenario:
     seed : int
         Of all random numbers. The same scenario with the same seed gives the same results.
     steps : int
-        Steps that are run.
+        Steps that are run; at most 1,000,000.
     warmup : int
         How many of the first steps are not measured.
     model : section
@@ -124,8 +130,8 @@ class Scenario:
     """
 
     name: Text
-    seed: CountOrZero = 0
-    steps: Count = 1
+    seed: Seed = 0
+    steps: Annotated[int, Whole(1, MOST_STEPS)] = 1
     warmup: CountOrZero = 0
     model: MoeModel
     cluster: Annotated[Any, PluginOf("topology")]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.base.errors import FidelityError
+from moesim.base.errors import FidelityError, TraceError
 from moesim.facts.arrays import Ints, frozen
 from moesim.facts.routing import Fidelity
 
@@ -37,6 +37,9 @@ class Trace:
         Tokens of each conversation, in order; sums to N.
     step, source : int[N] or None
         The step and the rank of each token, where they were recorded; both non-decreasing (source within a step).
+    ranks : int or None
+        G, how many ranks there were, where the file states it. None if it does not: then there were at least the largest source
+        plus one, and the last of them may have had no tokens.
     counts : int[steps, L, G, E] or None
         Routes; G is 1 when sources were not recorded (``by_source`` is then false).
     top_k : int
@@ -60,6 +63,7 @@ class Trace:
     sample_length: Ints | None = None
     step: Ints | None = None
     source: Ints | None = None
+    ranks: int | None = None
     counts: Ints | None = None
     by_source: bool = False
     experts_stated: bool = True
@@ -85,6 +89,41 @@ class Trace:
         if self.ids is not None:
             return Fidelity.TOKENS if self.weights is None else Fidelity.WEIGHTS
         return Fidelity.COUNTS_BY_SOURCE if self.by_source else Fidelity.COUNTS
+
+    @property
+    def named_ranks(self) -> int | None:
+        """How many ranks the file states, or else the largest source plus one; None when sources were not recorded."""
+        if self.ranks is not None:
+            return self.ranks
+        if self.source is not None:
+            return int(self.source.max()) + 1
+        return self.counts.shape[2] if self.counts is not None and self.by_source else None
+
+    def fits_ranks(self, ranks: int) -> str:
+        """Refuse another number of ranks than the trace has, and return what is to be noted (or nothing).
+
+        Raises
+        ------
+        TraceError
+            If the trace states another number of ranks, or names more.
+        """
+        named = self.named_ranks
+        if named is None or named == ranks:
+            return ""
+        if self.ranks is not None:
+            raise TraceError(
+                f"the trace {self.name} was recorded on {named} ranks (it says so), but {ranks} are asked for; take {named}, or another "
+                "trace"
+            )
+        if named > ranks:
+            raise TraceError(
+                f"the trace {self.name} was recorded on {named} ranks at least (its largest source is {named - 1}), but {ranks} are asked "
+                "for; take as many as there were, or another trace"
+            )
+        return (
+            f"the trace {self.name} does not state how many ranks there were, and its largest source is {named - 1}: the last "
+            f"{ranks - named} of {ranks} have no tokens"
+        )
 
     def need(self, fidelity: Fidelity, who: str) -> None:
         """Refuse on behalf of ``who`` if the trace knows less than ``fidelity``."""

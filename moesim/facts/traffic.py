@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,15 +18,20 @@ class Traffic:
     bytes : float[G, G]
         From each source GPU (row) to each destination (column); the diagonal stays on the GPU and is never sent.
     copies : int[G, G]
-        Token copies in it.
+        Token copies in it; rows of padding are no copies of any token.
+    padding : int[G, G]
+        Rows of padding in it, sent like copies; none if left out. ``bytes`` holds both.
     """
 
     bytes: Floats
     copies: Ints
+    padding: Ints = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
 
     def __post_init__(self) -> None:
+        rows = self.padding if np.size(self.padding) else np.zeros(np.shape(self.copies), dtype=np.int64)
         object.__setattr__(self, "bytes", frozen(self.bytes, np.float64))
         object.__setattr__(self, "copies", frozen(self.copies, np.int64))
+        object.__setattr__(self, "padding", frozen(rows, np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

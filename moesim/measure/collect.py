@@ -11,7 +11,7 @@ import numpy as np
 from moesim.base.errors import PluginError
 from moesim.base.registry import kinds
 from moesim.base.stats import mean_interval
-from moesim.facts.arrays import Floats
+from moesim.facts.arrays import Bools, Floats
 from moesim.facts.contracts import Metric, Record
 from moesim.facts.evidence import weakest
 from moesim.facts.record import Value
@@ -78,7 +78,7 @@ def sample(name: str, metric: Metric, record: Record) -> Floats:
     return samples
 
 
-def summarise(metric: Metric, samples: Floats, bases: Mapping[str, str]) -> Value:
+def summarise(metric: Metric, samples: Floats, bases: Mapping[str, str], *, fresh: Bools | None = None) -> Value:
     """Return one value for the samples of a metric.
 
     Parameters
@@ -89,6 +89,8 @@ def summarise(metric: Metric, samples: Floats, bases: Mapping[str, str]) -> Valu
         NaN where the record cannot tell; such steps are left out, and ``n`` says how many are left.
     bases : mapping of str to str
         The evidence behind ``compute``, ``network``, ``routing`` and ``accounting``, words of :data:`moesim.facts.evidence.STRENGTH`.
+    fresh : bool[steps], optional
+        :func:`fresh_steps`: the interval and ``n`` count only these, the value all.
 
     Returns
     -------
@@ -99,14 +101,16 @@ def summarise(metric: Metric, samples: Floats, bases: Mapping[str, str]) -> Valu
     """
     basis = weakest(bases[ground] for ground in metric.rests_on)
     known = samples[~np.isnan(samples)]
+    independent = samples[~np.isnan(samples) & (True if fresh is None else fresh)]
     summary = getattr(metric, "summary", "mean")
     if not known.size:
         return Value(value=None, unit=metric.unit, low=None, high=None, n=0, basis=basis)
     if summary == "mean":
-        mean = mean_interval(known)
+        mean = mean_interval(independent)
         # No metric can be below 0 unless a sample is: Student's t knows nothing of that.
         low = max(mean.low, min(0.0, float(known.min()))) if mean.low is not None else None
-        return Value(value=mean.value, unit=metric.unit, low=low, high=mean.high, n=mean.n, basis=basis)
+        value = mean.value if len(independent) == len(known) else float(known.mean())
+        return Value(value=value, unit=metric.unit, low=low, high=mean.high, n=mean.n, basis=basis)
     return Value(value=float(known.max()), unit=metric.unit, low=None, high=None, n=len(known), basis=basis)
 
 
@@ -130,7 +134,18 @@ def measure_all(record: Record, bases: Mapping[str, str]) -> dict[str, Value]:
     PluginError
         If a metric breaks its contract.
     """
-    return {name: summarise(metric, sample(name, metric, record), bases) for name, metric in metrics().items()}
+    fresh = fresh_steps(record)
+    return {name: summarise(metric, sample(name, metric, record), bases, fresh=fresh) for name, metric in metrics().items()}
+
+
+def fresh_steps(record: Record) -> Bools:
+    """Return bool[steps], false for a measured step whose tokens an earlier measured step had already: it is no new sample."""
+    steps = record.steps
+    repeats = np.asarray(record.tables["steps"].columns.get("repeats", np.full(len(steps), -1)))
+    tokens = np.where(repeats < 0, steps, repeats)
+    fresh = np.zeros(len(steps), dtype=np.bool_)
+    fresh[np.unique(tokens, return_index=True)[1]] = True
+    return fresh
 
 
 def declaration_problem(metric: Any) -> str | None:

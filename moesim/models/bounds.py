@@ -10,9 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from moesim.base.errors import UsageError
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
-from moesim.facts.program import Program, Work
-
-COLLECTIVES = ("dispatch", "combine")
+from moesim.facts.program import COLLECTIVES, Program, Work
 
 
 def _hops(pairs: Ints, cluster: Cluster) -> tuple[Ints, Ints]:
@@ -134,18 +132,6 @@ def port_seconds(bytes_: ArrayLike, cluster: Cluster) -> Floats:
         moved = np.bincount(place, weights=sent[owner], minlength=cluster.gpus * cluster.links).reshape(cluster.gpus, cluster.links)
         worst = np.maximum(worst, (moved / cluster.bandwidth).max(axis=1, initial=0.0))
     return worst
-
-
-def flow_bound(bytes_: ArrayLike, cluster: Cluster) -> float:
-    """Return the least time in which the slowest pair could finish alone: its route's latency, then its bytes over the narrowest link."""
-    pairs, sent = _sending(bytes_, cluster)
-    if not pairs.size:
-        return 0.0
-    link, owner = _hops(pairs, cluster)
-    narrowest = np.full(len(pairs), np.inf)
-    np.minimum.at(narrowest, owner, cluster.bandwidth[link])
-    latency = np.bincount(owner, weights=cluster.latency[link], minlength=len(pairs))
-    return float((latency + sent / narrowest).max())
 
 
 def no_communication(program: Program, durations: Mapping[Work, Floats], groups: int) -> float:

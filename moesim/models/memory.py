@@ -62,7 +62,7 @@ def weight_bytes(model: MoeModel, slots: int, phase: str) -> float:
     return total
 
 
-def activation_bytes(model: MoeModel, workload: Workload, rows_received: ArrayLike) -> Floats:
+def activation_bytes(model: MoeModel, workload: Workload, rows_received: ArrayLike, *, tokens: ArrayLike | None = None) -> Floats:
     """Return the bytes of activations, exchange buffers and cache on a GPU.
 
     Per token and layer: the residual stream and its normalised copy, before attention and before the feed-forward block (4 hidden), the
@@ -82,7 +82,9 @@ def activation_bytes(model: MoeModel, workload: Workload, rows_received: ArrayLi
     workload : Workload
         Phase, tokens per GPU, context.
     rows_received : int[...]
-        Rows that a GPU computes in one MoE layer: the largest of the layers for an upper estimate. Training takes it for all layers.
+        Rows that a GPU computes in one MoE layer: the mean over the layers in training, which holds them all; the largest otherwise.
+    tokens : int[...], optional
+        Tokens that start on the GPU; by default what the workload says.
 
     Returns
     -------
@@ -91,21 +93,23 @@ def activation_bytes(model: MoeModel, workload: Workload, rows_received: ArrayLi
     """
     element = DTYPE_BYTES[model.activation_dtype]
     rows = np.asarray(rows_received, dtype=np.float64)
-    tokens = workload.tokens_per_gpu
+    tokens = np.asarray(workload.tokens_per_gpu if tokens is None else tokens, dtype=np.float64)
     moe = len(model.moe_layers)
     common = tokens * (4.0 * model.hidden + 4.0 * model.attention.heads * model.attention.score_width)
-    in_dense = tokens * float(model.matrices) * model.dense_width if moe < model.layers else 0.0
+    in_dense = tokens * float(model.matrices) * model.dense_width * (moe < model.layers)
     in_moe = tokens * float(model.matrices) * model.shared_width + rows * (
         2.0 * model.dispatch_width + float(model.matrices) * model.expert_width
     )
     if workload.phase == "training":
         return np.asarray(element * (model.layers * common + (model.layers - moe) * in_dense + moe * in_moe))
     cached = tokens * (workload.context if workload.phase == "decode" else 1)
-    cache = float(cached) * model.layers * model.attention.cache_bytes_per_token
+    cache = cached * model.layers * model.attention.cache_bytes_per_token
     return np.asarray(element * (common + np.maximum(in_dense, in_moe)) + cache)
 
 
-def peak_memory(model: MoeModel, workload: Workload, slots_per_gpu: int, rows_received: ArrayLike) -> Floats:
+def peak_memory(
+    model: MoeModel, workload: Workload, slots_per_gpu: int, rows_received: ArrayLike, *, tokens: ArrayLike | None = None
+) -> Floats:
     """Return the bytes that a GPU holds at most: :func:`weight_bytes` and :func:`activation_bytes`, which say what is counted.
 
     Parameters
@@ -117,11 +121,13 @@ def peak_memory(model: MoeModel, workload: Workload, slots_per_gpu: int, rows_re
     slots_per_gpu : int
         Physical experts that the GPU holds in each MoE layer.
     rows_received : int[...]
-        Rows that a GPU computes in one MoE layer.
+        Rows that a GPU computes in one MoE layer, as :func:`activation_bytes` takes them.
+    tokens : int[...], optional
+        Tokens that start on the GPU; by default what the workload says.
 
     Returns
     -------
     float[...]
         One number for each of ``rows_received``.
     """
-    return np.asarray(weight_bytes(model, slots_per_gpu, workload.phase) + activation_bytes(model, workload, rows_received))
+    return np.asarray(weight_bytes(model, slots_per_gpu, workload.phase) + activation_bytes(model, workload, rows_received, tokens=tokens))

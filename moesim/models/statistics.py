@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.base.errors import TraceError, UsageError
+from moesim.base.errors import UsageError
 from moesim.base.loads import coefficient_of_variation, dead, gini, max_over_mean, maxvio, normalised_entropy
 from moesim.facts.arrays import Ints
 from moesim.facts.contracts import Limit
@@ -16,7 +16,7 @@ from moesim.facts.routing import Fidelity, LayerRouting
 from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace
 from moesim.models.bare_setting import bare_setting
-from moesim.models.source.deal_counts import fewest_tokens
+from moesim.models.source.deal_counts import fewest_tokens, with_ranks
 from moesim.models.source.deal_tokens import recorded_steps
 
 NO_SOURCES = "the trace does not say on which rank a route starts, and the rule acts on each rank by itself"
@@ -85,6 +85,8 @@ def with_shape(trace: Trace, *, experts: int | None, top_k: int | None) -> Trace
         if counts is not None:
             counts = np.pad(counts, ((0, 0), (0, 0), (0, 0), (0, experts - trace.experts)))
         trace = replace(trace, experts=experts, counts=counts)
+    if experts is not None:
+        trace = replace(trace, experts_stated=True)
     if top_k is not None and top_k != trace.top_k:
         if trace.top_k:
             raise UsageError(f"--top-k {top_k} contradicts the trace {trace.name}, which has {trace.top_k} choices per token")
@@ -93,10 +95,8 @@ def with_shape(trace: Trace, *, experts: int | None, top_k: int | None) -> Trace
 
 
 def ranks_of(trace: Trace) -> int:
-    """Return how many ranks the trace was recorded on, or 1 if it does not say."""
-    if trace.source is not None:
-        return int(trace.source.max()) + 1
-    return trace.counts.shape[2] if trace.counts is not None else 1
+    """Return how many ranks the trace was recorded on, as far as it says, or 1 if it does not."""
+    return trace.named_ranks or 1
 
 
 def why_no_drops(trace: Trace, ranks: int) -> str:
@@ -123,8 +123,9 @@ def layer_statistics(trace: Trace, *, ranks: int, begin: Callable[[Setting], Lim
     Returns
     -------
     list of dict
-        Sums over the steps. Loads are routes before drops. None where the trace cannot tell, or where the experts do not divide
-        over the ranks. ``fully_dropped`` counts tokens that had a route and keep none.
+        Sums over the steps. Loads (``expert_*``, ``rank_*``) are routes before drops; ``rank_rows_max`` and ``rank_rows_mean`` are the
+        rows that a rank computes, after drops and with padding. None where the trace cannot tell, or where the experts do not
+        divide over the ranks. ``fully_dropped`` counts tokens that had a route and keep none.
 
     Raises
     ------
@@ -143,11 +144,10 @@ def layer_statistics(trace: Trace, *, ranks: int, begin: Callable[[Setting], Lim
         name=trace.name,
     )
     limit = None if begin is None else begin(setting)
-    if trace.by_source and ranks_of(trace) != ranks:
-        raise TraceError(f"the trace {trace.name} was recorded on {ranks_of(trace)} GPUs, but {ranks} are asked for")
+    trace.fits_ranks(ranks)
     rows = []
     for index in range(trace.layers):
-        load = np.zeros(trace.experts, dtype=np.int64)
+        load, computed = np.zeros((2, trace.experts), dtype=np.int64)
         tokens, dropped, fully, capacity = 0, 0, 0, 0
         for step, routing in enumerate(_steps(trace, index, ranks)):
             load += routing.counts.sum(axis=0)
@@ -155,6 +155,7 @@ def layer_statistics(trace: Trace, *, ranks: int, begin: Callable[[Setting], Lim
             if limit is None:
                 continue
             kept = limit(routing, step=step, moe_layer=index)
+            computed += (kept.routing.counts + kept.padding).sum(axis=0)
             dropped += int(kept.dropped.sum())
             fully += kept.fully_dropped or 0
             capacity = max(capacity, 0 if kept.capacity is None else int(kept.capacity.max()))
@@ -171,9 +172,12 @@ def layer_statistics(trace: Trace, *, ranks: int, begin: Callable[[Setting], Lim
             "fully_dropped": fully if known and trace.ids is not None else None,
             "capacity": capacity or None,
         }
-        rows.append(
-            row | _spread("expert", load) | _spread("rank", load.reshape(ranks, -1).sum(axis=1) if not trace.experts % ranks else None)
-        )
+        divides = not trace.experts % ranks
+        row |= _spread("expert", load) | _spread("rank", load.reshape(ranks, -1).sum(axis=1) if divides else None)
+        of_rank = computed.reshape(ranks, -1).sum(axis=1) if divides and known else None
+        row["rank_rows_max"] = None if of_rank is None else int(of_rank.max())
+        row["rank_rows_mean"] = None if of_rank is None else float(of_rank.mean())
+        rows.append(row)
     return rows
 
 
@@ -195,7 +199,7 @@ def _steps(trace: Trace, layer: int, ranks: int) -> Iterator[LayerRouting]:
                 scores=None if trace.scores is None else trace.scores[here, layer].astype(np.float32),
             )
     elif trace.counts is not None:
-        for step in trace.counts:
+        for step in with_ranks(trace.counts, ranks) if trace.by_source else trace.counts:
             tokens = fewest_tokens(step[layer], trace.top_k or 1)
             yield LayerRouting(experts=trace.experts, token_start=np.concatenate([[0], np.cumsum(tokens)]), counts=step[layer])
 

@@ -26,7 +26,8 @@ def check_exchange(exchange: Any, *, settings: Sequence[Setting] | None = None) 
 
     Bytes are finite, at least 0, never from a GPU to itself and never to another group (so none with ``ep: 1``, L15); every row can reach
     the GPU of its expert through the stages of the dispatch, and the way back through those of the combine (L1); backward, the
-    gradients go the opposite ways with the same number of copies (L2); no tokens, no bytes.
+    gradients go the opposite ways with the same number of copies and of padding rows (L2); no tokens, no bytes. Copies are of tokens:
+    padding rows are counted on their own, and there are none where the capacity rule added none.
 
     Parameters
     ----------
@@ -50,6 +51,7 @@ def check_exchange(exchange: Any, *, settings: Sequence[Setting] | None = None) 
             for direction, answer in both.items():
                 _check_stages(f"{who}, {direction}", answer, setting)
                 _check_arrival(f"{who}, {direction}", answer, assignment, direction)
+                _check_counts(f"{who}, {direction}", answer, assignment)
             _check_opposite(who, both)
             again = _both_ways(exchange, setting, assignment)
             demand(same(list(both.values()), list(again.values())), "law L8", f"{who}: two fresh runs send different bytes")
@@ -128,6 +130,7 @@ def _check_stages(where: str, answer: Exchange, setting: Setting) -> None:
             here = f"{where}: stage {number} of {phase}"
             seconds(here, "bytes", stage.bytes, (gpus, gpus))
             whole_numbers(here, "copies", stage.copies, (gpus, gpus))
+            whole_numbers(here, "padding", stage.padding, (gpus, gpus))
             kept_home = np.flatnonzero(np.diagonal(stage.bytes))
             if kept_home.size:
                 raise ContractBroken("diagonal", f"{here}: {stage.bytes[kept_home[0], kept_home[0]]:g} B from GPU {kept_home[0]} to itself")
@@ -161,14 +164,29 @@ def _check_arrival(where: str, answer: Exchange, assignment: Assignment, directi
         raise ContractBroken("law L1", f"{where}: results of {rows[source, home]} rows have no way back from GPU {home} to GPU {source}")
 
 
+def _check_counts(where: str, answer: Exchange, assignment: Assignment) -> None:
+    """No token, no copy; no padding bound to slots, none sent; and nothing is sent in 0 B."""
+    for name, bound in (("copies", assignment.slot_counts), ("padding", assignment.slot_padding)):
+        sent = sum(int(getattr(stage, name).sum()) for stage in (*answer.dispatch, *answer.combine))
+        what = "copies of tokens" if name == "copies" else "rows of padding"
+        demand(bool(bound.any()) or not sent, "law L1", f"{where}: sends {sent} {what}, though the slots hold none")
+    for stage in (*answer.dispatch, *answer.combine):
+        silent = np.argwhere((stage.copies + stage.padding > 0) & (stage.bytes == 0))
+        if silent.size:
+            source, destination = silent[0]
+            rows = f"{stage.copies[source, destination]} copies and {stage.padding[source, destination]} padding rows"
+            raise ContractBroken("law L2", f"{where}: {rows} from GPU {source} to {destination} in 0 B")
+
+
 def _check_opposite(who: str, both: dict[str, Exchange]) -> None:
-    """Gradients of what was combined go where tokens went, and so on: as many copies in all."""
+    """Gradients of what was combined go where tokens went, and so on: as many copies, and as much padding, in all."""
     for forward, backward in (("dispatch", "combine"), ("combine", "dispatch")):
-        there, back = (
-            sum(int(stage.copies.sum()) for stage in getattr(both[direction], phase))
-            for direction, phase in ((FORWARD, forward), (BACKWARD, backward))
-        )
-        demand(there == back, "law L2", f"{who}: {there} copies in {forward} forward, but {back} in {backward} backward")
+        for name in ("copies", "padding"):
+            there, back = (
+                sum(int(getattr(stage, name).sum()) for stage in getattr(both[direction], phase))
+                for direction, phase in ((FORWARD, forward), (BACKWARD, backward))
+            )
+            demand(there == back, "law L2", f"{who}: {there} {name} in {forward} forward, but {back} in {backward} backward")
 
 
 def _check_arrays(who: str, cluster: Cluster) -> None:

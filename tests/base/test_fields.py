@@ -70,6 +70,13 @@ def test_types_of_what_is_read() -> None:
         (Truth(), "yes", "'yes' is neither true nor false"),
         (Line(), 5, "5 is not text; put it in quotes"),
         (Line(), "  ", "the text is empty"),
+        # A slip of the exponent would turn into infinity or into a warning of NumPy; the bound is named instead.
+        (Quantity("B/s"), "1e-320 Gb/s", r"'1e-320 Gb/s' is out of range: a bandwidth must be at least 1 B/s"),
+        (Quantity("B/s"), "1e200 GB/s", r"'1e200 GB/s' is out of range: a bandwidth must be at most 1e\+18 B/s"),
+        (Quantity("s", exclusive=False), "1e300 s", r"'1e300 s' is out of range: a time must be at most 1e\+06 s"),
+        (Quantity("s", exclusive=False), "1e-320 s", "a time must be at least 1e-15 s"),
+        (Quantity("B"), "1e30 B", r"a size must be at most 1e\+18 B"),
+        (Quantity("flop/s"), "1e30 flop/s", r"a compute rate must be at most 1e\+21 flop/s"),
         (Choice(("training", "decode")), "trainig", "unknown choice 'trainig'; did you mean 'training'"),
         (Choice(("training", "decode")), ["training"], "unknown choice"),
     ],
@@ -123,11 +130,28 @@ def test_preset_is_a_name_or_a_mapping_or_the_thing_itself() -> None:
 
 
 @settings(max_examples=50)
-@given(value=st.floats(min_value=1e-15, max_value=1e18))
-def test_l13_quantity_reads_what_it_writes(value: float) -> None:
-    for dimension in ("s", "B", "B/s", "flop/s"):
+@given(data=st.data())
+def test_l13_quantity_reads_what_it_writes(data: st.DataObject) -> None:
+    for dimension, (least, most) in fields.BOUNDS.items():
         marker = Quantity(dimension)
+        value = data.draw(st.floats(least, most))
         assert marker.parse(marker.text(value)) == value
+
+
+@pytest.mark.parametrize("dimension", fields.BOUNDS)
+def test_the_bounds_themselves_are_accepted_and_described(dimension: str) -> None:
+    marker = Quantity(dimension)
+    for bound in fields.BOUNDS[dimension]:
+        assert marker.parse(marker.text(bound)) == bound
+        assert f"{bound:g} {dimension}" in marker.json_schema()["description"]
+
+
+def test_every_count_has_a_bound_and_a_seed_has_none() -> None:
+    for alias in (fields.Count, fields.CountOrZero):
+        assert TypeAdapter(alias).validate_python(2**40) == 2**40
+        with pytest.raises(ValidationError, match="is too large: it must be at most 1099511627776"):
+            TypeAdapter(alias).validate_python(2**40 + 1)
+    assert TypeAdapter(fields.Seed).validate_python(10**40) == 10**40
 
 
 def test_alias_works_in_annotations_of_others() -> None:

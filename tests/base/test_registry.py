@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def own(kind: str = "own_gate", slot: str = "gate") -> type:
         """A gate of a test."""
 
         window: fields.Count = 3
-        decay: fields.Fraction = 0.5
+        decay: fields.Efficiency = 0.5
 
     return Own
 
@@ -119,7 +120,7 @@ def test_error_inside_a_plugin_file_is_a_message_not_a_traceback(text: str, mess
     file.write_text(text, encoding="utf-8")
     with pytest.raises(PluginError, match=message):
         load_plugin_file(str(file))
-    assert "moesim_plugin_broken_policy" not in sys.modules
+    assert not [name for name in sys.modules if name.startswith("moesim_plugin_broken_policy")]
 
 
 def test_missing_plugin_file_is_named(tmp_path: Path) -> None:
@@ -147,7 +148,8 @@ def entry_points_are(monkeypatch: pytest.MonkeyPatch, *points: Point) -> None:
         return points
 
     monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
-    monkeypatch.setattr(registry, "_outside_loaded", [])
+    monkeypatch.setattr(registry, "_asked_outside", [])
+    monkeypatch.setattr(registry, "_outside", {})
 
 
 def test_installed_package_brings_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,13 +157,94 @@ def test_installed_package_brings_plugins(monkeypatch: pytest.MonkeyPatch) -> No
     assert plugin("gate", "from_a_package").kind == "from_a_package"
 
 
-def test_installed_package_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load() -> None:
-        raise ImportError("no torch here")
+def no_torch() -> None:
+    raise ImportError("no torch here")
 
-    entry_points_are(monkeypatch, Point(load))
-    with pytest.raises(PluginError, match=r"'theirs' \(their_package:policy\) failed to load: ImportError: no torch here"):
-        kinds("gate")
+
+def test_installed_package_that_fails_harms_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_points_are(monkeypatch, Point(no_torch), Point(lambda: own("from_a_package")))
+    assert "as_given" in kinds("gate")
+    assert plugin("gate", "from_a_package").kind == "from_a_package"
+
+
+@pytest.mark.parametrize("error", [ImportError("no torch here"), SystemExit("no torch here")])
+def test_cause_is_told_whenever_an_unknown_kind_is_asked_for(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def load() -> None:
+        raise error
+
+    point = Point(load)
+    point.dist = type("Distribution", (), {"name": "their-package"})
+    entry_points_are(monkeypatch, point)
+    cause = rf"'theirs' of the package their-package \(their_package:policy\) failed to load: {type(error).__name__}: no torch here"
+    for _ in range(2):  # the second time, too: it is loaded once, and its error is kept
+        with pytest.raises(PluginError, match=f"unknown gate 'sinkhorn'.*{cause}"):
+            plugin("gate", "sinkhorn")
+        with pytest.raises(ValueError, match=f"unknown kind 'sinkhorn'.*{cause}"):
+            PluginOf("gate").parse("sinkhorn")
+    assert len(registry.broken_packages()) == 1
+
+
+def test_two_plugin_files_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "policy.py").write_text(PLUGIN.format(kind=f"of_{folder}"), encoding="utf-8")
+        load_plugin_file(str(tmp_path / folder / "policy.py"))
+    one, two = plugin("gate", "of_one"), plugin("gate", "of_two")
+    assert one.__module__ != two.__module__
+    assert [sys.modules[cls.__module__].Own for cls in (one, two)] == [one, two]
+    # And so the same kind in both is a conflict, which names both files, rather than a silent replacement.
+    (tmp_path / "two" / "policy.py").write_text(PLUGIN.format(kind="of_one"), encoding="utf-8")
+    with pytest.raises(PluginError, match=r"gate 'of_one' is already .*one/policy\.py:Own; choose another name"):
+        load_plugin_file(str(tmp_path / "two" / "policy.py"))
+    assert plugin("gate", "of_one") is one
+
+
+def test_plugin_file_is_run_again_only_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "policy.py"
+    file.write_text(PLUGIN.format(kind="from_a_file"), encoding="utf-8")
+    load_plugin_file(str(file))
+    first = plugin("gate", "from_a_file")
+    monkeypatch.chdir(tmp_path)
+    load_plugin_file("policy.py")
+    (tmp_path / "link.py").symlink_to(file)
+    load_plugin_file("link.py")
+    assert plugin("gate", "from_a_file") is first
+    # Same length, same second: what counts is the text.
+    file.write_text(PLUGIN.format(kind="from_a_file").replace("= 3", "= 4"), encoding="utf-8")
+    load_plugin_file(str(file))
+    assert plugin("gate", "from_a_file")().window == 4
+    # Broken now: the error is told, and what was loaded stays.
+    file.write_text("1 / 0", encoding="utf-8")
+    with pytest.raises(PluginError, match="ZeroDivisionError"):
+        load_plugin_file(str(file))
+    assert plugin("gate", "from_a_file")().window == 4
+
+
+def test_plugin_file_whose_kinds_were_forgotten_is_run_again(tmp_path: Path) -> None:
+    file = tmp_path / "policy.py"
+    file.write_text(PLUGIN.format(kind="from_a_file"), encoding="utf-8")
+    load_plugin_file(str(file))
+    del SLOTS["gate"].known["from_a_file"]
+    load_plugin_file(str(file))
+    assert plugin("gate", "from_a_file")().window == 3
+
+
+@pytest.mark.parametrize("package_first", [True, False])
+def test_plugin_that_arrives_by_package_and_by_file_counts_once(
+    package_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "their_policy_of_a_test.py"
+    file.write_text(PLUGIN.format(kind="both_ways"), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "their_policy_of_a_test", raising=False)
+    entry_points_are(monkeypatch, Point(lambda: importlib.import_module("their_policy_of_a_test")))
+    ways = [lambda: kinds("gate"), lambda: load_plugin_file(str(file))]
+    found = []
+    for way in ways if package_first else reversed(ways):
+        way()
+        found.append(SLOTS["gate"].known["both_ways"])
+    assert found[0] is found[1]
+    assert registry.broken_packages() == ()
 
 
 def test_field_of_a_slot_reads_mapping_word_and_instance() -> None:

@@ -136,6 +136,54 @@ def test_counts_without_sources_say_unknown_and_why(counts):
     assert "?" in trace("info", counts, "--ep", "2", "--capacity-factor", "1.0")
 
 
+def test_rows_of_a_rank_are_after_drops_and_loads_before(tmp_path):
+    # Two ranks of two experts. All 4 tokens are on rank 0, top-1: expert 0 gets 3 and expert 2 gets 1. C = ceil(4 x 1 x 1 / 4) = 1.
+    path = str(tmp_path / "t.npz")
+    np.savez(path, ids=np.array([[[0]], [[0]], [[0]], [[2]]]), source=np.zeros(4, dtype=int), ranks=2, experts=4)
+    row = info(path, "--capacity-factor", "1.0", "--drop", "position")["layers"][0]
+    assert (row["rank_max"], row["rank_mean"]) == (3, 2.0)
+    assert (row["dropped"], row["rank_rows_max"], row["rank_rows_mean"]) == (2, 1, 1.0)
+    row = info(path)["layers"][0]
+    assert (row["rank_rows_max"], row["rank_rows_mean"]) == (3, 2.0)
+    padded = info(path, "--capacity-factor", "1.0", "--drop", "position", "--rule", "deepspeed")["layers"][0]
+    # DeepSpeed's least capacity is 4, and both sources fill their buffers up to it: 4 rows x 2 sources x 2 experts of a rank.
+    assert (padded["rank_max"], padded["rank_rows_max"], padded["rank_rows_mean"]) == (3, 16, 16.0)
+
+
+def test_rows_of_a_rank_are_unknown_where_drops_are(counts):
+    report = info(counts, "--ep", "2", "--capacity-factor", "1.0", "--top-k", "2")
+    assert report["layers"][0]["rank_rows_max"] is report["layers"][0]["rank_rows_mean"] is None
+    assert report["layers"][0]["rank_max"] == 7
+    assert "on which rank" in report["unknown"]["rank_rows_*"]
+
+
+def test_info_says_when_the_number_of_experts_is_only_the_largest_id(counts):
+    result = CliRunner().invoke(command, ["info", counts, "--format", "json"])
+    assert json.loads(result.stdout)["trace"]["experts_stated"] is False
+    assert "Warning: the trace counts.csv does not state its number of experts: 4 are taken from its largest id, 3" in result.stderr
+    assert "--experts" in result.stderr
+    for number in ("4", "6"):
+        result = CliRunner().invoke(command, ["info", counts, "--format", "json", "--experts", number])
+        about = json.loads(result.stdout)["trace"]
+        assert (about["experts"], about["experts_stated"], result.stderr) == (int(number), True, "")
+
+
+def test_info_says_which_ranks_have_no_tokens(tmp_path):
+    path = str(tmp_path / "t.npz")
+    np.savez(path, ids=np.array([[[0]], [[3]]]), source=np.array([0, 1]), experts=4)
+    result = CliRunner().invoke(command, ["info", path, "--ep", "4", "--format", "json"])
+    assert (result.exit_code, json.loads(result.stdout)["ep"]) == (0, 4)
+    assert "its largest source is 1: the last 2 of 4 have no tokens" in result.stderr
+    assert info(path)["trace"]["recorded_ranks"] == 2
+    np.savez(path, ids=np.array([[[0]], [[3]]]), source=np.array([0, 1]), experts=4, ranks=4)
+    assert (info(path)["ep"], info(path)["trace"]["recorded_ranks"]) == (4, 4)
+    with pytest.raises(TraceError, match=r"recorded on 4 ranks .* but 2 are asked for"):
+        info(path, "--ep", "2")
+    table = tmp_path / "c.csv"
+    table.write_text("layer,source,expert,token_count\n0,0,0,5\n0,1,3,2\n")
+    assert [row["rank_max"] for row in info(str(table), "--ep", "4", "--experts", "4")["layers"]] == [5]
+
+
 def test_experts_that_do_not_divide_have_no_rank_loads(counts):
     report = info(counts, "--ep", "3")
     assert report["layers"][0]["rank_max_over_mean"] is None

@@ -26,7 +26,7 @@ from moesim.testing import (
 def staged(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]], *phases: str) -> Callable[[Exchange], Exchange]:
     def stage(traffic: Traffic) -> Traffic:
         bytes_, copies = change(np.array(traffic.bytes), np.array(traffic.copies))
-        return Traffic(bytes=bytes_, copies=copies)
+        return replace(traffic, bytes=bytes_, copies=copies)
 
     return lambda exchange: replace(
         exchange, **{phase: tuple(stage(traffic) for traffic in getattr(exchange, phase)) for phase in phases or ("dispatch", "combine")}
@@ -61,6 +61,22 @@ def beyond(bytes_: np.ndarray, copies: np.ndarray) -> tuple[np.ndarray, np.ndarr
 )
 def test_exchange_that_breaks_a_rule(rule: str, ep: int, change: Callable[[Any], Any]) -> None:
     broken(rule, check_exchange, changed("exchange", "direct", change), settings=[tiny_setting(ep=ep)])
+
+
+def test_exchange_that_counts_what_no_slot_holds() -> None:
+    # The same number added to what is sent wherever something is: bytes are there, so only the count is wrong.
+    def more(exchange: Exchange) -> Exchange:
+        def stage(traffic: Traffic) -> Traffic:
+            return replace(traffic, padding=traffic.padding + (traffic.bytes > 0))
+
+        return replace(exchange, dispatch=tuple(map(stage, exchange.dispatch)), combine=tuple(map(stage, exchange.combine)))
+
+    assert "rows of padding" in broken("law L1", check_exchange, changed("exchange", "direct", more))
+
+
+def test_exchange_that_counts_copies_without_bytes() -> None:
+    free = staged(lambda bytes_, copies: (bytes_, copies + (1 - np.eye(4, dtype=np.int64))))
+    assert "in 0 B" in broken("law L2", check_exchange, changed("exchange", "direct", free), settings=[tiny_setting(ep=4)])
 
 
 def test_exchange_that_says_results_cannot_come_back() -> None:

@@ -45,7 +45,7 @@ texts = st.one_of(
         ]
     ),
 ).filter(str.strip)
-positive = st.floats(1e-9, 1e15)
+positive = st.floats(1.0, 1e15)
 seconds = st.one_of(st.just(0.0), st.floats(1e-12, 1e3))
 
 
@@ -87,8 +87,8 @@ models = st.builds(
         Attention,
         heads=st.integers(1, 99),
         score_width=positive,
-        projection_parameters=st.integers(0),
-        cache_bytes_per_token=st.integers(0),
+        projection_parameters=st.integers(0, 2**40),
+        cache_bytes_per_token=st.integers(0, 2**40),
     ),
 )
 scenarios = st.builds(

@@ -3,7 +3,10 @@
 import io
 import os
 import time
+import tracemalloc
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import ResultError, TraceError, UsageError
 from moesim.desk.trace_files import read_trace, write_trace
+from moesim.desk.trace_size import LARGEST_BYTES
 from moesim.facts.routing import Fidelity
 from moesim.facts.trace import Trace
 from moesim.models.source.traces import named
@@ -97,6 +101,15 @@ def test_padding_of_minus_one_is_no_choice(tmp_path):
         ({"ids": IDS, "step": np.array([0, 2, 1])}, "array step: falls from 2 to 1 at token 2"),
         ({"ids": IDS, "source": np.array([0, 1, 0])}, "array source: falls from 1 to 0 at token 2"),
         ({"ids": IDS, "source": np.array([1, 0, 0]), "step": np.array([0, 0, 1])}, "array source: falls from 1 to 0 at token 1"),
+        ({"ids": IDS, "source": np.array([0, 1, 2]), "ranks": 2}, "array source: token 2: rank 2 does not exist, ranks are 0 to 1"),
+        ({"ids": IDS, "ranks": 2}, "array ranks: says 2, but no array source says which tokens"),
+        ({"ids": IDS, "source": np.array([0, 1, 2]), "ranks": 2**40}, "array ranks: 1099511627776 is too large"),
+        ({"ids": IDS, "source": np.array([0, 1, 2**40])}, "array source: 1099511627776 is too large"),
+        ({"ids": IDS, "rank": 2}, "array rank: unknown name; did you mean 'ranks'?"),
+        ({"ids": IDS, "experts": 2**40}, "array experts: 1099511627776 is too large to be the number of experts (at most 1000000)"),
+        ({"ids": IDS.astype(np.int64) << 40}, "array ids: 3298534883329 is too large to be the number of experts"),
+        ({"counts": np.ones((2, 3)), "axes": ["layer", "expert"], "ranks": 3}, "array ranks: says 3, but counts has no dimension 'source'"),
+        ({"counts": np.ones((2, 1, 3)), "axes": ["layer", "source", "expert"], "ranks": 3}, "array ranks: says 3, but counts has 1 "),
         ({"ids": IDS, "layers": 3}, "array layers: says 3, but there are 2"),
         ({"ids": IDS, "layers": np.array([1, 2, 3])}, "array layers: names 3 layers, but there are 2"),
         ({"ids": IDS, "layers": np.array([2, 2])}, "array layers: [2, 2] must rise"),
@@ -177,7 +190,74 @@ def test_an_array_that_claims_to_be_huge_is_refused(tmp_path):
     path = tmp_path / "huge.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("ids.npy", header.getvalue())
-    refusal(path)
+    assert "array ids: brings the trace to 156000 TB of memory, more than the 4.29 GB that are read" in refusal(path)
+
+
+@contextmanager
+def little_memory(limit: int) -> Iterator[None]:
+    """Fail if what runs here has more than so many bytes at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit
+
+
+def test_an_array_that_claims_more_than_it_holds_is_refused_before_memory_is_asked_for(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (200 * 2**20, 1, 1)})
+    path = tmp_path / "short.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ids.npy", header.getvalue() + b"\0" * 100)
+    with little_memory(20 * 2**20):
+        assert "array ids: claims 210 MB and holds 228 bytes: cut short" in refusal(path)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    # The limit is lowered, so that the test need not write 4 GiB; two arrays are over it together, neither is alone.
+    monkeypatch.setattr("moesim.desk.trace_size.LARGEST_BYTES", 48 * 2**20)
+    ids, gate = np.zeros((2**25, 1, 1), dtype=np.uint8), np.zeros((2**23, 1, 1), dtype=np.float32)
+    path = saved(tmp_path, ids=ids, gate=gate)
+    assert path.stat().st_size < 2**20
+    del ids, gate
+    with little_memory(20 * 2**20):
+        assert "array gate: brings the trace to 67.1 MB of memory, more than the 50.3 MB" in refusal(path)
+    # What is no array counts as well, and what will not be read does not.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ids", b"\0" * (2**26))
+    assert "array ids: brings the trace to 67.1 MB" in refusal(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        content = io.BytesIO()
+        np.save(content, IDS)
+        archive.writestr("ids.npy", content.getvalue())
+        archive.writestr("photographs", b"\0" * (2**26))
+    assert read_trace(path).tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\x93NUMPY\x02\x00" + (2**30).to_bytes(4, "little") + b" " * 100, "has a header of 1073741836 bytes"),
+        (b"\x93NUMPY\x03\x00" + (20).to_bytes(4, "little") + b" " * 20, "is in version 3 of NumPy's format"),
+        (b"\x93NUMPY\x01\x00\x10\x00" + b"nonsense" * 2, "cannot be read"),
+        (b"\x93NUMPY\x01\x00\x00\x00", "cannot be read"),
+        (b"\x93NUM", "not a NumPy array"),
+    ],
+)
+def test_a_header_that_is_none_is_refused(tmp_path, start, said):
+    path = tmp_path / "odd.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ids.npy", start)
+    assert said in refusal(path)
+
+
+def test_the_largest_trace_that_is_read_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "traces.md").read_text(encoding="utf-8")
+    assert LARGEST_BYTES == 4 * 2**30
+    assert "4 GiB" in page
+    assert "ranks" in page
 
 
 def test_counts_are_turned_to_step_layer_source_expert(tmp_path):
@@ -185,7 +265,7 @@ def test_counts_are_turned_to_step_layer_source_expert(tmp_path):
     trace = read_trace(saved(tmp_path, counts=counts, axes=["expert", "source", "layer"], top_k=2))
     assert trace.counts.shape == (1, 2, 3, 4)
     assert trace.counts[0, 1, 2, 3] == counts[3, 2, 1]
-    assert (trace.fidelity, trace.top_k, trace.experts) == (Fidelity.COUNTS_BY_SOURCE, 2, 4)
+    assert (trace.fidelity, trace.top_k, trace.experts, trace.ranks) == (Fidelity.COUNTS_BY_SOURCE, 2, 4, 3)
     plain = read_trace(saved(tmp_path, counts=counts.astype(float)[:, 0], axes=["expert", "layer"]))
     assert plain.counts.shape == (1, 2, 1, 4)
     assert (plain.fidelity, plain.top_k) == (Fidelity.COUNTS, 0)
@@ -215,6 +295,7 @@ def test_a_table_of_counts_is_read(tmp_path):
     by_source = read_trace(table(tmp_path, "step,source,layer,expert,token_count\n7,0,0,0,1\n7,1,0,1,2\n9,1,0,0,3\n"))
     assert by_source.counts.tolist() == [[[[1, 0], [0, 2]]], [[[0, 0], [3, 0]]]]
     assert by_source.fidelity == Fidelity.COUNTS_BY_SOURCE
+    assert (by_source.ranks, by_source.named_ranks) == (None, 2)  # a table cannot state how many ranks there were
 
 
 @pytest.mark.parametrize(
@@ -231,6 +312,7 @@ def test_a_table_of_counts_is_read(tmp_path):
         ("layer,expert,token_count\n1,99999999999,1\n", None, ":2: column expert: 99999999999 is too large"),
         ("layer,expert,token_count\n1,0,1\n\n1,0,2\n", None, ":4: layer 1, expert 0 is there twice"),
         ("layer,expert,token_count\n1,0,0\n", None, "all counts are 0"),
+        ("layer,source,expert,token_count\n1,999999,999999,1\n", None, "make a table of 8 TB, more than the 4.29 GB that are read"),
     ],
 )
 def test_wrong_tables_are_refused_with_their_line(tmp_path, text, task, said):
@@ -256,7 +338,15 @@ def traces(draw) -> Trace:
         by_source = draw(st.booleans())
         counts = rng.integers(0, 9, (draw(st.integers(1, 3)), layers, draw(st.integers(1, 3)) if by_source else 1, experts))
         counts[0, 0, 0, 0] += 1
-        return named(Trace(**common, top_k=draw(st.sampled_from([0, top_k])), counts=counts, by_source=by_source))
+        return named(
+            Trace(
+                **common,
+                top_k=draw(st.sampled_from([0, top_k])),
+                counts=counts,
+                by_source=by_source,
+                ranks=counts.shape[2] if by_source else None,
+            )
+        )
     tokens = draw(st.integers(1, 6))
     ids = np.argsort(rng.random((tokens, layers, experts)), axis=2)[:, :, :top_k].astype(draw(st.sampled_from(["u2", "i4", "i8"])))
     optional = {
@@ -267,7 +357,8 @@ def traces(draw) -> Trace:
         "source": np.zeros(tokens, dtype=np.int64),
     }
     chosen = draw(st.sets(st.sampled_from(sorted(optional))))
-    return named(Trace(**common, top_k=top_k, ids=ids, **{name: optional[name] for name in chosen}))
+    ranks = draw(st.sampled_from([None, 1, 4])) if "source" in chosen else None
+    return named(Trace(**common, top_k=top_k, ids=ids, ranks=ranks, **{name: optional[name] for name in chosen}))
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -148,6 +148,55 @@ def test_a_policy_that_needs_more_than_the_recording_knows_is_refused_by_name():
     assert check(recorded("policy.capacity.drop=position"), lambda path: trace(weights=False)) == []
 
 
+COUNTS = trace(counts=True)
+
+
+@pytest.mark.parametrize("phase", ["training", "prefill"])
+def test_an_exchange_that_needs_tokens_is_refused_for_a_recording_of_counts(phase):
+    # The default exchange sends one copy per token and GPU: of counts nobody knows which routes belong to one token. run refuses it too.
+    found = recorded(f"workload.phase={phase}", "policy.capacity={rule: dropless}", "compare={}")
+    [problem] = check(found, lambda path: COUNTS)
+    assert problem.path == "exchange"
+    assert "exchange.deduplicate" in problem.message
+    assert "counts by source" in problem.message
+    kept = recorded(f"workload.phase={phase}", "policy.capacity={rule: dropless}", "compare={}", "exchange.deduplicate=false")
+    assert check(kept, lambda path: COUNTS) == []
+
+
+@pytest.mark.parametrize("phase", ["training", "decode"])
+def test_the_exchange_is_tried_in_the_directions_of_the_phase(phase):
+    asked = []
+
+    class Asking:
+        def begin(self, setting):
+            return lambda assignment, *, direction: asked.append(direction)
+
+    found = dataclasses.replace(recorded(f"workload.phase={phase}", "compare={}"), exchange=Asking())
+    assert check(found, lambda path: trace(weights=True)) == []
+    assert set(asked) == ({"forward", "backward"} if phase == "training" else {"forward"})
+
+
+@pytest.mark.parametrize(("section", "line"), [("exchange: {kind: direct, launch: 5us}\n", 9), ("", 8)])
+def test_a_refused_exchange_has_its_place_or_that_of_the_routing(tmp_path, section, line):
+    (tmp_path / "loads.csv").write_text("layer,expert,token_count\n0,0,4000\n0,1,3000\n0,2,2000\n0,3,7384\n", encoding="utf-8")
+    text = (
+        "name: counts\n"
+        "model:\n"
+        "  {preset: mixtral-8x7b, layers: 1, moe_layers: [0], experts: 4, top_k: 2}\n"
+        "cluster:\n"
+        "  {kind: one_switch, gpu: h100-sxm, gpus: 4}\n"
+        "parallel: {ep: 4}\n"
+        "workload: {phase: prefill, tokens_per_gpu: 2048}\n"
+        "routing: {kind: recorded, trace: loads.csv, assume_sources: even}\n"
+    )
+    with pytest.raises(ScenarioError) as caught:
+        read_scenario(text + section, file="f.yaml", folder=tmp_path)
+    [problem] = caught.value.problems
+    assert (problem.path, problem.line) == ("exchange", line)
+    assert "exchange.deduplicate" in problem.message
+    assert read_scenario(text + "exchange: {kind: direct, deduplicate: false}\n", file="f.yaml", folder=tmp_path).name == "counts"
+
+
 def test_a_gate_that_needs_scores_is_refused_for_a_recording_of_counts():
     [problem] = check(recorded("policy.gate={kind: topk}"), lambda path: trace(counts=True))
     assert problem.path == "policy.gate"

@@ -32,9 +32,9 @@ def test_two_ranks_wait_for_the_later_one_and_then_transfer():
     done = run([[0, 50], [50, 0]], [0.0, 3.0])
     assert done.at[0].end == pytest.approx(8.0)
     assert done.at[0].waiting == pytest.approx(3.0)
-    assert done.at[0].waited_for == 1
+    assert done.at[0].waited_for == {1: pytest.approx(3.0)}
     assert done.at[1].waiting == 0.0
-    assert done.at[1].waited_for == -1
+    assert done.at[1].waited_for == {}
 
 
 def test_early_pairs_exchange_while_a_late_rank_is_missing():
@@ -43,7 +43,7 @@ def test_early_pairs_exchange_while_a_late_rank_is_missing():
     done = run([[0, 20, 10], [20, 0, 10], [10, 10, 0]], [0.0, 0.0, 10.0])
     assert [done.at[rank].end for rank in range(3)] == pytest.approx([12.0] * 3)
     assert [done.at[rank].waiting for rank in range(3)] == pytest.approx([8.0, 8.0, 0.0])
-    assert done.at[0].waited_for == 2
+    assert done.at[0].waited_for == {2: pytest.approx(8.0)}
     assert done.moving == pytest.approx(4.0)  # 0 to 2, and 10 to 12
 
 
@@ -59,7 +59,7 @@ def test_a_rank_with_nothing_to_send_still_waits_for_the_last():
     done = run([[0, 10, 0], [10, 0, 0], [0, 0, 0]], [0.0, 6.0, 1.0])
     assert done.at[2].end == pytest.approx(6.0)
     assert done.at[2].waiting == pytest.approx(5.0)
-    assert done.at[2].waited_for == 1
+    assert done.at[2].waited_for == {1: pytest.approx(5.0)}
     assert done.at[0].end == pytest.approx(7.0)
 
 
@@ -67,3 +67,10 @@ def test_a_collective_of_one_rank_is_over_at_once():
     done = run([[0]], [2.0])
     assert done.at[0].end == 2.0
     assert done.at[0].waiting == 0.0
+
+
+def test_waiting_is_booked_on_each_peer_that_caused_it():
+    # Rank 0 waits 10 s for rank 1, exchanges 10 B each way with it (1 s), waits 0.5 s more for rank 2, and exchanges 1 s with that.
+    done = run([[0, 10, 10], [10, 0, 0], [10, 0, 0]], [0.0, 10.0, 11.5])
+    assert done.at[0].waited_for == {1: pytest.approx(10.0), 2: pytest.approx(0.5)}
+    assert done.at[0].end == pytest.approx(12.5)

@@ -69,7 +69,7 @@ def test_incast_shares_the_receivers_link():
     env.run()
     assert log == [("incast", pytest.approx(9.0, rel=1e-12))]
     assert fabric.busy[4 + 3] == pytest.approx(9.0)
-    assert fabric.carried_on_link()[4 + 3] == pytest.approx(90.0)
+    assert fabric.carried_on_link[4 + 3] == pytest.approx(90.0)
 
 
 def test_a_byte_that_is_lost_breaks_law_l2():
@@ -79,6 +79,14 @@ def test_a_byte_that_is_lost_breaks_law_l2():
     env.run()
     fabric.asked_between[1] += 1.0
     with pytest.raises(LawBroken, match="GPU 0 asked to send 101 B to GPU 1, but 100 B were carried"):
+        fabric.check()
+    fabric.asked_between[1] -= 1.0
+    fabric.carried_on_link[3] -= 2.0
+    with pytest.raises(LawBroken, match="link in:1 should have carried 100 B, but carried 98 B"):
+        fabric.check()
+    fabric.carried_on_link[3] += 2.0
+    fabric.busy[0] = 9.0
+    with pytest.raises(LawBroken, match=r"link out:0 carried 100 B in 9 s, more than its 10 B/s allow"):
         fabric.check()
 
 

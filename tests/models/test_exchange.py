@@ -11,6 +11,7 @@ from moesim.base.errors import FidelityError, UsageError
 from moesim.base.registry import build, kinds
 from moesim.facts.model import Attention, MoeModel
 from moesim.facts.routing import Assignment, Kept, LayerRouting
+from moesim.facts.traffic import Traffic
 from moesim.models.exchange.direct import Direct, payload_bytes
 
 WIDTH = 256
@@ -77,10 +78,18 @@ def count_by_hand(assignment, deduplicate):
             there = [int(assignment.destination[source, slot]) for slot in assignment.slots[token] if slot >= 0]
             for destination in set(there) if deduplicate else there:
                 copies[source, destination] += 1
-        for slot, rows in enumerate(assignment.slot_padding[source]):
-            copies[source, assignment.destination[source, slot]] += rows
     np.fill_diagonal(copies, 0)
     return copies
+
+
+def padding_by_hand(assignment):
+    gpus = len(assignment.slot_counts)
+    rows = np.zeros((gpus, gpus), dtype=int)
+    for source in range(gpus):
+        for slot, count in enumerate(assignment.slot_padding[source]):
+            rows[source, assignment.destination[source, slot]] += count
+    np.fill_diagonal(rows, 0)
+    return rows
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,16 +97,37 @@ def count_by_hand(assignment, deduplicate):
 def test_l2_bytes_asked_equal_counting_one_by_one(case, deduplicate):
     assignment, top_k, _ = case
     plan = Direct(deduplicate=deduplicate)
-    expected = count_by_hand(assignment, deduplicate)
+    copies, padding = count_by_hand(assignment, deduplicate), padding_by_hand(assignment)
+    expected = copies + padding  # both are sent
     choices = top_k if deduplicate else 1
     forward = carry(plan, assignment, top_k)
-    assert (forward.dispatch[0].copies == expected).all()
+    assert (forward.dispatch[0].copies == copies).all()
+    assert (forward.dispatch[0].padding == padding).all()
+    assert (forward.combine[0].padding == padding.T).all()
     assert (forward.dispatch[0].bytes == expected * (2 * WIDTH + 8 * choices)).all()
     assert (forward.combine[0].bytes == expected.T * 2 * WIDTH).all()
     backward = carry(plan, assignment, top_k, "backward")
     assert (backward.combine[0].bytes == expected * 2 * WIDTH).all()
     assert (backward.dispatch[0].bytes == expected.T * (2 * WIDTH + 4 * choices)).all()
-    assert (backward.dispatch[0].copies == expected.T).all()
+    assert (backward.dispatch[0].copies == copies.T).all()
+    assert (backward.dispatch[0].padding == padding.T).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(case=assignments(), deduplicate=st.booleans())
+def test_l1_tokens_no_token_has_more_copies_than_choices_whatever_the_padding(case, deduplicate):
+    assignment, top_k, _ = case
+    sent = carry(Direct(deduplicate=deduplicate), assignment, top_k).dispatch[0]
+    tokens = np.diff(assignment.kept.routing.token_start)
+    assert (sent.copies.sum(axis=1) <= tokens * top_k).all()
+
+
+def test_traffic_without_padding_says_so_in_zeros():
+    plain = Traffic(bytes=np.ones((2, 2)), copies=np.ones((2, 2)))
+    assert plain.padding.tolist() == [[0, 0], [0, 0]]
+    assert not plain.padding.flags.writeable
+    empty = Traffic(bytes=np.zeros((0, 0)), copies=np.zeros((0, 0)))
+    assert empty.padding.shape == (0, 0)
 
 
 @settings(max_examples=40, deadline=None)

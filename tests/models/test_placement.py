@@ -63,3 +63,12 @@ def test_experts_that_do_not_divide_are_refused_with_sizes_that_would_fit(kind):
         PluginError, match=rf"'{kind}': 60 experts do not divide over ep = 8 ranks; choose parallel.ep of 1, 2, 3, 4, 6, 12$"
     ):
         plugin("placement", kind)().begin(world(gpus=24, ep=8, experts=60))
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "round_robin"])
+def test_whoever_has_no_placement_yet_gets_one_however_often_it_asks(kind):
+    # A view without a placement means that the first answer was not taken: None would leave nothing in place.
+    plan = plugin("placement", kind)().begin(world(gpus=4))
+    first_answer = plan(NOTHING_YET)
+    assert first_answer is not None
+    assert plan(NOTHING_YET) is first_answer

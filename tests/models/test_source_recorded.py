@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim.base.errors import FidelityError, TraceError
+from moesim.base.errors import FidelityError, TraceError, UsageError
+from moesim.facts.routing import LayerRouting, Routing
 from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace
 from moesim.models.bare_setting import bare_setting
@@ -51,18 +52,19 @@ def test_in_order_reads_on_and_wraps_around():
     assert dealt(draw, 1) == [[4, 5], [6, 0]]
     assert dealt(draw, 2) == [[1, 2], [3, 4]]
     assert draw(0).notes == ()
-    assert (
-        draw(1).notes
-        == draw(2).notes
-        == ("the trace t.npz has 7 tokens, enough for 1.75 steps of 4: after that it is read again from its start",)
+    note = (
+        "the trace t.npz has 7 tokens, enough for 1.75 steps of 4: after that it is read again from its start; tokens of one step come "
+        "back in another, so intervals understate the spread between steps"
     )
+    assert draw(1).notes == draw(2).notes == (note,)
     assert draw(0).basis == "measured"
 
 
 def test_in_order_says_how_often_a_step_reads_a_short_trace():
     draw = Recorded(trace="t").begin(world_for(numbered(4), gpus=2, tokens=5))
     assert dealt(draw, 0) == [[0, 1, 2, 3, 0], [1, 2, 3, 0, 1]]
-    assert draw(0).notes == ("the trace t.npz has 4 tokens and a step takes 10: every step reads it 2.5 times",)
+    [note] = draw(0).notes
+    assert note.startswith("the trace t.npz has 4 tokens and a step takes 10: every step reads it 2.5 times; tokens of one step come back")
 
 
 def test_recorded_deals_a_plain_trace_in_blocks_as_one_step():
@@ -78,8 +80,78 @@ def test_recorded_keeps_the_steps_and_sources_of_the_trace():
     draw = Recorded(trace="t", deal="recorded").begin(world_for(trace, gpus=3))
     assert dealt(draw, 0) == [[0], [], [1, 2]]
     assert dealt(draw, 1) == [[3], [4], [5]]
-    with pytest.raises(TraceError, match=r"recorded on 3 GPUs .* but 4 are asked for"):
-        Recorded(trace="t", deal="recorded").begin(world_for(trace, gpus=4))
+    with pytest.raises(TraceError, match=r"recorded on 3 ranks at least \(its largest source is 2\), but 2 are asked for"):
+        Recorded(trace="t", deal="recorded").begin(world_for(trace, gpus=2))
+
+
+def test_a_trace_that_does_not_state_its_ranks_leaves_the_last_empty_and_says_so():
+    trace = numbered(4, source=np.array([0, 0, 1, 2]))
+    draw = Recorded(trace="t", deal="recorded").begin(world_for(trace, gpus=5))
+    assert dealt(draw, 0) == [[0, 1], [2], [3], [], []]
+    [note] = draw(0).notes
+    assert "its largest source is 2: the last 2 of 5 have no tokens" in note
+    assert Recorded(trace="t", deal="recorded").begin(world_for(trace, gpus=3))(0).notes == ()
+
+
+@pytest.mark.parametrize("gpus", [3, 5])
+def test_a_trace_that_states_its_ranks_is_replayed_on_as_many_only(gpus):
+    trace = numbered(4, source=np.array([0, 0, 1, 2]), ranks=4)
+    draw = Recorded(trace="t", deal="recorded").begin(world_for(trace, gpus=4))
+    assert (dealt(draw, 0), draw(0).notes) == ([[0, 1], [2], [3], []], ())
+    with pytest.raises(TraceError, match=rf"recorded on 4 ranks .* but {gpus} are asked for"):
+        Recorded(trace="t", deal="recorded").begin(world_for(trace, gpus=gpus))
+
+
+# which steps are repeated
+
+
+@pytest.mark.parametrize(
+    ("tokens", "per_step", "expected"),
+    [
+        (8, 4, [None, None, 0, 1, 0]),  # two steps of four tokens each, then the same two again
+        (4, 4, [None, 0, 0, 0, 0]),
+        (4, 8, [None, 0, 0, 0, 0]),  # each step reads the trace twice
+        (6, 4, [None, None, None, 0, 1]),  # steps begin at tokens 0, 4, 2, 0, 4
+        (4, 6, [None, None, 0, 1, 0]),  # steps begin at tokens 0, 2, 0, 2, 0
+        (7, 4, [None] * 5),  # steps begin at 0, 4, 1, 5, 2
+    ],
+)
+def test_in_order_names_the_step_that_a_step_repeats(tokens, per_step, expected):
+    draw = Recorded(trace="t").begin(world_for(numbered(tokens), gpus=2, tokens=per_step // 2))
+    assert [draw(step).repeats for step in range(5)] == expected
+    for step, earlier in enumerate(expected):
+        assert next((other for other in range(step) if dealt(draw, step) == dealt(draw, other)), None) == earlier
+    # Steps share some tokens, but not all, unless one of the two numbers is a multiple of the other.
+    assert ("understate" in "".join(draw(4).notes)) == (tokens % per_step != 0 and per_step % tokens != 0)
+
+
+def test_the_note_on_reading_again_counts_one_step_as_one():
+    draw = Recorded(trace="t").begin(world_for(numbered(4), gpus=2, tokens=2))
+    assert draw(0).notes == ()
+    assert draw(1).notes == ("the trace t.npz has 4 tokens, enough for 1 step of 4: after that it is read again from its start",)
+
+
+def test_recorded_steps_and_counts_name_the_step_that_a_step_repeats():
+    one = Recorded(trace="t", deal="recorded").begin(world_for(numbered(6), gpus=2))
+    assert [one(step).repeats for step in range(3)] == [None, 0, 0]
+    two = Recorded(trace="t", deal="recorded").begin(world_for(numbered(6, step=np.array([3, 3, 3, 8, 8, 8])), gpus=2))
+    assert [two(step).repeats for step in range(5)] == [None, None, 0, 1, 0]
+    counts = Recorded(trace="c").begin(world_for(counted([[[[2, 2]]], [[[1, 3]]]], by_source=True), gpus=1))
+    assert [counts(step).repeats for step in range(5)] == [None, None, 0, 1, 0]
+
+
+def test_conversations_are_drawn_anew_unless_there_is_only_one():
+    many = Recorded(trace="t", deal="conversations").begin(world_for(numbered(6, sample_length=np.array([2, 4])), gpus=2))
+    assert [many(step).repeats for step in range(3)] == [None] * 3
+    one = Recorded(trace="t", deal="conversations").begin(world_for(numbered(6, sample_length=np.array([0, 6])), gpus=2, tokens=4))
+    assert [one(step).repeats for step in range(3)] == [None, 0, 0]
+    assert dealt(one, 1) == dealt(one, 0) == [[0, 1, 2, 3]] * 2
+    assert one(0).notes == ("the trace t.npz has one conversation only: every GPU has it in every step",)
+
+
+def test_synthetic_steps_repeat_nothing():
+    world = bare_setting(gpus=2, experts=4, top_k=2, layers=1, tokens_per_gpu=3, seed=0, read_trace=lambda path: None)
+    assert [Uniform().begin(world)(step).repeats for step in range(3)] == [None] * 3
 
 
 def test_conversations_are_whole_but_the_last():
@@ -131,6 +203,43 @@ def test_l14_replaying_saved_routing_gives_the_same_routing(source, seed, gpus, 
             assert one.fidelity == other.fidelity
 
 
+@pytest.mark.parametrize("sizes", [[2] * 8 + [1] + [0] * 7, [0] * 5 + [17] + [0] * 10, [0, 3, 0, 1, 0, 0, 2, 0, 4, 0, 1, 0, 5, 0, 1, 0]])
+def test_l14_replaying_unequal_and_empty_gpus_gives_the_same_routing(sizes):
+    # 17 tokens on 16 GPUs: equal blocks of ceil(17 / 16) = 2 leave the last seven without any (the first case).
+    start = np.concatenate([[0], np.cumsum(sizes)])
+    rng = np.random.default_rng(2)
+    layers = tuple(LayerRouting.of_tokens(np.argsort(rng.random((17, 6)))[:, :2].astype(np.int32), start, 6) for _ in range(3))
+    saved = trace_of([(0, Routing(layers=layers))], name="saved", top_k=2)
+    assert saved.ranks == 16
+    world = bare_setting(gpus=16, experts=6, top_k=2, layers=3, tokens_per_gpu=2, seed=0, read_trace=lambda path: saved)
+    again = Recorded(trace="saved", deal="recorded").begin(world)(0)
+    assert again.notes == ()
+    for one, other in zip(layers, again.layers, strict=True):
+        assert one.token_start.tolist() == other.token_start.tolist()
+        assert np.array_equal(one.ids, other.ids)
+    counts = [replace(layer, ids=None) for layer in layers]
+    saved = trace_of([(0, Routing(layers=counts))], name="saved", top_k=2)
+    assert saved.ranks == 16
+    again = Recorded(trace="saved", deal="recorded").begin(replace(world, read_trace=lambda path: saved))(0)
+    assert all(np.array_equal(one.counts, other.counts) for one, other in zip(counts, again.layers, strict=True))
+
+
+def test_l14_a_recording_that_was_dealt_in_blocks_is_replayed_from_its_saved_routing():
+    world = world_for(numbered(17), gpus=16)
+    first = Recorded(trace="t", deal="recorded").begin(world)
+    saved = trace_of([(0, first(0))], name="saved", top_k=1)
+    again = Recorded(trace="saved", deal="recorded").begin(replace(world, read_trace=lambda path: saved))
+    assert dealt(again, 0) == dealt(first, 0)
+    assert dealt(again, 0)[8:] == [[16], [], [], [], [], [], [], []]
+
+
+def test_steps_of_different_numbers_of_gpus_make_no_trace():
+    layer = LayerRouting.of_tokens(np.array([[0]]), [0, 1], 2)
+    wider = LayerRouting.of_tokens(np.array([[0]]), [0, 1, 1], 2)
+    with pytest.raises(UsageError, match="step 4 has 2 GPUs, but step 3 has 1"):
+        trace_of([(3, Routing(layers=(layer,))), (4, Routing(layers=(wider,)))], name="saved", top_k=1)
+
+
 def test_in_order_and_recorded_agree_on_a_trace_that_was_dealt_in_order():
     trace = numbered(8, source=np.array([0, 0, 1, 1, 0, 0, 1, 1]), step=np.repeat([0, 1], 4))
     world = world_for(trace, gpus=2, tokens=2)
@@ -157,8 +266,14 @@ def test_counts_by_source_are_used_as_they_are():
     assert draw(2).layers[0].counts.tolist() == layer.counts.tolist()
     assert any("2 steps: after that it is read again" in note for note in draw(2).notes)
     assert draw(0).basis == "measured"
-    with pytest.raises(TraceError, match="recorded on 2 GPUs, but the cluster has 3"):
-        Recorded(trace="c").begin(world_for(trace, gpus=3))
+    with pytest.raises(TraceError, match=r"recorded on 2 ranks .* but 3 are asked for"):
+        Recorded(trace="c").begin(world_for(replace(trace, ranks=2), gpus=3))
+    with pytest.raises(TraceError, match=r"recorded on 2 ranks at least .* but 1 are asked for"):
+        Recorded(trace="c").begin(world_for(trace, gpus=1))
+    more = Recorded(trace="c").begin(world_for(trace, gpus=3))(0)
+    assert more.layers[0].counts.tolist() == [[3, 2, 1], [2, 1, 1], [0, 0, 0]]
+    assert more.layers[0].token_start.tolist() == [0, 3, 5, 5]
+    assert any("the last 1 of 3 have no tokens" in note for note in more.notes)
 
 
 def test_counts_without_sources_need_an_assumption():
@@ -212,6 +327,33 @@ def test_a_trace_that_does_not_state_its_experts_fits_a_model_with_more():
     counts = counted([[[[2, 2]]]], by_source=True, top_k=0, experts_stated=False)
     world = bare_setting(gpus=1, experts=3, top_k=2, layers=1, tokens_per_gpu=2, seed=0, read_trace=lambda path: counts)
     assert Recorded(trace="c").begin(world)(0).layers[0].counts.tolist() == [[2, 2, 0]]
+
+
+def test_an_expert_beyond_the_model_is_refused_with_its_place():
+    ids = np.array([[[0], [1]], [[2], [255]], [[255], [3]]], dtype=np.uint8)
+    trace = Trace(name="t.npz", digest="", layers=2, experts=256, top_k=1, ids=ids, experts_stated=False)
+    world = bare_setting(gpus=1, experts=4, top_k=1, layers=2, tokens_per_gpu=1, seed=0, read_trace=lambda path: trace, name="model")
+    with pytest.raises(TraceError) as caught:
+        Recorded(trace="t").begin(world)
+    assert "t.npz: array ids: token 1, layer 1, choice 0: expert 255 does not exist in the model model, whose experts are 0 to 3" in str(
+        caught.value
+    )
+    assert "write -1 for no choice" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([[[[2, 2, 0, 0]], [[3, 0, 0, 1]]]], "step 0, layer 7, source 0: expert 3 (of 1 routes) does not exist"),
+        ([[[[2, 2, 0, 0]], [[3, 1, 0, 0]]]], "expert 3 (which is named, with no routes) does not exist"),
+    ],
+)
+def test_a_count_of_an_expert_beyond_the_model_is_refused_with_its_place(counts, said):
+    trace = counted(counts, by_source=True, experts_stated=False, layer_numbers=np.array([4, 7]))
+    world = bare_setting(gpus=1, experts=2, top_k=2, layers=2, tokens_per_gpu=1, seed=0, read_trace=lambda path: trace)
+    with pytest.raises(TraceError) as caught:
+        Recorded(trace="c").begin(world)
+    assert said in str(caught.value)
 
 
 def test_a_task_is_asked_of_the_reader():

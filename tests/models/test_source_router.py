@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from moesim.base.errors import FieldError
 from moesim.base.loads import coefficient_of_variation, maxvio
 from moesim.models.bare_setting import bare_setting
-from moesim.models.source.router import CHUNK, Router, RouterLaw, softmax, top_choices
+from moesim.models.source.router import CHUNK, PRESETS, Router, RouterLaw, softmax, top_choices
 
 
 def loads_of(router: Router, *, experts: int, top_k: int, layers: int, tokens: int, step: int = 0) -> np.ndarray:
@@ -111,6 +111,30 @@ def test_keys_that_do_not_determine_a_law_are_refused(keys, field):
 
 
 def test_a_preset_is_fitted_and_other_parameters_are_assumed():
-    world = bare_setting(gpus=1, experts=4, top_k=1, layers=1, tokens_per_gpu=1, seed=0, read_trace=lambda path: None)
+    world = bare_setting(gpus=1, experts=256, top_k=8, layers=1, tokens_per_gpu=1, seed=0, read_trace=lambda path: None)
     assert Router().begin(world)(0).basis == "fitted"
+    assert Router().begin(world)(0).notes == ()
     assert Router(scale=0.4).begin(world)(0).basis == "assumed"
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(64, 8), (256, 6)])
+def test_a_preset_at_another_shape_is_assumed_and_says_where_it_was_fitted(experts, top_k):
+    world = bare_setting(gpus=1, experts=experts, top_k=top_k, layers=1, tokens_per_gpu=1, seed=0, read_trace=lambda path: None)
+    routing = Router().begin(world)(0)
+    assert routing.basis == "assumed"
+    [note] = routing.notes
+    assert "deepseek-r1 was fitted at 256 experts, top 8" in note
+    assert f"has {experts} experts, top {top_k}" in note
+    # With the law written out nothing of the preset's imbalance is left, so where it was fitted does not matter.
+    written = Router(offsets="normal", scale=0.2).begin(world)(0)
+    assert (written.basis, written.notes) == ("assumed", ())
+    assert Router(preset=None, offsets="normal", scale=0.2).begin(world)(0).notes == ()
+
+
+def test_every_preset_says_where_it_was_fitted():
+    assert {name: law.fitted_at for name, law in PRESETS.items()} == {
+        "deepseek-r1": (256, 8),
+        "aux-loss-1b": (64, 6),
+        "aux-loss-3b": (64, 6),
+        "loss-free": (64, 6),
+    }

@@ -10,7 +10,8 @@ from moesim.base.errors import FieldError
 from moesim.base.registry import build, kinds
 from moesim.facts.cluster import Cluster
 from moesim.facts.evidence import STRENGTH
-from moesim.facts.gpu_presets import gpu_presets
+from moesim.facts.gpu_figures import ALL_TO_ALL
+from moesim.facts.gpu_presets import achievable, gpu_presets
 from moesim.models.topology.achieved import DELAYS, ELSEWHERE, SHARES, share_of
 from moesim.models.topology.mesh import Mesh
 from moesim.models.topology.nvl_rack import NvlRack
@@ -132,10 +133,11 @@ def test_mesh_has_one_link_per_ordered_pair():
 
 
 def test_a_data_sheet_bandwidth_is_reduced_to_what_was_measured():
-    # 450 GB/s x 0.69 (NCCL all-to-all on 8 H200) and 50 GB/s x 0.88 (DeepEP over 400 Gb/s cards).
+    # 450 GB/s x 0.69 (NCCL all-to-all on 8 H200; carried over to H100) and 50 GB/s x 0.88 (DeepEP over 400 Gb/s cards).
     cluster = NvlinkNodes(nodes=2, gpu=gpu_presets()["h200-sxm"]).build()
     assert bandwidth(cluster, "nvlink-out:0") == pytest.approx(310.5e9, rel=1e-12)
     assert bandwidth(cluster, "nic-in:9") == pytest.approx(44e9, rel=1e-12)
+    assert bandwidth(NvlinkNodes().build(), "nvlink-out:0") == pytest.approx(310.5e9, rel=1e-12)
     # A seventh of 448 GB/s x 0.61 (MORI on MI300X).
     assert bandwidth(Mesh().build(), "mesh:0-1") == pytest.approx(39.04e9, rel=1e-12)
 
@@ -149,8 +151,12 @@ def test_a_written_bandwidth_stands_and_a_written_efficiency_always_applies():
 
 def test_the_basis_is_the_weakest_evidence_of_the_links_there_are():
     # NVLink: data sheet x measured share, fitted latency. A network adds assumed latencies; so does anything that the user writes.
-    assert OneSwitch().build().basis == "datasheet"
-    assert NvlinkNodes(nodes=1).build().basis == "datasheet"
+    h200 = gpu_presets()["h200-sxm"]
+    assert OneSwitch(gpu=h200).build().basis == "datasheet"
+    assert NvlinkNodes(gpu=h200, nodes=1).build().basis == "datasheet"
+    assert NvlinkNodes(gpu=h200, nodes=2).build().basis == "assumed"
+    # Nobody measured an all-to-all among H100: theirs is carried over from H200, and says so.
+    assert OneSwitch().build().basis == "assumed"
     assert NvlinkNodes(nodes=2).build().basis == "assumed"
     assert OneSwitch(bandwidth=1e9).build().basis == "assumed"
     assert OneSwitch(gpu=gpu_presets()["b200-sxm"]).build().basis == "assumed"
@@ -162,6 +168,23 @@ def test_a_gpu_that_only_borrows_a_preset_name_does_not_borrow_its_measurements(
     own = dataclasses.replace(gpu_presets()["h200-sxm"], nvlink=1e9)
     assert share_of("nvlink", own) == ELSEWHERE["nvlink"]
     assert share_of("nvlink", gpu_presets()["a100-sxm-80"]).value == 0.65
+
+
+def test_a_share_is_the_all_to_all_figure_of_the_preset_over_its_data_sheet():
+    # One truth: what is simulated by default is what the figures say was reached, to two digits; other experiments do not count.
+    derived = {(link, name) for link, known in SHARES.items() for name in known}
+    for name, gpu in gpu_presets().items():
+        for link, datasheet in (("nvlink", gpu.nvlink), ("nic", gpu.nic), ("mesh", gpu.nvlink / 7)):
+            figure = achievable(name, link)
+            if figure is None or figure.experiment != ALL_TO_ALL:
+                assert (link, name) not in derived
+                assert share_of(link, gpu) == ELSEWHERE[link]
+            else:
+                assert share_of(link, gpu).value * datasheet == pytest.approx(figure.value, abs=0.005 * datasheet)
+                assert share_of(link, gpu).basis == figure.basis
+    # Two GPUs sending to each other reach more than eight to all; low latency less than high throughput. Neither sets a share.
+    assert {("nvlink", "h100-sxm"), ("nic", "h800-sxm")}.isdisjoint(derived)
+    assert all(share.basis == "assumed" for share in ELSEWHERE.values())
 
 
 def test_every_default_states_a_known_basis_and_a_source_for_a_known_gpu():

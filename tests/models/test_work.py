@@ -92,3 +92,46 @@ def test_unknown_phase_and_direction_are_named():
         dense_work("atention", MODEL, [1], 1)
     with pytest.raises(UsageError, match="unknown direction 'sideways'"):
         dense_work("gate", MODEL, [1], 1, "sideways")
+
+
+def test_attention_reads_and_writes_by_hand_in_both_directions():
+    # 2 tokens, 256 tokens of context, 2 heads of 4: per token the residual stream in and out and queries and results, (2*8 + 4*8) elements
+    # of 2 B = 96 B; 256 weights of 1 B; cache 32 B written per token, and 256/128 reads of it: 32 * 3.
+    forward = dense_work("attention", MODEL, [2], 256)
+    assert forward.moved.tolist() == [256 + 2 * 96 + 2 * 32 * 3]
+    # Backward: a gradient of 4 B beside each weight, twice the activations, and the cache twice: once read, once as gradients.
+    backward = dense_work("attention", MODEL, [2], 256, "backward")
+    assert backward.moved.tolist() == [256 * (1 + 4) + 2 * 2 * 96 + 2 * 2 * 32 * 3]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_gpu_pays_for_its_own_tokens(phase, direction):
+    # Four GPUs with unequal tokens: each as if it were alone, in every order; a GPU without tokens does nothing at all.
+    tokens = [1, 700, 0, 3]
+    together = dense_work(phase, MODEL, tokens, 64, direction)
+    alone = [dense_work(phase, MODEL, [count], 64, direction) for count in tokens]
+    assert together.flops.tolist() == [work.flops[0] for work in alone]
+    assert together.moved.tolist() == [work.moved[0] for work in alone]
+    assert (together.flops[2], together.moved[2]) == (0.0, 0.0)
+    # Flops are proportional to tokens; bytes are not, since weights are read once: 700 tokens share one read with each other.
+    assert together.flops[1] == 700 * together.flops[0]
+    assert together.moved[0] < together.moved[3] < 3 * together.moved[0]
+
+
+def test_latent_experts_project_on_the_token_s_own_gpu():
+    # Width 8 to 4 and back: 2 * 32 weights beside the router's 32; per token 8 * 2 B in and 4 scores twice in 4 B, and 2 * (8 + 4) of 2 B.
+    gate = dense_work("gate", replace(MODEL, dispatch_width=4), [5], 100)
+    assert gate.flops.tolist() == [5 * 2 * (32 + 64)]
+    assert gate.moved.tolist() == [(32 + 64) * 2 + 5 * (16 + 32 + 48)]
+
+
+def test_no_shared_experts_no_work():
+    # A block of width 0 has no weights and no activations either: the residual stream does not pass through it.
+    none = dense_work("shared", replace(MODEL, shared_experts=0, shared_width=0), [5, 9], 100)
+    assert none.flops.tolist() == none.moved.tolist() == [0.0, 0.0]
+
+
+def test_shared_block_by_hand():
+    # Three matrices of 8 x 5 in fp8, once; per token (2*8 + 2*3*5) elements of 2 B.
+    assert dense_work("shared", MODEL, [5], 100).moved.tolist() == [120 + 5 * 46 * 2]

@@ -33,7 +33,7 @@ class Press:
             try:
                 self._pipe.send(parcel)
                 return self._pipe.recv_bytes()
-            except (OSError, EOFError, TypeError, AttributeError, ValueError):
+            except Exception:  # noqa: BLE001, S110 - sending runs code of plug-ins, which may raise anything
                 pass  # the process died, or a plug-in of the scenario cannot be sent: draw here, and fail here if it must fail
         from moesim.desk.report.page import draw
 

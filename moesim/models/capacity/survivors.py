@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from moesim.facts.arrays import Bools, Ints
 from moesim.facts.routing import Kept, LayerRouting
 
-ORDER_LIMIT = 1 << 32
-"""An order fits in 32 bits, so that it and the number of its queue share one 64-bit word."""
-
 
 def by_position(routing: LayerRouting) -> Ints:
     """Return int[T, k], the order of the tokens, a token's choices together (token-major)."""

@@ -10,14 +10,17 @@ from moesim.facts.routing import Assignment
 
 
 def copies_per_route(assignment: Assignment) -> Ints:
-    """Return int[G, G], one copy per kept route and per padding row, from source to destination GPU; the diagonal is 0."""
-    copies = np.array(assignment.rows_at(), dtype=np.int64)
-    np.fill_diagonal(copies, 0)
-    return copies
+    """Return int[G, G], one copy per kept route, from source to destination GPU; the diagonal is 0."""
+    return _between_gpus(assignment, assignment.slot_counts)
+
+
+def padding_rows(assignment: Assignment) -> Ints:
+    """Return int[G, G], the padding rows from source to destination GPU; the diagonal is 0."""
+    return _between_gpus(assignment, assignment.slot_padding)
 
 
 def copies_per_token(assignment: Assignment, who: str) -> Ints:
-    """Return int[G, G], one copy per token and GPU that holds at least one of its slots, and one per padding row; the diagonal is 0.
+    """Return int[G, G], one copy per token and GPU that holds at least one of its slots; the diagonal is 0.
 
     Parameters
     ----------
@@ -37,9 +40,8 @@ def copies_per_token(assignment: Assignment, who: str) -> Ints:
     whole columns, which for the usual k of up to about 20 is several times faster than sorting each token's destinations.
     """
     gpus = len(assignment.slot_counts)
-    copies = _padding(assignment)
     if np.array_equal(assignment.destination, np.broadcast_to(np.arange(gpus)[:, None], assignment.destination.shape)):
-        return copies  # nothing leaves its GPU: expert parallelism of one
+        return np.zeros((gpus, gpus), dtype=np.int64)  # nothing leaves its GPU: expert parallelism of one
     routing = assignment.kept.routing
     routing.need_ids(who)
     if assignment.slots is None:
@@ -54,7 +56,7 @@ def copies_per_token(assignment: Assignment, who: str) -> Ints:
         flat += np.bincount(source[first] * gpus + columns[choice][first], minlength=gpus * gpus)
     tokens = flat.reshape(gpus, gpus)
     np.fill_diagonal(tokens, 0)
-    return copies + tokens
+    return tokens
 
 
 def destination_columns(assignment: Assignment, source: Ints) -> Ints:
@@ -67,11 +69,12 @@ def destination_columns(assignment: Assignment, source: Ints) -> Ints:
     return np.asarray(found)
 
 
-def _padding(assignment: Assignment) -> Ints:
+def _between_gpus(assignment: Assignment, rows: Ints) -> Ints:
+    """Sum int[G, S] rows of each source and slot by the GPU of the slot; what stays at home is left out."""
     gpus = len(assignment.slot_counts)
-    rows = np.zeros((gpus, gpus), dtype=np.int64)
-    if assignment.slot_padding.any():
+    moved = np.zeros((gpus, gpus), dtype=np.int64)
+    if rows.any():
         source = np.broadcast_to(np.arange(gpus)[:, None], assignment.destination.shape)
-        np.add.at(rows, (source, assignment.destination), assignment.slot_padding)
-        np.fill_diagonal(rows, 0)
-    return rows
+        np.add.at(moved, (source, assignment.destination), rows)
+        np.fill_diagonal(moved, 0)
+    return moved

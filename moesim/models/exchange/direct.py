@@ -16,7 +16,7 @@ from moesim.facts.program import BACKWARD, FORWARD
 from moesim.facts.routing import Assignment
 from moesim.facts.scenario import Setting
 from moesim.facts.traffic import Exchange, Traffic
-from moesim.models.exchange.copies import copies_per_route, copies_per_token
+from moesim.models.exchange.copies import copies_per_route, copies_per_token, padding_rows
 
 SCALED = ("fp8", "int8", "fp4")
 """Dtypes that carry a scale per block beside them; ``mxfp4`` has its scales in its bytes per element."""
@@ -39,8 +39,8 @@ def payload_bytes(width: int, dtype: str, scale_block: int) -> float:
     return width * DTYPE_BYTES[dtype] + scales
 
 
-def _traffic(copies: Ints, each: float) -> Traffic:
-    return Traffic(bytes=np.multiply(copies, each, dtype=np.float64), copies=copies)
+def _traffic(copies: Ints, padding: Ints, each: float) -> Traffic:
+    return Traffic(bytes=np.multiply(copies + padding, each, dtype=np.float64), copies=copies, padding=padding)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +56,15 @@ class DirectCarry:
         if direction not in {FORWARD, BACKWARD}:
             raise UsageError(f"unknown direction {direction!r}{did_you_mean(direction, (FORWARD, BACKWARD))}")
         out = copies_per_token(assignment, "exchange.deduplicate") if plan.deduplicate else copies_per_route(assignment)
+        empty = padding_rows(assignment)
         choices = self.model.top_k if plan.deduplicate else 1
         if direction == FORWARD:
             to_experts = payload_bytes(width, plan.dispatch_dtype, plan.scale_block) + choices * (INDEX_BYTES + WEIGHT_BYTES)
             to_tokens = payload_bytes(width, plan.combine_dtype, plan.scale_block)
-            dispatch, combine = _traffic(out, to_experts), _traffic(out.T, to_tokens)
+            dispatch, combine = _traffic(out, empty, to_experts), _traffic(out.T, empty.T, to_tokens)
         else:
             gradient = payload_bytes(width, GRADIENT_DTYPE, plan.scale_block)
-            combine, dispatch = _traffic(out, gradient), _traffic(out.T, gradient + choices * WEIGHT_BYTES)
+            combine, dispatch = _traffic(out, empty, gradient), _traffic(out.T, empty.T, gradient + choices * WEIGHT_BYTES)
         return Exchange(dispatch=(dispatch,), combine=(combine,), launch=plan.launch, barrier=plan.start == "barrier")
 
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from moesim.base.registry import register
 from moesim.facts.model import MoeModel
-from moesim.facts.program import BACKWARD, COMMUNICATION, COMPUTE, FORWARD, Program, Task, Work
+from moesim.facts.program import BACKWARD, COLLECTIVES, COMMUNICATION, COMPUTE, FORWARD, Program, Task, Work
 from moesim.facts.scenario import Workload
-
-COLLECTIVES = ("dispatch", "combine")
 
 
 def layer_phases(model: MoeModel, layer: int) -> tuple[str, ...]:

@@ -138,6 +138,7 @@ def run_until(  # noqa: PLR0917 - numba takes flat arrays, by position
     live: int,
     pending: Ints,
     busy: Floats,
+    through: Floats,
     carried: Floats,
     woken: Ints,
     now: float,
@@ -163,6 +164,8 @@ def run_until(  # noqa: PLR0917 - numba takes flat arrays, by position
         The counters; updated. The call returns at the instant at which any of them reaches zero.
     busy : float[K]
         Seconds during which a link carried something; updated.
+    through : float[K]
+        Bytes that went over each link, from rates and times; updated.
     carried : float[pairs]
         Bytes carried by flows that ended, from their rates and times; updated.
     woken : int[W]
@@ -204,7 +207,11 @@ def run_until(  # noqa: PLR0917 - numba takes flat arrays, by position
         now = horizon if cut else now + step
         for f in range(live):
             if not ended[f]:
-                left[f] -= rate[f] * step
+                moved = rate[f] * step
+                left[f] -= moved
+                for h in range(route.shape[1]):
+                    if route[f, h] >= 0:
+                        through[route[f, h]] += moved
                 if left[f] <= FINISHED * asked[f]:
                     ended[f] = True
                     alive -= 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moesim.base.errors import FidelityError, TraceError
+from moesim.base.errors import FidelityError
 from moesim.facts.arrays import Ints
 from moesim.facts.contracts import Draw
 from moesim.facts.routing import LayerRouting, Routing
@@ -39,6 +39,11 @@ def split_evenly(counts: Ints, gpus: int) -> Ints:
     return np.asarray(even[None, :] + (after_first < remainder[None, :]))
 
 
+def with_ranks(counts: Ints, ranks: int) -> Ints:
+    """Return int[steps, L, ranks, E]: counts of fewer ranks, and no routes for the last ones."""
+    return np.pad(counts, ((0, 0), (0, 0), (0, ranks - counts.shape[2]), (0, 0)))
+
+
 def fewest_tokens(counts: Ints, top_k: int) -> Ints:
     """Return int[...], the fewest tokens that can make these counts: k routes each, at most one to the same expert.
 
@@ -66,12 +71,11 @@ def deal_counts(trace: Trace, setting: Setting, *, assume_even: bool, conversati
     if counts is None or conversations:
         raise FidelityError(f"deal: conversations needs tokens, but the trace {trace.name} has {trace.fidelity} only; use deal: recorded")
     gpus, experts = setting.gpus, setting.model.experts
-    notes = []
+    notes: list[str] = []
     if trace.by_source:
-        if counts.shape[2] != gpus:
-            raise TraceError(
-                f"the trace {trace.name} was recorded on {counts.shape[2]} GPUs, but the cluster has {gpus}; use a cluster of that size"
-            )
+        fewer = trace.fits_ranks(gpus)
+        notes += [fewer] if fewer else []
+        counts = with_ranks(counts, gpus)
     elif not assume_even:
         raise FidelityError(
             f"the trace {trace.name} has {trace.fidelity} only: it does not say which GPU a route starts on, so nobody knows what "
@@ -101,6 +105,7 @@ def deal_counts(trace: Trace, setting: Setting, *, assume_even: bool, conversati
             return LayerRouting(experts=experts, token_start=token_start, counts=routes[index])
 
         basis = "measured" if trace.by_source else "assumed"
-        return Routing(layers=LayersOnDemand(layer, trace.layers), basis=basis, notes=tuple(said))
+        repeats = step % recorded if step >= recorded else None
+        return Routing(layers=LayersOnDemand(layer, trace.layers), basis=basis, notes=tuple(said), repeats=repeats)
 
     return draw

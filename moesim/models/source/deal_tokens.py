@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.base.errors import FidelityError, TraceError
+from moesim.base.errors import FidelityError
 from moesim.facts.arrays import Ints
 from moesim.facts.contracts import Draw
 from moesim.facts.routing import LayerRouting, Routing
@@ -16,8 +17,13 @@ from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace, blocks
 from moesim.models.source.on_demand import LayersOnDemand
 
+UNDERSTATED = "tokens of one step come back in another, so intervals understate the spread between steps"
+"""What a note says of steps that share some of their tokens: they are not independent samples, nor the same one."""
 
-def _dealt(trace: Trace, tokens: Ints | slice, token_start: Ints, experts: int, notes: tuple[str, ...]) -> Routing:
+
+def _dealt(
+    trace: Trace, tokens: Ints | slice, token_start: Ints, experts: int, notes: tuple[str, ...], repeats: int | None = None
+) -> Routing:
     """Return the step whose tokens are these tokens of the trace, in the order of their GPUs."""
 
     def part(array: NDArray[Any] | None, layer: int, dtype: Any) -> NDArray[Any] | None:
@@ -30,30 +36,40 @@ def _dealt(trace: Trace, tokens: Ints | slice, token_start: Ints, experts: int, 
         weights = part(trace.weights, index, np.float32)
         return LayerRouting.of_tokens(ids, token_start, experts, weights=weights, scores=part(trace.scores, index, np.float32))
 
-    return Routing(layers=LayersOnDemand(layer, trace.layers), basis="measured", notes=notes)
+    return Routing(layers=LayersOnDemand(layer, trace.layers), basis="measured", notes=notes, repeats=repeats)
 
 
 def deal_in_order(trace: Trace, setting: Setting) -> Draw:
-    """Give every GPU the next ``tokens_per_gpu`` tokens, step after step, around and around."""
+    """Give every GPU the next ``tokens_per_gpu`` tokens, step after step, around and around.
+
+    A step repeats an earlier one if it begins at the same token. Of N tokens and n a step, that is so every N / gcd(N, n) steps.
+    """
     token_start = np.arange(setting.gpus + 1, dtype=np.int64) * setting.workload.tokens_per_gpu
     need, have = int(token_start[-1]), trace.tokens
+    period = have // math.gcd(have, need)
     if need > have:
         note = f"the trace {trace.name} has {have} tokens and a step takes {need}: every step reads it {need / have:.3g} times"
     else:
-        lasts = f"enough for {have / need:.3g} steps of {need}"
-        note = f"the trace {trace.name} has {have} tokens, {lasts}: after that it is read again from its start"
+        lasts = f"{have / need:.3g}"
+        enough = f"enough for {lasts} step{'s' * (lasts != '1')} of {need}"
+        note = f"the trace {trace.name} has {have} tokens, {enough}: after that it is read again from its start"
+    if have % need and need % have:
+        note = f"{note}; {UNDERSTATED}"
 
     def draw(step: int) -> Routing:
         first = step * need
         wraps = first + need > have
         tokens = (first + np.arange(need)) % have if wraps else slice(first, first + need)
-        return _dealt(trace, tokens, token_start, setting.model.experts, (note,) if wraps else ())
+        repeats = step % period if step >= period else None
+        return _dealt(trace, tokens, token_start, setting.model.experts, (note,) if wraps else (), repeats)
 
     return draw
 
 
 def deal_conversations(trace: Trace, setting: Setting) -> Draw:
     """Fill every GPU with whole conversations drawn at random with replacement; the last one is cut.
+
+    Steps are independent samples, unless there is one conversation only: then every step repeats the first.
 
     Raises
     ------
@@ -66,6 +82,7 @@ def deal_conversations(trace: Trace, setting: Setting) -> Draw:
             "use deal: in_order, or add the array sample_len to the file"
         )
     length = trace.sample_length[trace.sample_length > 0].astype(np.int64)
+    notes = (f"the trace {trace.name} has one conversation only: every GPU has it in every step",) if length.size == 1 else ()
     start = np.cumsum(length) - length
     per_gpu = setting.workload.tokens_per_gpu
     token_start = np.arange(setting.gpus + 1, dtype=np.int64) * per_gpu
@@ -82,7 +99,7 @@ def deal_conversations(trace: Trace, setting: Setting) -> Draw:
 
     def draw(step: int) -> Routing:
         tokens = np.concatenate([fill(setting.rng("source", "recorded", "conversations", step, gpu)) for gpu in range(setting.gpus)])
-        return _dealt(trace, tokens, token_start, setting.model.experts, ())
+        return _dealt(trace, tokens, token_start, setting.model.experts, notes, 0 if length.size == 1 and step else None)
 
     return draw
 
@@ -93,16 +110,25 @@ def deal_recorded(trace: Trace, setting: Setting) -> Draw:
     Raises
     ------
     TraceError
-        If the trace was recorded on another number of GPUs.
+        If the trace was recorded on another number of GPUs (:meth:`~moesim.facts.trace.Trace.fits_ranks`).
     """
     token_starts, step_start = recorded_steps(trace, setting.gpus)
     count = len(token_starts)
-    note = f"the trace {trace.name} holds {count} step{'s' if count > 1 else ''}: after that it is read again from its start"
+    fewer = trace.fits_ranks(setting.gpus)
+    notes = (fewer,) if fewer else ()
+    again = f"the trace {trace.name} holds {count} step{'s' if count > 1 else ''}: after that it is read again from its start"
 
     def draw(step: int) -> Routing:
         which = step % count
         here = slice(int(step_start[which]), int(step_start[which + 1]))
-        return _dealt(trace, here, token_starts[which], setting.model.experts, (note,) if step >= count else ())
+        return _dealt(
+            trace,
+            here,
+            token_starts[which],
+            setting.model.experts,
+            (*notes, again) if step >= count else notes,
+            which if step >= count else None,
+        )
 
     return draw
 
@@ -115,7 +141,7 @@ def recorded_steps(trace: Trace, gpus: int) -> tuple[list[Ints], Ints]:
     trace : Trace
         With tokens.
     gpus : int
-        G. A trace without sources is dealt in equal contiguous blocks.
+        G. A trace without sources is dealt in equal contiguous blocks; one that does not state its ranks leaves the last GPUs empty.
 
     Returns
     -------
@@ -127,17 +153,13 @@ def recorded_steps(trace: Trace, gpus: int) -> tuple[list[Ints], Ints]:
     Raises
     ------
     TraceError
-        If the trace names another number of source GPUs.
+        If the trace was recorded on another number of GPUs.
     """
+    trace.fits_ranks(gpus)
     step = np.zeros(trace.tokens, dtype=np.int64) if trace.step is None else trace.step
     step_start = np.concatenate([[0], np.flatnonzero(np.diff(step)) + 1, [trace.tokens]]).astype(np.int64)
     if trace.source is None:
         return [blocks(int(size), gpus) for size in np.diff(step_start)], step_start
-    ranks = int(trace.source.max()) + 1
-    if ranks != gpus:
-        raise TraceError(
-            f"the trace {trace.name} was recorded on {ranks} GPUs (its largest source is {ranks - 1}), but {gpus} are asked for"
-        )
     starts = []
     for first, last in pairwise(step_start.tolist()):
         starts.append(np.searchsorted(trace.source[first:last], np.arange(gpus + 1)).astype(np.int64))

@@ -12,6 +12,7 @@ from moesim.base.errors import FieldError
 from moesim.base.fields import Choice, Flag, NotNegative, Positive
 from moesim.base.registry import register
 from moesim.facts.contracts import Draw
+from moesim.facts.model import MoeModel
 from moesim.facts.routing import LayerRouting, Routing
 from moesim.facts.scenario import Setting
 from moesim.models.source.on_demand import LayersOnDemand
@@ -28,6 +29,8 @@ class RouterLaw:
     scale: float
     degrees: float = 4.0
     jitter: float = 0.0
+    fitted_at: tuple[int, int] | None = None
+    """Experts of a layer and choices of a token where it was fitted to published numbers."""
 
     def draw_offsets(self, rng: np.random.Generator, experts: int) -> NDArray[Any]:
         """Return float32[E], what the experts of one layer are favoured by."""
@@ -42,11 +45,11 @@ class RouterLaw:
 
 PRESETS: dict[str, RouterLaw] = {
     # Fitted to the rank and expert statistics of DeepSeek-R1 at EP 32 on a translation set: TensorRT-LLM technical blog 4, Table 1.
-    "deepseek-r1": RouterLaw(offsets="laplace", scale=0.32, jitter=0.05),
+    "deepseek-r1": RouterLaw(offsets="laplace", scale=0.32, jitter=0.05, fitted_at=(256, 8)),
     # Fitted to MaxVio_global of arXiv 2408.15664, Table 2 (64 routed experts, top-6): 0.72 and 0.52 with the auxiliary loss, 0.04 without.
-    "aux-loss-1b": RouterLaw(offsets="normal", scale=0.15),
-    "aux-loss-3b": RouterLaw(offsets="normal", scale=0.11),
-    "loss-free": RouterLaw(offsets="normal", scale=0.0),
+    "aux-loss-1b": RouterLaw(offsets="normal", scale=0.15, fitted_at=(64, 6)),
+    "aux-loss-3b": RouterLaw(offsets="normal", scale=0.11, fitted_at=(64, 6)),
+    "loss-free": RouterLaw(offsets="normal", scale=0.0, fitted_at=(64, 6)),
 }
 
 
@@ -110,8 +113,8 @@ class Router:
     Notes
     -----
     Offsets heavier than normal and lighter than Student-t with 4 degrees reproduce the measured imbalance of ranks and experts
-    together. The model leaves out co-activation of experts, more than one population of tokens, and group-limited choice; a preset
-    was fitted at its own number of experts and k.
+    together. The model leaves out co-activation of experts, more than one population of tokens, and group-limited choice. A preset was
+    fitted at its own number of experts and k; with others its imbalance is an assumption, and every result says so.
     """
 
     preset: Annotated[str, Choice(tuple(PRESETS))] | None = "deepseek-r1"
@@ -139,12 +142,28 @@ class Router:
             jitter=base.jitter if self.jitter is None else self.jitter,
         )
 
+    def misfit(self, model: MoeModel) -> str:
+        """Say that the preset was fitted at another number of experts or choices than the model's; nothing if it was not."""
+        if self.preset is None or (self.offsets is not None and self.scale is not None):
+            return ""  # no number of the preset's imbalance is left
+        fitted = PRESETS[self.preset].fitted_at
+        if fitted is None or fitted == (model.experts, model.top_k):
+            return ""
+        return (
+            f"assumed, not fitted: the router preset {self.preset} was fitted at {fitted[0]} experts, top {fitted[1]}, but {model.name} "
+            f"has {model.experts} experts, top {model.top_k}; its imbalance there is a guess"
+        )
+
     def begin(self, setting: Setting) -> Draw:
         """Return the draws of one run."""
         model = setting.model
         law = self.law()
         token_start = np.arange(setting.gpus + 1, dtype=np.int64) * setting.workload.tokens_per_gpu
-        changed = any(value is not None for value in (self.offsets, self.scale, self.degrees, self.jitter))
+        misfit = self.misfit(model)
+        basis = (
+            "assumed" if misfit or any(value is not None for value in (self.offsets, self.scale, self.degrees, self.jitter)) else "fitted"
+        )
+        notes = (misfit,) if misfit else ()
 
         def draw(step: int) -> Routing:
             def layer(index: int) -> LayerRouting:
@@ -154,7 +173,7 @@ class Router:
                 rng = setting.rng("source", "router", step, index)
                 return _route(rng, favour, token_start, model.top_k, keep_scores=self.scores)
 
-            return Routing(layers=LayersOnDemand(layer, len(model.moe_layers)), basis="assumed" if changed else "fitted")
+            return Routing(layers=LayersOnDemand(layer, len(model.moe_layers)), basis=basis, notes=notes)
 
         return draw
 

@@ -18,9 +18,11 @@ from moesim.facts.trace import Trace
 def named(trace: Trace) -> Trace:
     """Return the trace with the digest of its content in place: SHA-256 of its arrays, not of a file that holds them.
 
-    Types, shapes and elements of the arrays count, and how many experts and choices there are; names, origin and byte order do not.
+    Types, shapes and elements of the arrays count, and how many experts, choices and ranks there are; names, origin and byte order do not.
     """
     digest = hashlib.sha256(f"{trace.experts}|{trace.top_k}|{trace.by_source}|".encode())
+    if trace.ranks is not None:
+        digest.update(f"ranks|{trace.ranks}|".encode())
     for name in ("ids", "weights", "scores", "sample_length", "step", "source", "counts", "layer_numbers"):
         array = getattr(trace, name)
         if array is not None:
@@ -57,12 +59,12 @@ def trace_of(
     Returns
     -------
     Trace
-        With the step and source GPU of each token; with counts by source if a layer has counts only.
+        With the step and source GPU of each token and the number of GPUs; with counts by source if a layer has counts only.
 
     Raises
     ------
     UsageError
-        If there are no steps, or layers of one step differ in their tokens.
+        If there are no steps, layers of one step differ in their tokens, or steps in their number of GPUs.
     """
     numbers: list[int] = []
     starts: list[NDArray[Any]] = []
@@ -72,6 +74,10 @@ def trace_of(
         for index, layer in enumerate(layers):
             if not np.array_equal(layer.token_start, layers[0].token_start):
                 raise UsageError(f"layer {index} of step {number} has other tokens per GPU than layer 0: one trace cannot hold both")
+        if starts and len(starts[0]) != len(layers[0].token_start):
+            raise UsageError(
+                f"step {number} has {layers[0].gpus} GPUs, but step {numbers[0]} has {drawn[0][0].gpus}: one trace cannot hold both"
+            )
         numbers.append(number)
         starts.append(layers[0].token_start)
         drawn.append(layers)
@@ -102,6 +108,7 @@ def trace_of(
             scores=scores,
             step=step,
             source=source,
+            ranks=len(starts[0]) - 1,
             counts=counts,
             by_source=counts is not None,
             layer_numbers=None if layer_numbers is None else np.asarray(list(layer_numbers), dtype=np.int64),

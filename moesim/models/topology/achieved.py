@@ -1,7 +1,7 @@
 """What links carry of what their data sheet promises, and how long a byte is under way: every default with its evidence.
 
 The bandwidth of a :class:`~moesim.facts.cluster.Cluster` is the achievable one. A bandwidth that comes from a GPU's data sheet is
-multiplied by the share below; a bandwidth that the user writes is taken as it stands, for only the user knows whether it is a
+multiplied by the share below, which follows from the all-to-all figures of :mod:`moesim.facts.gpu_figures`; a bandwidth that the user writes is taken as it stands, for only the user knows whether it is a
 line rate or a measurement. An efficiency that the user writes always applies.
 """
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from moesim.facts.evidence import weakest
 from moesim.facts.gpu import Gpu
-from moesim.facts.gpu_presets import gpu_presets
+from moesim.facts.gpu_figures import ALL_TO_ALL
+from moesim.facts.gpu_presets import achievable, gpu_presets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,46 +42,45 @@ class Link:
     basis: str
 
 
-_NCCL = "ai-dynamo/aiconfigurator@095f58a nccl_perf.parquet (Apache-2.0): all-to-all bus bandwidth at 512 MiB per rank"
-_DEEPEP = (
-    "ai-dynamo/aiconfigurator@095f58a wideep_deepep_normal_perf.parquet (Apache-2.0): dispatch of 131072 FP8 tokens, 2 nodes, 24 SMs; "
-    "7392 B of each token cross with probability 0.997, 44.0 of 50 GB/s. Rail-aligned EFA reaches 43.7 of 50 "
-    "(uccl-project/uccl@da914a2 efa_alltoall_results.md)"
-)
+LINKS_OF_A_GPU = 7
+"""The scale-up bandwidth of a mesh's data sheet is that of the seven links of an 8-GPU board together."""
 
-SHARES: dict[str, dict[str, Share]] = {
-    "nvlink": {
-        "a100-sxm-80": Share(value=0.65, basis="measured", source=f"{_NCCL}, 4 GPUs: 195.5 of 300 GB/s"),
-        "h100-sxm": Share(value=0.69, basis="measured", source=f"{_NCCL}, 8 H200 with the same NVLink: 311.8 of 450 GB/s"),
-        "h200-sxm": Share(value=0.69, basis="measured", source=f"{_NCCL}, 8 GPUs: 311.8 of 450 GB/s"),
-        "h800-sxm": Share(
-            value=0.79, basis="measured", source="deepseek-ai/DeepEP@dd758ca docs/legacy.md (MIT): normal combine, 158 of 200 GB/s"
-        ),
-        "gb200-nvl72": Share(
-            value=0.66,
-            basis="fitted",
-            source="ai-dynamo/aiconfigurator@095f58a trtllm_alltoall_perf.parquet (Apache-2.0): dispatch of 65536 BF16 tokens of 7168 in "
-            "11.07 ms at EP 8, 594 of 900 GB/s if the balanced routing of the benchmark sends every token to all 8 ranks",
-        ),
-    },
-    "nic": {name: Share(value=0.88, basis="measured", source=_DEEPEP) for name in ("h100-sxm", "h200-sxm", "h800-sxm")},
-    "mesh": {
-        "mi300x": Share(
-            value=0.61,
-            basis="measured",
-            source="ROCm/mori@624002c tuning_configs (MIT): BF16 combine, EP 4, 4096 tokens: 157.2 GB/s with local copies, so 39.3 of "
-            "64 GB/s on each of three links",
-        ),
-    },
-}
-"""By class of link and GPU preset."""
+DIGITS = 2
+"""Of a share: two measurements of the same links differ by more than the third."""
+
+
+def datasheet_of(link_class: str, gpu: Gpu) -> float:
+    """Return what a GPU's data sheet says of a class of links (``nvlink``, ``nic`` or ``mesh``), one way, in B/s."""
+    return {"nvlink": gpu.nvlink, "nic": gpu.nic, "mesh": gpu.nvlink / LINKS_OF_A_GPU}[link_class]
+
+
+def _from_figures(link_class: str) -> dict[str, Share]:
+    """Return the share of every preset of which an all-to-all figure is known; figures of other experiments do not count."""
+    known: dict[str, Share] = {}
+    for name, gpu in gpu_presets().items():
+        figure = achievable(name, link_class)
+        if figure is not None and figure.experiment == ALL_TO_ALL:
+            datasheet = datasheet_of(link_class, gpu)
+            told = f"{figure.value / 1e9:.4g} of {datasheet / 1e9:.4g} GB/s: {figure.source}"
+            known[name] = Share(value=round(figure.value / datasheet, DIGITS), basis=figure.basis, source=told)
+    return known
+
+
+SHARES: dict[str, dict[str, Share]] = {link_class: _from_figures(link_class) for link_class in ("nvlink", "nic", "mesh")}
+"""By class of link and GPU preset: what the figures of :mod:`moesim.facts.gpu_figures` say, and nothing else."""
+
+
+def _carried(link_class: str, name: str, whose: str) -> Share:
+    own = SHARES[link_class][name]
+    return Share(value=own.value, basis="assumed", source=f"the share of {whose}, carried over; there: {own.source}")
+
 
 ELSEWHERE: dict[str, Share] = {
-    "nvlink": Share(value=0.69, basis="assumed", source="the share of H200, carried over"),
-    "nic": Share(value=0.88, basis="assumed", source="the share of Hopper nodes with 400 Gb/s cards, carried over"),
-    "mesh": Share(value=0.61, basis="assumed", source="the share of MI300X, carried over"),
+    "nvlink": _carried("nvlink", "h200-sxm", "H200"),
+    "nic": _carried("nic", "h200-sxm", "Hopper nodes with 400 Gb/s cards"),
+    "mesh": _carried("mesh", "mi300x", "MI300X"),
 }
-"""For GPUs that nobody measured."""
+"""For GPUs of which no all-to-all was measured: H100, whose NVLink is that of H200, and all others."""
 
 DELAYS: dict[str, Delay] = {
     "nvlink": Delay(
@@ -116,26 +116,27 @@ def share_of(link_class: str, gpu: Gpu) -> Share:
 def link_of(link_class: str, gpu: Gpu, *, written: float | None, datasheet: float, efficiency: float | None, latency: float | None) -> Link:
     """Return what a link achieves, with its evidence.
 
-    Parameters
-    ----------
-    link_class : str
-        ``nvlink``, ``nic`` or ``mesh``.
-    gpu : Gpu
-        Whose data sheet and measurements apply.
-    written : float or None
-        The bandwidth that the user wrote, in B/s; None for the data sheet's.
-    datasheet : float
-        What the data sheet says, in B/s.
-    efficiency : float or None
-        What the user wrote; None for the default: :func:`share_of` for a data-sheet bandwidth, 1 for a written one.
-    latency : float or None
-        From GPU to GPU, in s; None for the default of ``DELAYS``.
+        Parameters
+        ----------
+        link_class : str
+            ``nvlink``, ``nic`` or ``mesh``.
+        gpu : Gpu
+            Whose data sheet and measurements apply.
+        written : float or None
+            The bandwidth that the user wrote, in B/s; None for the data sheet's.
+        datasheet : float
+            What the data sheet says, in B/s.
+        efficiency : float or None
+            What the user wrote; None for the default: :func:`share_of` for a data-sheet bandwidth, 1 for a written one.
+        latency : float or None
+            From GPU to GPU, in s; None for the default of ``DELAYS``.
 
-    Examples
-    --------
-    >>> from moesim.facts.gpu_presets import gpu_presets
-    >>> link_of("nic", gpu_presets()["h100-sxm"], written=None, datasheet=50e9, efficiency=None, latency=None)
-    Link(bandwidth=44000000000.0, latency=2e-06, basis='assumed')
+        Examples
+        --------
+        >>> from moesim.facts.gpu_figures import ALL_TO_ALL
+    from moesim.facts.gpu_presets import achievable, gpu_presets
+        >>> link_of("nic", gpu_presets()["h100-sxm"], written=None, datasheet=50e9, efficiency=None, latency=None)
+        Link(bandwidth=44000000000.0, latency=2e-06, basis='assumed')
     """
     seconds, basis = delay(link_class, latency)
     if written is not None:

@@ -97,7 +97,8 @@ class ScaleOut:
     nic_latency : time or None
         From GPU to GPU through one leaf; if left out, 2 us (assumed).
     nic_efficiency : fraction or None
-        What share of ``nic`` is achieved; if left out, 0.88 (measured on Hopper) of the data sheet, or all of a written ``nic``.
+        What share of ``nic`` is achieved; if left out, 0.88 of the data sheet (Hopper nodes with 400 Gb/s cards), or all of a written
+        ``nic``.
     oversubscription : float
         Sum of the cards below a leaf over the leaf's capacity to the spine, at least 1. It acts only on bytes that leave a leaf.
     switch_latency : time or None

@@ -9,12 +9,9 @@ from moesim.base.fields import BytesPerSecond, Count, Efficiency, Seconds
 from moesim.base.registry import register
 from moesim.facts.cluster import Cluster
 from moesim.facts.gpu_presets import GpuField, gpu_presets
-from moesim.models.topology.achieved import link_of
+from moesim.models.topology.achieved import datasheet_of, link_of
 from moesim.models.topology.fabric_parts import Graph, ScaleOut, at_most, connect, gpus_on, nodes_below_leaf, shared_leaves
 from moesim.models.topology.flatten import flatten
-
-LINKS_OF_A_GPU = 7
-"""The scale-up bandwidth of a data sheet is that of the seven links of an 8-GPU board together."""
 
 
 @register("topology", "mesh")
@@ -64,7 +61,7 @@ class Mesh(ScaleOut):
             "mesh",
             self.gpu,
             written=self.link,
-            datasheet=self.gpu.nvlink / LINKS_OF_A_GPU,
+            datasheet=datasheet_of("mesh", self.gpu),
             efficiency=self.link_efficiency,
             latency=self.link_latency,
         )

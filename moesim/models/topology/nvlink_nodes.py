@@ -32,8 +32,8 @@ class NvlinkNodes(ScaleOut):
     nvlink_latency : time or None
         From GPU to GPU of a node; if left out, 936.25 ns (fitted for 8 H100 by ASTRA-sim).
     nvlink_efficiency : fraction or None
-        What share of ``nvlink`` is achieved; if left out, the measured share of the data sheet (0.69 for H100 and H200, 0.65 for A100:
-        NCCL all-to-all), or all of a written ``nvlink``.
+        What share of ``nvlink`` is achieved; if left out, the share of the data sheet that all-to-alls reached (0.69 for H200 and,
+        carried over, H100; 0.65 for A100), or all of a written ``nvlink``.
     rail_optimised : bool
         If false, all cards of ``nodes_per_leaf`` neighbouring nodes share a leaf. If true, each block of ``nodes_per_leaf`` nodes has
         one leaf per rail: card r of every node goes to the leaf of rail r, and bytes between rails cross the spine.

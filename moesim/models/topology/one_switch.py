@@ -28,8 +28,8 @@ class OneSwitch:
     latency : time or None
         From GPU to GPU through the switch; if left out, 936.25 ns (fitted for 8 H100 by ASTRA-sim).
     efficiency : fraction or None
-        What share of ``bandwidth`` is achieved; if left out, the measured share of the data sheet (0.69 for H100 and H200, 0.65 for
-        A100: NCCL all-to-all), or all of a written ``bandwidth``.
+        What share of ``bandwidth`` is achieved; if left out, the share of the data sheet that all-to-alls reached (0.69 for H200
+        and, carried over, H100; 0.65 for A100), or all of a written ``bandwidth``.
     """
 
     gpus: Count = 8

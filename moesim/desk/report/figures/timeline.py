@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from moesim.desk.report import style
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import show
+from moesim.facts.program import COLLECTIVES
 from moesim.facts.record import Result, Table
 
 MOST_GPUS = 16
 MOST_SPANS = 1400
-COLLECTIVES = ("dispatch", "combine")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,84 @@
+"""What a user should know before believing a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moesim.base.units import format_quantity
+from moesim.facts.cluster import Cluster
+from moesim.facts.record import Table, Value
+from moesim.facts.scenario import Scenario
+
+
+def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], metrics: Mapping[str, Value]) -> tuple[str, ...]:
+    """Return sentences about a finished run, each with its numbers.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    cluster : Cluster
+    tables : mapping of str to Table
+        Of the measured steps.
+    metrics : mapping of str to Value
+    """
+    found = [_memory(cluster, tables), _balanced(metrics), _oversubscription(scenario, tables), *_routing(scenario), _variants(scenario)]
+    return tuple(sentence for sentence in found if sentence)
+
+
+def _memory(cluster: Cluster, tables: Mapping[str, Table]) -> str:
+    peak = tables["gpus"]["peak_memory_bytes"]
+    if peak.max() <= cluster.gpu.memory:
+        return ""
+    gpu = int(peak.argmax())
+    return (
+        f"GPU {gpu} would need {format_quantity(float(peak[gpu]), 'B')}, but a {cluster.gpu.name} has "
+        f"{format_quantity(cluster.gpu.memory, 'B')}: this run would not fit without sharding, recomputation or fewer tokens "
+        f"({int((peak > cluster.gpu.memory).sum())} of {cluster.gpus} GPUs are over)"
+    )
+
+
+def _balanced(metrics: Mapping[str, Value]) -> str:
+    step, balanced, dropped = (metrics[name].value for name in ("step_time", "step_time_if_balanced", "drop_rate"))
+    if step is None or balanced is None or not dropped or step >= balanced:
+        return ""
+    return (
+        f"the step is faster than a balanced one ({format_quantity(step, 's')} against {format_quantity(balanced, 's')}) because "
+        f"{100 * dropped:.3g} % of the routes are dropped: balanced loads would drop fewer, and so send and compute more"
+    )
+
+
+def _oversubscription(scenario: Scenario, tables: Mapping[str, Table]) -> str:
+    factor = getattr(scenario.cluster, "oversubscription", None) or 1.0
+    links = tables["links"]
+    if factor <= 1 or links["bytes"][links["link_class"] == "uplink"].sum() > 0:
+        return ""
+    return f"oversubscription ({factor:g}) changed nothing: no byte left its leaf; more leaves (fewer nodes_per_leaf) would make it matter"
+
+
+def _routing(scenario: Scenario) -> list[str]:
+    """Where the model's own router does something that neither the source nor the gate of the scenario does."""
+    model, gate = scenario.model, scenario.policy.gate
+    recorded = getattr(scenario.routing, "trace", None) is not None
+    sentences = []
+    if model.top_groups < model.groups and not recorded:
+        sentences.append(
+            f"{model.name} lets a token choose from {model.top_groups} of {model.groups} groups of experts, but {scenario.routing.kind} "
+            "routing chooses from all of them: bytes between nodes are overestimated"
+        )
+    if model.hash_layers and not recorded:
+        sentences.append(
+            f"the first {model.hash_layers} MoE layers of {model.name} route by token id; {scenario.routing.kind} routing treats them "
+            "like the others"
+        )
+    scoring = getattr(gate, "scoring", None)
+    if scoring is not None and scoring != model.scoring:
+        sentences.append(
+            f"policy.gate scores by {scoring}, but {model.name} scores by {model.scoring}: write policy.gate.scoring={model.scoring}"
+        )
+    return sentences
+
+
+def _variants(scenario: Scenario) -> str:
+    if not scenario.compare:
+        return ""
+    return f"the variants under compare ({', '.join(scenario.compare)}) were checked, but this run is of the policy above them only"
