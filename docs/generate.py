@@ -102,9 +102,9 @@ GPUS = """
 An achievable figure says with what it was measured; only `all-to-all` figures decide how fast simulated links are.
 """
 LINKS = """
-A bandwidth from a data sheet is multiplied by the share below: the `all-to-all` figure of the GPU over its data sheet, to two digits. A GPU
-of which no all-to-all was measured (H100 by NVLink, H800 by its card) takes the line "any other". A bandwidth that you write is taken as it stands, unless you write an
-efficiency beside it.
+A bandwidth from a data sheet is multiplied by the share below: the `all-to-all` figure of the GPU over its data sheet, to two digits. A
+GPU of which no all-to-all was measured (H100 by NVLink, H800 by its card) takes the line "any other". A bandwidth that you write is taken
+as it stands, unless you write an efficiency beside it.
 """
 LATENCIES = "Latencies, from GPU to GPU; `switch` is added by every further switch."
 PROFILE = "What the kernels of `grouped_gemm` achieve. A GPU without a profile of its name takes the last."

@@ -143,6 +143,7 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "start_s": start,
         "step_time_s": step_time,
         "tokens": np.full(STEPS, GPUS * TOKENS),
+        "repeats": np.full(STEPS, -1),
         "dispatch_transfer_s": transfer["dispatch"],
         "combine_transfer_s": transfer["combine"],
         "waiting_s": wait,

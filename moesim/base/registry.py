@@ -213,7 +213,8 @@ def _load_entry_points() -> None:
         try:
             point.load()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code may raise anything
-            package = f" of the package {point.dist.name}" if getattr(point, "dist", None) is not None else ""
+            of = getattr(point, "dist", None)
+            package = f" of the package {of.name}" if of is not None else ""
             said = f"the plug-in {point.name!r}{package} ({point.value}) failed to load: {type(error).__name__}: {error}"
         _outside[f"{point.name} {point.value}"] = said
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import time
 from collections.abc import Callable
@@ -13,13 +12,13 @@ import simpy
 
 from moesim import __version__
 from moesim.base.errors import PluginError
-from moesim.base.registry import plugin
 from moesim.engine.assumptions import assumptions
-from moesim.engine.load import Policies
+from moesim.engine.balanced import balanced_steps, fresh_policies, kept_shares
 from moesim.engine.machine import Machine
 from moesim.engine.tables import build_tables
 from moesim.engine.tally import Tally
 from moesim.engine.warnings import warnings
+from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.contracts import Record, View
 from moesim.facts.evidence import weakest
@@ -84,7 +83,8 @@ def simulate(
     notes: list[str] = []
     barrier = False
     bases = {"compute": compute_basis, "network": cluster.basis, "routing": "exact", "accounting": "assumed"}
-    balanced: dict[int, float] = {}
+    shares: list[Floats] = []
+    floors: list[float] = []
     for step in range(scenario.steps):
         routing = draw(step)
         bases["routing"] = weakest([bases["routing"], routing.basis])
@@ -93,21 +93,23 @@ def simulate(
         mark = machine.play(load, step)
         barrier = barrier or any(exchange.barrier for layer in load.layers for exchange in layer.exchange.values())
         if step >= scenario.warmup:
-            if load.tokens not in balanced:
-                balanced[load.tokens] = balanced_step(scenario, setting, placement, load.tokens)
-            tally.bound("step_time_if_balanced", balanced[load.tokens])
-            tally.bound("step_time_if_no_communication", no_communication(program, load.seconds, setting.groups))
+            shares.append(kept_shares(load))
+            floors.append(no_communication(program, load.seconds, setting.groups))
         tally.add(step, load, mark)
         if progress is not None:
             progress(step + 1, scenario.steps)
     machine.fabric.check()
     tables = build_tables(machine.recorder, tally, setting=setting, placement=placement, keep_spans=keep_spans)
-    metrics = measure_all(Record(scenario=scenario, cluster=cluster, tables=tables, bounds=tally.bounds()), bases)
+    bounds = {
+        "step_time_if_balanced": balanced_steps(scenario, setting, placement, tally.tokens[scenario.warmup :], shares),
+        "step_time_if_no_communication": np.array(floors),
+    }
+    metrics = measure_all(Record(scenario=scenario, cluster=cluster, tables=tables, bounds=bounds), bases)
     return Result(
         scenario=scenario,
         tables=tables,
         metrics=metrics,
-        warnings=(*notes, *warnings(scenario, cluster, tables, metrics)),
+        warnings=(*notes, *warnings(scenario, cluster, tables)),
         assumptions=assumptions(scenario, cluster, compute_basis, barrier=barrier, overlap=may_overlap(program)),
         facts=_facts(scenario, setting, tally),
         routing=tally.routing(f"moesim {__version__}, routing of {scenario.name!r}, seed {scenario.seed}"),
@@ -120,37 +122,6 @@ def simulate(
             "wall_s": time.perf_counter() - began,
         },
     )
-
-
-def fresh_policies(scenario: Scenario, setting: Setting) -> Policies:
-    """Return the callables of one run; no two runs share any."""
-    policy = scenario.policy
-    return Policies(
-        choose=policy.gate.begin(setting),
-        limit=policy.capacity.begin(setting),
-        bind=policy.dispatch.begin(setting),
-        carry=scenario.exchange.begin(setting),
-        kernels=scenario.compute.begin(setting),
-    )
-
-
-def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, tokens: int) -> float:
-    """Return the seconds of a step whose routing is perfectly balanced, everything else equal.
-
-    Parameters
-    ----------
-    scenario : Scenario
-    setting : Setting
-    placement : Placement
-    tokens : int
-        Of the step to compare with, over all GPUs; each GPU gets an equal share.
-    """
-    per_gpu = max(1, round(tokens / setting.gpus))
-    even = dataclasses.replace(setting, workload=dataclasses.replace(setting.workload, tokens_per_gpu=per_gpu))
-    policies = dataclasses.replace(fresh_policies(scenario, even), choose=plugin("gate", "as_given")().begin(even))
-    machine = Machine(even, scenario.schedule.program(scenario.model, even.workload), policies, placement)
-    mark = machine.play(machine.load(plugin("source", "balanced")().begin(even)(0), 0), 0)
-    return mark.end - mark.start
 
 
 def first_placement(plan: Any, setting: Setting) -> Placement:

@@ -45,16 +45,7 @@ class Tally:
     tokens: list[int] = field(default_factory=list)
     tokens_of_gpus: list[Ints] = field(default_factory=list)
     repeats: list[int] = field(default_factory=list)
-    bound_samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     choices: list[tuple[int, Routing]] = field(default_factory=list)
-
-    def bound(self, name: str, seconds: float) -> None:
-        """Add one sample of a bound, in s."""
-        self.bound_samples[name].append(seconds)
-
-    def bounds(self) -> dict[str, NDArray[np.float64]]:
-        """Return float[measured steps] by bound."""
-        return {name: np.array(values) for name, values in self.bound_samples.items()}
 
     def tokens_per_step(self) -> float:
         """Return the mean over measured steps."""

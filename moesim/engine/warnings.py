@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from moesim.base.units import format_quantity
 from moesim.facts.cluster import Cluster
-from moesim.facts.record import Table, Value
+from moesim.facts.record import Table
 from moesim.facts.scenario import Scenario
 
 
-def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], metrics: Mapping[str, Value]) -> tuple[str, ...]:
+def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table]) -> tuple[str, ...]:
     """Return sentences about a finished run, each with its numbers.
 
     Parameters
@@ -19,9 +19,8 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], 
     cluster : Cluster
     tables : mapping of str to Table
         Of the measured steps.
-    metrics : mapping of str to Value
     """
-    found = [_memory(cluster, tables), _balanced(metrics), _oversubscription(scenario, tables), *_routing(scenario), _variants(scenario)]
+    found = [_memory(cluster, tables), _oversubscription(scenario, tables), *_routing(scenario), _variants(scenario)]
     return tuple(sentence for sentence in found if sentence)
 
 
@@ -34,16 +33,6 @@ def _memory(cluster: Cluster, tables: Mapping[str, Table]) -> str:
         f"GPU {gpu} would need {format_quantity(float(peak[gpu]), 'B')}, but a {cluster.gpu.name} has "
         f"{format_quantity(cluster.gpu.memory, 'B')}: this run would not fit without sharding, recomputation or fewer tokens "
         f"({int((peak > cluster.gpu.memory).sum())} of {cluster.gpus} GPUs are over)"
-    )
-
-
-def _balanced(metrics: Mapping[str, Value]) -> str:
-    step, balanced, dropped = (metrics[name].value for name in ("step_time", "step_time_if_balanced", "drop_rate"))
-    if step is None or balanced is None or not dropped or step >= balanced:
-        return ""
-    return (
-        f"the step is faster than a balanced one ({format_quantity(step, 's')} against {format_quantity(balanced, 's')}) because "
-        f"{100 * dropped:.3g} % of the routes are dropped: balanced loads would drop fewer, and so send and compute more"
     )
 
 

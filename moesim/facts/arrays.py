@@ -16,6 +16,7 @@ def frozen(values: ArrayLike, dtype: Any = None) -> NDArray[Any]:
     """Return ``values`` as a read-only array of ``dtype``; copies only if something writable would be shared."""
     array = np.asarray(values, dtype=dtype)
     if array.flags.writeable:
-        array = array.copy() if isinstance(values, np.ndarray) and array is values else array.view()
+        # A subclass of arrays, or a buffer, becomes another array over the same memory: its base is what the caller can still write to.
+        array = array.copy() if array is values or array.base is not None else array.view()
         array.flags.writeable = False
     return array

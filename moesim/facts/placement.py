@@ -59,7 +59,8 @@ class Placement:
         for layer in range(layers):
             row = self.expert_of_slot[layer]
             if row.size and (row.min() < 0 or row.max() >= experts):
-                raise PluginError(f"{who}: layer {layer} holds expert {int(row.max())}, but experts are 0 to {experts - 1} (law L11)")
+                bad = int(row.max() if row.max() >= experts else row.min())
+                raise PluginError(f"{who}: layer {layer} holds expert {bad}, but experts are 0 to {experts - 1} (law L11)")
             missing = np.flatnonzero(np.bincount(row, minlength=experts) == 0)
             if missing.size:
                 raise PluginError(f"{who}: expert {int(missing[0])} of layer {layer} lives nowhere (law L11)")

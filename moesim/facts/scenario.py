@@ -16,7 +16,6 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
 from moesim.facts.trace import Trace
 
-
 MOST_TOKENS = 2**20
 MOST_CONTEXT = 2**24
 MOST_STEPS = 10**6

@@ -15,7 +15,7 @@ from moesim.facts.contracts import Record
 @register("metric", "step_time_if_balanced")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimeIfBalanced:
-    """Step time of the same machine and policy if the routing were perfectly balanced."""
+    """Step time of the same machine and policy if the routes that were kept were spread evenly over all experts and GPUs."""
 
     unit: ClassVar[str] = "s"
     better: ClassVar[str] = "lower"

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 from scenario_texts import SMALL
 
+from moesim.base import registry
 from moesim.base.registry import SLOTS, kinds
 from moesim.cli import main
 from moesim.desk.presets.models import model_presets
@@ -100,6 +101,14 @@ def test_list_shows_keys_with_units_and_defaults():
     assert '- drop: probs | position; default "probs"' in text
     assert "- nic: a bandwidth with a unit ('400 Gb/s') or null; default null" in invoke("list", "topologies").stdout
     assert invoke("list", "capacity").stdout == text
+
+
+def test_list_warns_of_installed_plugins_that_do_not_load(monkeypatch):
+    monkeypatch.setattr(registry, "_asked_outside", [True])
+    monkeypatch.setattr(registry, "_outside", {"theirs": "the plug-in 'theirs' failed to load: ImportError: no torch", "fine": ""})
+    result = invoke("list", "gates")
+    assert (result.exit_code, result.stderr) == (0, "Warning: the plug-in 'theirs' failed to load: ImportError: no torch\n")
+    assert json.loads(invoke("list", "gates", "--format", "json").stdout)["schema"] == 1
 
 
 def test_list_in_json_and_of_nothing():

@@ -110,8 +110,13 @@ def test_big_files_are_written_when_asked_for(
 
 
 def test_a_full_disk_costs_no_result(scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: object, target: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        # There is room when the folder is tried before the run, and none when results come.
+        if target.name != ".moesim":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
 
     monkeypatch.setattr(places.os, "replace", full)
     result = invoke("run", scenario, "--format", "json", "-o", tmp_path / "out")
@@ -122,12 +127,14 @@ def test_a_full_disk_costs_no_result(scenario: Path, tmp_path: Path, monkeypatch
     assert "Traceback" not in result.stderr
 
 
-def test_a_file_in_the_way_costs_no_result(scenario: Path, tmp_path: Path) -> None:
+def test_a_file_in_the_way_is_found_before_the_run(scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "taken").write_text("mine")
+    monkeypatch.setattr(engine, "simulate", None)
     result = invoke("run", scenario, "--format", "json", "-o", tmp_path / "taken")
-    assert (result.exit_code, (tmp_path / "taken").read_text()) == (1, "mine")
-    assert json.loads(result.stdout)["name"] == "hand-made example, EP 16"
+    assert (result.exit_code, result.stdout, (tmp_path / "taken").read_text()) == (2, "", "mine")
     assert "taken" in result.stderr
+    assert "-o" in result.stderr
+    assert invoke("run", scenario, "-o", " ").exit_code == 2
 
 
 def test_a_folder_with_the_users_files_is_refused_before_the_run(scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,19 +5,26 @@ import errno
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from example_result import example
+import yaml
+from click.testing import CliRunner
+from example_result import SCENARIO, example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim.base.errors import ResultError, UsageError
+from moesim.base.errors import PluginError, ResultError, ScenarioError, UsageError
+from moesim.base.registry import SLOTS, kinds
+from moesim.cli import main
 from moesim.desk import folder as places
 from moesim.desk import result_files
 from moesim.desk.columns import COLUMNS, FILES
+from moesim.desk.report.page import page
 from moesim.desk.result_files import NAMES, load, pack, save, unpack
+from moesim.desk.scenario_file import load_scenario, read_scenario
 from moesim.desk.tables import describe, from_csv, to_csv, unit_of
 from moesim.facts.record import Result, Table
 
@@ -65,6 +72,86 @@ def test_l13_a_result_reads_back_equal_without_pyarrow(result: Result, tmp_path:
     assert (tmp_path / "spans.csv.gz").is_file()
     assert not (tmp_path / "spans.parquet").exists()
     same(result, load(tmp_path))
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+from pathlib import Path
+
+from moesim.base.fields import File
+from moesim.base.registry import register
+from moesim.models.placement.contiguous import Contiguous
+
+Path(__file__).with_name("it ran").touch()
+
+
+@register("placement", "only_in_this_folder")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """A placement of somebody else."""
+
+    table: File
+    depth: int = 1
+
+    def begin(self, setting):
+        return Contiguous().begin(setting)
+'''
+
+
+def test_reading_a_folder_runs_no_code_of_it(result: Result, tmp_path: Path) -> None:
+    (tmp_path / "policy.py").write_text(PLUGIN, encoding="utf-8")
+    (tmp_path / "t.csv").touch()
+    placement = "policy.placement={kind: only_in_this_folder, table: t.csv, depth: 3}"
+    variant = "compare={other: {placement: {depth: 4}}}"
+    text = SCENARIO + "plugins: [policy.py]\n"
+    scenario = read_scenario(text, file="f", folder=tmp_path, overrides=[placement, variant])
+    assert scenario.policy.placement.depth == 3
+    first = dataclasses.replace(result, scenario=scenario)
+    save(first, tmp_path / "out", report=True)
+    page = (tmp_path / "out" / "report.html").read_bytes()
+    same(first, load(tmp_path / "out"))  # in a process that knows the plug-in, it is itself
+    # Another process, on another machine: the kind is unknown, and the file may be there (and hostile) or not.
+    del SLOTS["placement"].known["only_in_this_folder"]
+    for name in [name for name in sys.modules if name.startswith("moesim_plugin_policy")]:
+        del sys.modules[name]
+    (tmp_path / "it ran").unlink()
+    again = unpack(tmp_path / "out")
+    kept = again.result.scenario.policy.placement
+    assert (kept.slot, kept.kind, kept.data) == ("placement", "only_in_this_folder", {"table": "../t.csv", "depth": 3})
+    assert again.result.scenario.compare["other"].placement.data["depth"] == 4
+    assert again.result.scenario.plugins == (str(tmp_path / "policy.py"),)
+    assert CliRunner().invoke(main, ["report", str(tmp_path / "out")]).exit_code == 0
+    assert (tmp_path / "out" / "report.html").read_bytes() == page
+    assert not (tmp_path / "it ran").exists()
+    assert "only_in_this_folder" not in kinds("placement")
+    # What was kept is written as it was read, and refuses to run by name.
+    assert pack(again.result, tmp_path / "out").scenario_text == again.scenario_text
+    with pytest.raises(PluginError, match="the code of placement 'only_in_this_folder' is not loaded"):
+        kept.begin(None)
+    (tmp_path / "policy.py").unlink()
+    assert load(tmp_path / "out").scenario == again.result.scenario
+
+
+@pytest.mark.parametrize(
+    "key", ["cluster", "routing", "exchange", "compute", "schedule", "policy.gate", "policy.capacity", "policy.dispatch"]
+)
+def test_a_part_of_any_slot_may_be_unknown(result: Result, key: str, tmp_path: Path) -> None:
+    save(result, tmp_path, report=False)
+    path = tmp_path / "scenario.yaml"
+    tag = "rule" if key == "policy.capacity" else "kind"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    holder = tree["policy"] if "." in key else tree
+    holder[key.rsplit(".", maxsplit=1)[-1]] = {tag: "of_another_machine", "window": 3, "parts": [{"a": 1}]}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    parcel = unpack(tmp_path)
+    found = parcel.result.scenario
+    for step in key.split("."):
+        found = getattr(found, step)
+    assert (found.kind, found.data) == ("of_another_machine", {"window": 3, "parts": [{"a": 1}]})
+    assert "of_another_machine" in page(parcel.result, summary=parcel.summary, scenario_text="")
+    # A scenario that shall run has no unknown parts.
+    with pytest.raises(ScenarioError, match=f"unknown {tag} 'of_another_machine'"):
+        load_scenario(path)
 
 
 CELLS = {

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from moesim.base.errors import UsageError
 from moesim.facts.cluster import Cluster
 from moesim.facts.program import Program, Task, Work
-from moesim.models.bounds import link_bound, link_bytes, no_communication, port_bound, port_links, port_seconds
+from moesim.models.bounds import flow_bound, link_bound, link_bytes, no_communication, port_bound, port_links, port_seconds
 
 
 def two_nodes(uplink):
@@ -122,3 +122,24 @@ def test_port_seconds_are_each_gpus_own_bytes_on_links_of_its_own():
     # receives 30: 3 s. Each GPU counts its busier side.
     sent = np.array([[0, 20, 30], [10, 0, 0], [0, 40, 0]], dtype=float)
     np.testing.assert_allclose(port_seconds(sent, star(3, 10.0)), [5.0, 6.0, 4.0])
+
+
+@pytest.mark.parametrize(("uplink", "seconds"), [(5.0, [8.0, 4.0, 10.0, 2.0]), (20.0, [4.0, 2.0, 5.0, 1.0])])
+def test_port_seconds_take_each_link_at_its_own_bandwidth(uplink, seconds):
+    # Node 0 sends to node 1: 0 to 2 30 B, 0 to 3 10 B, 1 to 2 20 B. Sent 40 and 20, received 50 and 10, over ports of 10 B/s and the
+    # uplink: at 5 B/s the uplink is the slower of the two for everybody, at 20 B/s the ports are.
+    traffic = np.zeros((4, 4))
+    traffic[0, 2], traffic[0, 3], traffic[1, 2] = 30.0, 10.0, 20.0
+    assert port_seconds(traffic, two_nodes(uplink)).tolist() == seconds
+
+
+def test_flow_bound_is_the_slowest_pair_alone():
+    # Within a node: two ports, 0.5 s each, 10 B/s. Across: 2 s of latency, and the uplink of 5 B/s where it is the narrowest.
+    near, far = np.zeros((4, 4)), np.zeros((4, 4))
+    near[0, 1], far[0, 2] = 60.0, 10.0
+    assert flow_bound(near, two_nodes(5.0)) == 1.0 + 6.0
+    assert flow_bound(far, two_nodes(5.0)) == 2.0 + 2.0
+    assert flow_bound(far, two_nodes(20.0)) == 2.0 + 1.0
+    # Pairs do not add up: together they take as long as the slower one.
+    assert flow_bound(near + far, two_nodes(5.0)) == 7.0
+    assert flow_bound(np.eye(4), two_nodes(5.0)) == 0.0

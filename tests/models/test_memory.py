@@ -92,3 +92,27 @@ def test_all_slots_together_are_the_whole_model(changes):
     whole = model(**changes)
     experts = len(whole.moe_layers) * whole.experts * whole.expert_parameters
     assert sum(dense_parameters(whole)) + experts == whole.total_parameters
+
+
+def test_every_term_of_the_weights_has_its_own_dtype():
+    # Attention, dense and shared blocks (528) in fp8, routers, embedding and head (144) in fp32, experts (480) in fp4.
+    mixed = model(weight_dtype="fp8", activation_dtype="fp32", expert_dtype="fp4")
+    assert weight_bytes(mixed, 4, "decode") == 528 * 1 + 144 * 4 + 480 * 0.5
+    # Gradients and optimiser states are 4 B and 12 B whatever the weights are.
+    assert weight_bytes(mixed, 4, "training") == 528 * 1 + 144 * 4 + 480 * 0.5 + (528 + 144 + 480) * 16
+
+
+def test_prefill_holds_the_largest_layer_be_it_dense():
+    # 3 tokens: common 3 * (16 + 24) = 120; a dense block of 100 holds 3 * 3 * 100 = 900, an MoE layer 3 * 3 * 6 = 54 and, with 1000
+    # rows, 23 each more. The cache has each token once in 3 layers of 12 B, however long the context.
+    wide = model(dense_width=100)
+    step = Workload(phase="prefill", tokens_per_gpu=3, context=100)
+    assert activation_bytes(wide, step, [0, 1000]).tolist() == [2 * (120 + 900) + 108, 2 * (120 + 54 + 23_000) + 108]
+    # A model in which every layer has experts never runs that block, whatever its width says.
+    assert activation_bytes(model(layers=2, moe_layers=(0, 1), dense_width=100), step, 0) == 2 * (120 + 54) + 72
+
+
+def test_training_counts_layers_of_both_kinds_and_no_cache():
+    # 4 layers of 120, three dense ones of 3 * 3 * 7 = 63, one with experts of 54 + 5 rows of 8 + 15 = 169.
+    step = Workload(phase="training", tokens_per_gpu=3, context=100)
+    assert activation_bytes(model(layers=4, moe_layers=(2,)), step, 5) == 2 * (4 * 120 + 3 * 63 + 169)

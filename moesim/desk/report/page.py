@@ -136,12 +136,10 @@ def answer(result: Result) -> str:
         return "This run has no step time."
     said = [f"A step takes {show(step.value, 's')}" + (f" (95 % interval {between})." if (between := interval(step)) else ".")]
     balanced, free = value_of(result, "step_time_if_balanced"), value_of(result, "step_time_if_no_communication")
-    dropping = bool(value_of(result, "drop_rate"))
     bounds = []
     if balanced is not None:
         # Even loads also undo drops, so that the bound can lie above a step that drops much of its work.
-        undone = ", and so with nothing lost to uneven ones," if dropping and balanced > step.value else ""
-        bounds.append(f"with perfectly even loads{undone} it would take {show(balanced, 's')} ({change(step.value, balanced)})")
+        bounds.append(f"with perfectly even loads it would take {show(balanced, 's')} ({change(step.value, balanced)})")
     if free is not None:
         bounds.append(
             f"{'with' if not bounds else 'and with'} communication that takes no time {show(free, 's')} ({change(step.value, free)})"

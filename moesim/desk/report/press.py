@@ -18,9 +18,7 @@ class Press:
 
     def __init__(self) -> None:
         self._pipe: Connection | None = None
-        # A forked process has all modules of this one; a spawned one would load them again. With one core there is nothing to gain,
-        # and where matplotlib is loaded already there is nothing to wait for.
-        if sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and "matplotlib" not in sys.modules:
+        if _worth_it():
             context = multiprocessing.get_context("fork")
             self._pipe, theirs = context.Pipe()
             self._process = context.Process(target=_work, args=(theirs,), daemon=True)
@@ -46,6 +44,15 @@ class Press:
             self._process.kill()
             self._process.join()
             self._pipe = None
+
+
+def _worth_it() -> bool:
+    """Tell whether a second process helps.
+
+    A forked process has all modules of this one; a spawned one would load them again. With one core there is nothing to gain, and where
+    matplotlib is loaded already there is nothing to wait for.
+    """
+    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and "matplotlib" not in sys.modules
 
 
 def _work(pipe: Connection) -> None:

@@ -102,6 +102,7 @@ def keep_first(routing: LayerRouting, limit: Ints, order: Ints) -> Bools:
     pair = routing.source_of_token()[:, None] * routing.experts + ids.astype(np.int64)
     contested = np.flatnonzero(keep.ravel() & np.take(full.ravel(), pair.ravel(), mode="clip"))
     queue = queue_of[pair.ravel()[contested]]
+    # An order fits in 32 bits, so that it and the number of its queue share one 64-bit word.
     word = (queue << 32) | order.ravel()[contested]
 
     words = np.sort(word)

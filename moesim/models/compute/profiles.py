@@ -51,8 +51,11 @@ class Profile:
         return weakest(number.basis for number in used)
 
 
-FFN = "moe_ffn_h200.csv (AIConfigurator, H200 SXM, vLLM 0.22.0 fused MoE, balanced, moe_ep_size 1)"
-SKEW = "moe_deepgemm_skew.csv (AIConfigurator, H200 SXM, SGLang 0.5.10 with DeepGEMM, uniform)"
+TABLES = "ai-dynamo/aiconfigurator@095f58a:aic-core/src/aiconfigurator_core/systems/data/h200_sxm/moe"
+VLLM = f"{TABLES}/vllm/0.22.0/moe_perf.parquet (H200 SXM, fused MoE"
+FFN = f"{VLLM}, balanced, moe_ep_size 1)"
+DEEPGEMM = f"{TABLES}/sglang/0.5.10/wideep_{{phase}}_moe_perf.parquet (H200 SXM, DeepGEMM, uniform)"
+CONTEXT, GENERATION = DEEPGEMM.format(phase="context"), DEEPGEMM.format(phase="generation")
 _DENSE = Known(value=0.7, basis="assumed", source="large GEMMs reach 0.6 to 0.8 of the dense peak; attention kernels less")
 _DENSE_LAUNCH = Known(value=5e-6, basis="assumed", source="two to three kernels started from a CUDA graph")
 _UNKNOWN_DTYPE = "no measurement in this dtype; taken from the bf16 rows"
@@ -71,7 +74,7 @@ _H200_MEMORY = Known(
 _H200_LAUNCH = Known(
     value=11e-6,
     basis="fitted",
-    source="moe_ffn_h200.csv: qwen3-30b-a3b bfloat16, moe_ep_size 8, 2 tokens, 26.6 us less 4.4 us of weight traffic, half for each GEMM",
+    source=f"{VLLM}, moe_ep_size 8): qwen3-30b-a3b bfloat16, 2 tokens, 26.6 us less 4.4 us of weight traffic, half for each GEMM",
 )
 
 
@@ -99,17 +102,15 @@ PROFILES: dict[str, Profile] = {
     ),
     "h200-sxm-deepgemm": Profile(
         compute_efficiency={
-            "fp8": Known(
-                value=0.593, basis="measured", source=f"{SKEW}: context, moe_ep_size 4, 65536 tokens, 9843.1 us, peak 1979 Tflop/s"
-            ),
+            "fp8": Known(value=0.593, basis="measured", source=f"{CONTEXT}: moe_ep_size 4, 65536 tokens, 9843.1 us, peak 1979 Tflop/s"),
             "bf16": _other(_H200_BF16, "the table has fp8 only; taken from vLLM's bf16 rows"),
         },
         memory_efficiency=Known(
             value=0.816,
             basis="fitted",
-            source=f"{SKEW}: generation, line through moe_ep_size 256 (256 tokens, 29.8 us) and 4 (32 tokens, 738.6 us), 4.8 TB/s",
+            source=f"{GENERATION}: line through moe_ep_size 256 (256 tokens, 29.8 us) and 4 (32 tokens, 738.6 us), 4.8 TB/s",
         ),
-        launch=Known(value=9.3e-6, basis="fitted", source=f"{SKEW}: intercept of the same line (18.5 us), half for each GEMM"),
+        launch=Known(value=9.3e-6, basis="fitted", source=f"{GENERATION}: intercept of the same line (18.5 us), half for each GEMM"),
         dense_efficiency=_DENSE,
         dense_launch=_DENSE_LAUNCH,
     ),

@@ -91,7 +91,9 @@ class Direct:
         Elements that share a scale in ``fp8``, ``int8`` and ``fp4``.
     launch : float
         Seconds before a GPU offers its first byte. The default is measured: nccl-tests all-to-all among 8 H200 of one node, median of the
-        rows up to 8 KiB in half precision (nccl_alltoall_intranode.csv, NCCL 2.29.2). It holds the latency of the links too.
+        rows up to 8 KiB in half precision (``h200_sxm/comm/nccl/2.29.2/nccl_perf.parquet`` under
+        aic-core/src/aiconfigurator_core/systems/data
+        of ai-dynamo/aiconfigurator at 095f58a). It holds the latency of the links too.
     start : str
         ``pairwise``: a pair starts when both have arrived. ``barrier``: counts are exchanged first, so nobody sends before all are there.
     """

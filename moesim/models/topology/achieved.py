@@ -1,8 +1,9 @@
 """What links carry of what their data sheet promises, and how long a byte is under way: every default with its evidence.
 
 The bandwidth of a :class:`~moesim.facts.cluster.Cluster` is the achievable one. A bandwidth that comes from a GPU's data sheet is
-multiplied by the share below, which follows from the all-to-all figures of :mod:`moesim.facts.gpu_figures`; a bandwidth that the user writes is taken as it stands, for only the user knows whether it is a
-line rate or a measurement. An efficiency that the user writes always applies.
+multiplied by the share below, which follows from the all-to-all figures of :mod:`moesim.facts.gpu_figures`. A bandwidth that the user
+writes is taken as it stands, for only the user knows whether it is a line rate or a measurement. An efficiency that the user writes
+always applies.
 """
 
 from __future__ import annotations
@@ -116,27 +117,26 @@ def share_of(link_class: str, gpu: Gpu) -> Share:
 def link_of(link_class: str, gpu: Gpu, *, written: float | None, datasheet: float, efficiency: float | None, latency: float | None) -> Link:
     """Return what a link achieves, with its evidence.
 
-        Parameters
-        ----------
-        link_class : str
-            ``nvlink``, ``nic`` or ``mesh``.
-        gpu : Gpu
-            Whose data sheet and measurements apply.
-        written : float or None
-            The bandwidth that the user wrote, in B/s; None for the data sheet's.
-        datasheet : float
-            What the data sheet says, in B/s.
-        efficiency : float or None
-            What the user wrote; None for the default: :func:`share_of` for a data-sheet bandwidth, 1 for a written one.
-        latency : float or None
-            From GPU to GPU, in s; None for the default of ``DELAYS``.
+    Parameters
+    ----------
+    link_class : str
+        ``nvlink``, ``nic`` or ``mesh``.
+    gpu : Gpu
+        Whose data sheet and measurements apply.
+    written : float or None
+        The bandwidth that the user wrote, in B/s; None for the data sheet's.
+    datasheet : float
+        What the data sheet says, in B/s.
+    efficiency : float or None
+        What the user wrote; None for the default: :func:`share_of` for a data-sheet bandwidth, 1 for a written one.
+    latency : float or None
+        From GPU to GPU, in s; None for the default of ``DELAYS``.
 
-        Examples
-        --------
-        >>> from moesim.facts.gpu_figures import ALL_TO_ALL
-    from moesim.facts.gpu_presets import achievable, gpu_presets
-        >>> link_of("nic", gpu_presets()["h100-sxm"], written=None, datasheet=50e9, efficiency=None, latency=None)
-        Link(bandwidth=44000000000.0, latency=2e-06, basis='assumed')
+    Examples
+    --------
+    >>> from moesim.facts.gpu_presets import gpu_presets
+    >>> link_of("nic", gpu_presets()["h100-sxm"], written=None, datasheet=50e9, efficiency=None, latency=None)
+    Link(bandwidth=44000000000.0, latency=2e-06, basis='assumed')
     """
     seconds, basis = delay(link_class, latency)
     if written is not None:
