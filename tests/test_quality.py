@@ -31,3 +31,25 @@ def test_types_are_strict() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
     assert settings["strict"] is True
     assert settings["packages"] == ["moesim"]
+
+
+def test_the_source_package_holds_what_the_repository_shows() -> None:
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["sdist"]
+    shown = {"README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "NOTICE", ".ci"}
+    shown |= {"moesim", "scenarios", "tests", "docs", "benchmarks"}
+    assert all((ROOT / name).exists() for name in shown)
+    assert set(settings["include"]) == shown
+
+
+def test_sources_of_numbers_can_be_found_by_anybody() -> None:
+    # A bare file name of a table leads nowhere: a source names the repository, the commit and the path in it.
+    from moesim.models.compute.profiles import ASSUMED, PROFILES
+
+    for profile in (*PROFILES.values(), ASSUMED):
+        numbers = (*profile.compute_efficiency.values(), profile.memory_efficiency, profile.launch)
+        for known in numbers:
+            if known.basis != "assumed":
+                assert "ai-dynamo/aiconfigurator@095f58a:" in known.source, known.source
+                assert ".parquet" in known.source

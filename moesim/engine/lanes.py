@@ -12,10 +12,8 @@ from moesim.engine.fabric import Fabric
 from moesim.engine.load import StepLoad
 from moesim.engine.recorder import Recorder
 from moesim.facts.arrays import Floats, Ints
-from moesim.facts.program import Program, Task, Work
+from moesim.facts.program import COLLECTIVES, Program, Task, Work
 from moesim.facts.traffic import Exchange
-
-COLLECTIVES = ("dispatch", "combine")
 
 
 class StepRun:

@@ -10,7 +10,7 @@ from moesim.base.errors import LawBroken, PluginError
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Limit
 from moesim.facts.placement import Placement
-from moesim.facts.program import BACKWARD, FORWARD, Program, Work
+from moesim.facts.program import BACKWARD, COLLECTIVES, FORWARD, Program, Work
 from moesim.facts.routing import Assignment, Kept, LayerRouting, Routing
 from moesim.facts.scenario import Setting
 from moesim.facts.traffic import Exchange
@@ -110,7 +110,7 @@ def load_step(setting: Setting, program: Program, policies: Policies, placement:
         )
     for task in program.tasks:
         work = task.work
-        if work.phase in ("dispatch", "combine") or work in seconds:
+        if work.phase in COLLECTIVES or work in seconds:
             continue
         if work.phase == "experts":
             seconds[work] = policies.kernels.experts(expert_rows[work.moe_layer], direction=work.direction)

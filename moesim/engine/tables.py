@@ -13,6 +13,7 @@ from moesim.engine.tally import Mark, Tally
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.placement import Placement
+from moesim.facts.program import COLLECTIVES
 from moesim.facts.record import Table
 from moesim.facts.scenario import Setting
 from moesim.models.memory import peak_memory, weight_bytes
@@ -74,9 +75,9 @@ def _phase_seconds(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[
         return sums.reshape(len(numbers), gpus)
 
     phase = spans["phase"]
-    collective = np.isin(phase, ("dispatch", "combine"))
+    collective = np.isin(phase, COLLECTIVES)
     sums = {name: total(seconds, phase == name) for name in PHASES}
-    for name in ("dispatch", "combine"):
+    for name in COLLECTIVES:
         sums[name] = total(seconds - spans["waiting_s"], phase == name)
     sums["waiting"] = total(spans["waiting_s"], collective)
     sums["exposed"] = _exposed(spans, numbers, gpus)

@@ -142,7 +142,13 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
         "waited_for": np.full(spans, -1),
     }
     columns: dict[str, dict[str, Any]] = {
-        "steps": {"step": steps, "start_s": np.cumsum(step_time) - step_time, "step_time_s": step_time, "tokens": np.full(STEPS, TOKENS), "repeats": np.full(STEPS, -1)}
+        "steps": {
+            "step": steps,
+            "start_s": np.cumsum(step_time) - step_time,
+            "step_time_s": step_time,
+            "tokens": np.full(STEPS, TOKENS),
+            "repeats": np.full(STEPS, -1),
+        }
         | {f"{phase}_s": times(STEPS) for phase in _PHASES}
         | {"expert_slowest_s": times(STEPS) + 1.0, "exposed_communication_s": times(STEPS)},
         "layers": {

@@ -139,3 +139,10 @@ def test_tasks_that_overlap_on_a_lane_still_nest(drawn: list[tuple[int, int, boo
     for spans in slices_by_track(found).values():
         assert_nested(spans)
     assert sum(event["ph"] == "X" and event["name"] != "waiting" for event in found) == count
+
+
+def test_the_order_of_the_table_plays_no_part(result: Result) -> None:
+    # Slices are put in the order of time before they are given threads: rows in any order need no more threads and give the same tracks.
+    timeline, gpus = result.tables["timeline"], result.tables["gpus"]
+    backwards = Table(columns={name: column[::-1] for name, column in timeline.columns.items()}, units=timeline.units)
+    assert slices_by_track(list(events(backwards, gpus))) == slices_by_track(list(events(timeline, gpus)))

@@ -126,12 +126,6 @@ def test_the_answer_stands_first(result: Result, reader: Reader) -> None:
         assert sentence in reader.text
 
 
-def test_drops_that_even_loads_would_undo_are_said(result: Result) -> None:
-    # A step that drops much of its work can be faster than the bound with even loads, which drops none.
-    bound = dataclasses.replace(result.metrics["step_time_if_balanced"], value=0.05, low=None, high=None)
-    assert "so with nothing lost" in answer(dataclasses.replace(result, metrics=result.metrics | {"step_time_if_balanced": bound}))
-
-
 def test_figures_state_the_extremes_that_the_tables_hold(result: Result) -> None:
     # Found independently of the drawing code: plain loops over the tables.
     experts, drawings = result.tables["experts"], draw(result)

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from moesim.base.errors import UsageError
 from moesim.facts.cluster import Cluster
 from moesim.facts.program import Program, Task, Work
-from moesim.models.bounds import flow_bound, link_bound, link_bytes, no_communication, port_bound, port_links, port_seconds
+from moesim.models.bounds import link_bound, link_bytes, no_communication, port_bound, port_links, port_seconds
 
 
 def two_nodes(uplink):
@@ -131,15 +131,3 @@ def test_port_seconds_take_each_link_at_its_own_bandwidth(uplink, seconds):
     traffic = np.zeros((4, 4))
     traffic[0, 2], traffic[0, 3], traffic[1, 2] = 30.0, 10.0, 20.0
     assert port_seconds(traffic, two_nodes(uplink)).tolist() == seconds
-
-
-def test_flow_bound_is_the_slowest_pair_alone():
-    # Within a node: two ports, 0.5 s each, 10 B/s. Across: 2 s of latency, and the uplink of 5 B/s where it is the narrowest.
-    near, far = np.zeros((4, 4)), np.zeros((4, 4))
-    near[0, 1], far[0, 2] = 60.0, 10.0
-    assert flow_bound(near, two_nodes(5.0)) == 1.0 + 6.0
-    assert flow_bound(far, two_nodes(5.0)) == 2.0 + 2.0
-    assert flow_bound(far, two_nodes(20.0)) == 2.0 + 1.0
-    # Pairs do not add up: together they take as long as the slower one.
-    assert flow_bound(near + far, two_nodes(5.0)) == 7.0
-    assert flow_bound(np.eye(4), two_nodes(5.0)) == 0.0

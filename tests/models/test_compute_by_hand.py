@@ -68,7 +68,7 @@ def test_every_grouped_gemm_is_launched_once(direction, bytes_, launches):
 def test_grouped_gemm_when_arithmetic_binds():
     # 2 SMs, 1 flop/s together; tiles of 2 columns. 3 rows take a tile of 4, 1 row one of 2. Waves go tallest first, two tiles at a time.
     made = kernels(grouped(), flops=1.0, bandwidth=FAST)
-    # Up: 3 column tiles: 4 4 | 4 2 | 2 2 = 10 rows of 2 columns of 8. Down: 4 column tiles: 4 4 | 4 4 | 2 2 | 2 2 = 12 rows, 2 columns of 3.
+    # Up: 3 column tiles: 4 4 | 4 2 | 2 2 = 10 rows of 2 columns of 8. Down: 4 column tiles: 4 4 | 4 4 | 2 2 | 2 2 = 12 rows of 2 of 3.
     up, down = 10 * (2 * 2 * 8) * 2, 12 * (2 * 2 * 3) * 2
     assert made.experts(ROWS, direction="forward").tolist() == pytest.approx([up + down, 0.0], rel=1e-12)
     # Rows: down's is 3 wide (2 tiles: 4 4 | 2 2 = 6) over 8, up's 8 wide (12) over 6. Weights: tiles of 4 x 2, as deep as the rows filled

@@ -374,3 +374,11 @@ def test_missing_choices_stay_missing():
     layer = Recorded(trace="t").begin(world_for(trace, gpus=1, tokens=2))(0).layers[0]
     assert layer.ids.tolist() == [[0, 2], [1, -1]]
     assert layer.counts.tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize(("per_gpu", "said"), [(8, True), (9, False), (10, False), (11, False), (12, True)])
+def test_counts_of_other_tokens_than_the_workload_s_are_noted_beyond_rounding(per_gpu, said):
+    # 20 routes of top 2, 10 to each of two experts: 10 tokens. One more or less is what rounding up to whole tokens does; two is not.
+    trace = counted([[[[10, 10]]]], by_source=True)
+    notes = Recorded(trace="c").begin(world_for(trace, gpus=1, tokens=per_gpu))(0).notes
+    assert any(f"has 10 to 10 tokens per GPU, not the {per_gpu} of" in note for note in notes) is said

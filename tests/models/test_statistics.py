@@ -1,10 +1,12 @@
 """What a recording says by itself, added up over several steps by hand."""
 
 import numpy as np
+import pytest
 
+from moesim.base.errors import UsageError
 from moesim.base.registry import plugin
 from moesim.facts.trace import Trace
-from moesim.models.statistics import layer_statistics, ranks_of
+from moesim.models.statistics import NO_SOURCES, NO_TOP_K, layer_statistics, questions, ranks_of, why_no_drops, with_shape
 
 MEGATRON = plugin("capacity", "megatron")(factor=1.0)
 
@@ -75,3 +77,58 @@ def test_ranks_are_those_that_were_recorded():
     assert ranks_of(two_steps(source=np.array([0] * 4 + [2] * 4 + [1] * 4))) == 3
     assert ranks_of(two_steps()) == 1
     assert ranks_of(two_steps(ids=None, weights=None, step=None, counts=np.ones((1, 1, 5, 4), dtype=int), by_source=True)) == 5
+
+
+COUNTS = {"ids": None, "weights": None, "step": None}
+
+
+def test_experts_that_a_file_does_not_state_come_after_those_it_uses():
+    # Counts of experts 0 and 1; the model has 4: the last two have no routes.
+    counts = np.array([[[[3, 5]]]])
+    trace = with_shape(two_steps(**COUNTS, counts=counts, experts=2, experts_stated=False, by_source=True), experts=4, top_k=None)
+    assert trace.experts == 4
+    assert trace.counts.tolist() == [[[[3, 5, 0, 0]]]]
+    (row,) = layer_statistics(trace, ranks=1, begin=None)
+    assert (row["expert_max"], row["expert_mean"], row["dead_experts"]) == (5, 2.0, 2)
+
+
+def test_numbers_that_contradict_a_file_are_refused():
+    with pytest.raises(UsageError, match=r"--experts 8 contradicts the trace t\.npz, which says it has 4 experts"):
+        with_shape(two_steps(), experts=8, top_k=None)
+    with pytest.raises(UsageError, match=r"--experts 3 is too small: the trace t\.npz uses expert 3"):
+        with_shape(two_steps(experts_stated=False), experts=3, top_k=None)
+    with pytest.raises(UsageError, match=r"--top-k 2 contradicts the trace t\.npz, which has 1 choices per token"):
+        with_shape(two_steps(), experts=None, top_k=2)
+    # What agrees, and what the file leaves open, is taken.
+    assert with_shape(two_steps(), experts=4, top_k=1).top_k == 1
+    open_to_all = two_steps(**COUNTS, counts=np.ones((1, 1, 1, 4), dtype=int), top_k=0)
+    assert with_shape(open_to_all, experts=None, top_k=2).top_k == 2
+
+
+def test_drops_need_sources_and_choices():
+    counts = np.ones((1, 1, 1, 4), dtype=int)
+    without = two_steps(**COUNTS, counts=counts)
+    # One rank is its own source, so nothing is missing; of two nobody knows which sends a route.
+    assert (why_no_drops(without, 1), why_no_drops(without, 2)) == ("", NO_SOURCES)
+    by_source = np.ones((1, 1, 2, 4), dtype=int)
+    assert why_no_drops(two_steps(**COUNTS, counts=by_source, by_source=True), 2) == ""
+    assert why_no_drops(two_steps(**COUNTS, counts=by_source, by_source=True, top_k=0), 2) == NO_TOP_K
+    assert why_no_drops(two_steps(), 2) == ""
+
+
+def answered(**changes):
+    return [answer.possible for answer in questions(two_steps(**changes))]
+
+
+def test_a_trace_answers_what_it_knows_and_says_why_not():
+    # Load, bytes and drops, lost tokens, drops by weight, other gates, conversations, changes from step to step.
+    counts = np.ones((1, 1, 1, 4), dtype=int)
+    assert answered() == [True, True, True, True, False, False, True]
+    assert answered(weights=None, step=None) == [True, True, True, False, False, False, False]
+    assert answered(scores=np.zeros((12, 1, 4)), sample_length=np.array([12])) == [True] * 7
+    assert answered(**COUNTS, counts=counts) == [True] + [False] * 6
+    assert answered(**COUNTS, counts=counts, by_source=True) == [True, True] + [False] * 5
+    # Several steps of counts show changes as well as numbered tokens do.
+    assert answered(**COUNTS, counts=np.ones((2, 1, 1, 4), dtype=int)) == [True, *[False] * 5, True]
+    for answer in questions(two_steps(**COUNTS, counts=counts)):
+        assert answer.possible or answer.reason, answer.question

@@ -67,3 +67,15 @@ def test_places_do_not_depend_on_the_order_of_the_graph():
     turned.add_nodes_from(reversed(list(graph.nodes(data=True))))
     turned.add_edges_from(reversed(list(graph.edges(data=True))))
     assert layout(turned) == layout(graph)
+
+
+def test_switches_that_wish_for_one_place_stand_beside_it_on_both_sides():
+    # Three switches over the same two GPUs at x = 0 and 1 wish for 0.5: they stand 1 apart, with their middle there, by their names.
+    graph = nx.DiGraph()
+    for gpu in range(2):
+        graph.add_node(f"gpu:{gpu}", kind="gpu", node=0)
+    for switch in (10, 9, 1):
+        graph.add_node(f"nvswitch:{switch}", kind="nvswitch")
+        graph.add_edges_from((f"gpu:{gpu}", f"nvswitch:{switch}") for gpu in range(2))
+    places = layout(graph)
+    assert [places[f"nvswitch:{switch}"] for switch in (1, 9, 10)] == [(-0.5, 1.0), (0.5, 1.0), (1.5, 1.0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -49,14 +49,21 @@ class DirectCarry:
 
     plan: Direct
     model: MoeModel
+    counted: list[tuple[Assignment, Ints, Ints]] = field(default_factory=list)
+
+    def _count(self, assignment: Assignment) -> tuple[Ints, Ints]:
+        """Return copies and padding rows, int[G, G] each; backward asks for the same ones as forward, so the last are remembered."""
+        if not self.counted or self.counted[0][0] is not assignment:
+            out = copies_per_token(assignment, "exchange.deduplicate") if self.plan.deduplicate else copies_per_route(assignment)
+            self.counted[:] = [(assignment, out, padding_rows(assignment))]
+        return self.counted[0][1:]
 
     def __call__(self, assignment: Assignment, *, direction: str) -> Exchange:
         """Return the traffic of one layer in one direction."""
         plan, width = self.plan, self.model.dispatch_width
         if direction not in {FORWARD, BACKWARD}:
             raise UsageError(f"unknown direction {direction!r}{did_you_mean(direction, (FORWARD, BACKWARD))}")
-        out = copies_per_token(assignment, "exchange.deduplicate") if plan.deduplicate else copies_per_route(assignment)
-        empty = padding_rows(assignment)
+        out, empty = self._count(assignment)
         choices = self.model.top_k if plan.deduplicate else 1
         if direction == FORWARD:
             to_experts = payload_bytes(width, plan.dispatch_dtype, plan.scale_block) + choices * (INDEX_BYTES + WEIGHT_BYTES)
