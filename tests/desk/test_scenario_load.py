@@ -134,6 +134,13 @@ def test_an_override_finds_keys_that_hold_dots():
     assert read(text, "compare.cf-1.5.capacity.factor=1.6").compare["cf-1.5"].capacity.factor == 1.6
 
 
+def test_an_override_takes_the_longest_key_that_holds_its_dots():
+    # Both names begin alike: the words after the shorter one are its keys only if no longer name is there.
+    text = SMALL + "  cf.1: {capacity: {factor: 1.0}}\n  cf.1.5: {capacity: {factor: 1.5}}\n"
+    changed = read(text, "compare.cf.1.5.capacity.factor=1.6", "compare.cf.1.capacity.factor=1.1").compare
+    assert (changed["cf.1"].capacity.factor, changed["cf.1.5"].capacity.factor) == (1.1, 1.6)
+
+
 def test_later_overrides_win():
     assert read(SMALL, "steps=7", "steps=8").steps == 8
 
