@@ -7,6 +7,7 @@ A plug-in author writes ``nic: BytesPerSecond = 50e9`` and is done. Nothing here
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -27,20 +28,20 @@ def section(cls: C) -> C:
     return cls
 
 
-class Marker:
+class Marker(ABC):
     """What an ``Annotated`` alias carries: how to read a value, how to write it back, how to describe it."""
 
+    @abstractmethod
     def parse(self, value: Any) -> Any:
         """Return the value for the field, or raise ``ValueError`` with a message for the user."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
     def text(self, value: Any) -> Any:
         """Return what YAML should show for ``value``; parsing it gives ``value`` again."""
         return value
 
+    @abstractmethod
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON Schema of what ``parse`` accepts."""
-        raise NotImplementedError  # pragma: no cover - abstract
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         from pydantic_core import core_schema
@@ -182,7 +183,7 @@ class Truth(Marker):
 
 @dataclass(frozen=True, slots=True)
 class Line(Marker):
-    """Text that is not empty."""
+    """One line of text that is not empty."""
 
     def parse(self, value: Any) -> str:
         """Accept a YAML string only."""
@@ -190,6 +191,8 @@ class Line(Marker):
             raise ValueError(f"{value!r} is not text; put it in quotes")  # noqa: TRY004 - pydantic collects ValueError
         if not value.strip():
             raise ValueError("the text is empty")
+        if not value.isprintable():
+            raise ValueError(f"{value!r} holds a line break or a control character; terminals and file names cannot show it")
         return value
 
     def json_schema(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def table(result: Result, folder: Path | str, *, width: int = 100, colour: bool 
     console.print()
     count = len(result.tables["steps"])
     bound = f"Intervals bound the mean over {count} steps at 95 %; t" if count > 1 else "T"
-    console.print(f"{bound}he last word of a line is what its number rests on, at its weakest.", soft_wrap=True)
+    console.print(f"{bound}he last word of a line is the weakest thing its number rests on (measured: recorded routing).", soft_wrap=True)
     console.print(f"Results in {folder}", soft_wrap=True)
     return "\n".join(row.rstrip() for row in out.getvalue().splitlines()) + "\n"
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from moesim.base.errors import FidelityError, FieldError, MoesimError, Problem
 from moesim.base.units import format_quantity
+from moesim.engine.placing import first_placement
 from moesim.facts.cluster import Cluster
-from moesim.facts.contracts import View
 from moesim.facts.model import DTYPE_BYTES, MoeModel
 from moesim.facts.placement import Placement
 from moesim.facts.routing import Assignment, Fidelity, LayerRouting, count_routes
@@ -143,7 +143,7 @@ class _Checking:
             for part in ("gate", "capacity", "placement", "dispatch")
         }
         if base is None or policy.placement != base.placement:
-            placement = self.attempt(blamed["placement"], _first_placement, policy, setting)
+            placement = self.attempt(blamed["placement"], first_placement, policy.placement, setting)
             if placement is not None:
                 self.memory(blamed["placement"], placement, setting)
         else:
@@ -188,19 +188,6 @@ class _Checking:
             self.say(path, f"{message}; without redundant experts it would be {format_quantity(plain, 'B')}")
         else:
             self.say("parallel.ep", f"{message}; use more ranks (ep), or fewer layers of the model, as one pipeline stage holds them")
-
-
-def _first_placement(policy: Policy, setting: Setting) -> Placement | None:
-    model = setting.model
-    plan = policy.placement.begin(setting)
-    view = View(step=0, loads=np.zeros((0, len(model.moe_layers), model.experts), dtype=np.int64), placement=None)
-    placement: Placement | None = plan(view)
-    if placement is None:
-        raise MoesimError(f"the placement {type(policy.placement).__name__} returned nothing at its first call")
-    placement.check(
-        layers=len(model.moe_layers), experts=model.experts, ranks=setting.parallel.ep, who=f"placement {type(policy.placement).__name__}"
-    )
-    return placement
 
 
 def _probe(setting: Setting, known: Fidelity) -> LayerRouting:

@@ -11,18 +11,17 @@ import numpy as np
 import simpy
 
 from moesim import __version__
-from moesim.base.errors import PluginError
 from moesim.engine.assumptions import assumptions
 from moesim.engine.balanced import balanced_steps, fresh_policies, kept_shares
 from moesim.engine.machine import Machine
+from moesim.engine.placing import first_placement
 from moesim.engine.tables import build_tables
 from moesim.engine.tally import Tally
 from moesim.engine.warnings import warnings
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
-from moesim.facts.contracts import Record, View
+from moesim.facts.contracts import Record
 from moesim.facts.evidence import weakest
-from moesim.facts.placement import Placement
 from moesim.facts.program import Program, may_overlap
 from moesim.facts.record import Result
 from moesim.facts.scenario import Scenario, Setting
@@ -122,22 +121,6 @@ def simulate(
             "wall_s": time.perf_counter() - began,
         },
     )
-
-
-def first_placement(plan: Any, setting: Setting) -> Placement:
-    """Return where the experts are when a run begins, checked against law L11.
-
-    Raises
-    ------
-    PluginError
-        If the plug-in returns none, or one that breaks the law.
-    """
-    model = setting.model
-    placement = plan.begin(setting)(View(step=0, loads=np.zeros((0, len(model.moe_layers), model.experts), dtype=np.int64), placement=None))
-    if placement is None:
-        raise PluginError(f"placement {plan.kind!r} returned nothing at its first call: experts must be somewhere from the start")
-    placement.check(layers=len(model.moe_layers), experts=model.experts, ranks=setting.parallel.ep, who=f"placement {plan.kind!r}")
-    return placement  # type: ignore[no-any-return]
 
 
 def _facts(scenario: Scenario, setting: Setting, tally: Tally) -> dict[str, Any]:

@@ -160,3 +160,9 @@ def test_alias_works_in_annotations_of_others() -> None:
     assert TypeAdapter(inner).validate_python(3) == 3
     with pytest.raises(ValidationError, match="not a whole number"):
         TypeAdapter(inner).validate_python("3")
+
+
+@pytest.mark.parametrize("text", ["a\x1b[31mred", "two\nlines", "bell\x07"])
+def test_text_with_control_characters_is_refused(text):
+    with pytest.raises(ValueError, match="control character"):
+        Line().parse(text)

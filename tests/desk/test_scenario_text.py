@@ -20,7 +20,7 @@ from moesim.models.topology.nvlink_nodes import NvlinkNodes
 
 # Any text that UTF-8 can hold, with words that YAML 1.1 or 1.2 would take for something else.
 texts = st.one_of(
-    st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=20),
+    st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.isprintable),
     st.sampled_from(
         [
             "no",
