@@ -78,6 +78,8 @@ def command(
             keep_spans = spans or (trace and trace_steps > 1)
             result = simulate(scenario, read_trace=read, progress=progress, keep_spans=keep_spans, keep_routing=save_routing)
         parcel = pack(result, folder, spans=spans)
+        if press is not None:
+            press.begin(parcel)
         # The answer is printed before anything is written: neither a full disk nor a closed pipe may cost the other.
         broken = _print(parcel, form)
         if not quiet:

@@ -18,6 +18,7 @@ class Press:
 
     def __init__(self) -> None:
         self._pipe: Connection | None = None
+        self._begun: Parcel | None = None
         if _worth_it():
             context = multiprocessing.get_context("fork")
             self._pipe, theirs = context.Pipe()
@@ -25,14 +26,23 @@ class Press:
             self._process.start()
             theirs.close()
 
-    def draw(self, parcel: Parcel) -> bytes:
-        """Return the page."""
-        if self._pipe is not None:
+    def begin(self, parcel: Parcel) -> None:
+        """Hand the parcel over, so that it is drawn while this process prints and writes."""
+        if self._pipe is not None and self._begun is not parcel:
             try:
                 self._pipe.send(parcel)
+                self._begun = parcel
+            except Exception:  # noqa: BLE001 - sending runs code of plug-ins, which may raise anything
+                self.close()  # the process died, or a plug-in of the scenario cannot be sent: the page is drawn here
+
+    def draw(self, parcel: Parcel) -> bytes:
+        """Return the page."""
+        self.begin(parcel)
+        if self._pipe is not None:
+            try:
                 return self._pipe.recv_bytes()
-            except Exception:  # noqa: BLE001, S110 - sending runs code of plug-ins, which may raise anything
-                pass  # the process died, or a plug-in of the scenario cannot be sent: draw here, and fail here if it must fail
+            except (OSError, EOFError):
+                self.close()  # it failed: draw here, and fail here if it must fail
         from moesim.desk.report.page import draw
 
         return draw(parcel)
