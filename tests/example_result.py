@@ -153,6 +153,8 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "dense_s": np.zeros(STEPS),
         "gate_s": [phase_mean(None, step, "gate") for step in every],
         "shared_s": np.zeros(STEPS),
+        "gradient_s": np.zeros(STEPS),
+        "gradient_exposed_s": np.zeros(STEPS),
         "exposed_communication_s": transfer["dispatch"] + transfer["combine"] + wait,
     }
     step_of, layer_of = np.repeat(np.arange(STEPS), LAYERS), np.tile(np.arange(LAYERS), STEPS)
@@ -175,6 +177,9 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "dispatch_bytes": off.sum(axis=(2, 3)).ravel() * ROW_BYTES,
         "combine_bytes": off.sum(axis=(2, 3)).ravel() * ROW_BYTES,
         "cross_node_bytes": 2 * cross.ravel(),
+        "dispatch_cross_node_bytes": cross.ravel(),
+        "dispatch_library_bytes": off.sum(axis=(2, 3)).ravel() * ROW_BYTES / GPUS,
+        "combine_library_bytes": off.sum(axis=(2, 3)).ravel() * ROW_BYTES / GPUS,
         "copies": copies.sum(axis=(2, 3)).ravel(),
     }
     layer_of_expert = np.repeat(np.arange(LAYERS), EXPERTS)
@@ -209,6 +214,8 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "dispatch_transfer_s": moving["dispatch"],
         "combine_transfer_s": moving["combine"],
         "waiting_s": waits,
+        "gradient_s": np.zeros(GPUS),
+        "gradient_exposed_s": np.zeros(GPUS),
         "idle_s": mean_time - computing - waits - moving["dispatch"] - moving["combine"],
         "weight_bytes": np.full(GPUS, 9.1e9),
         "peak_memory_bytes": 9.1e9 + rows.max(axis=(0, 1)) * ROW_BYTES,

@@ -13,8 +13,19 @@ def no_trace(path: str) -> None:
     raise AssertionError(f"nobody should read {path}")
 
 
-def world(*, gpus: int = 1, ep: int | None = None, experts: int = 8, top_k: int = 2, moe_layers: int = 2, seed: int = 0) -> Setting:
-    """Return a setting; only sizes matter to the policies."""
+def world(
+    *,
+    gpus: int = 1,
+    ep: int | None = None,
+    experts: int = 8,
+    top_k: int = 2,
+    moe_layers: int = 2,
+    seed: int = 0,
+    tokens_per_gpu: int = 1,
+    phase: str = "training",
+    **facts: int,
+) -> Setting:
+    """Return a setting; only sizes matter to the policies. ``facts`` are further keys of the model."""
     model = MoeModel(
         name="test",
         layers=moe_layers,
@@ -24,13 +35,14 @@ def world(*, gpus: int = 1, ep: int | None = None, experts: int = 8, top_k: int 
         top_k=top_k,
         expert_width=4,
         dispatch_width=4,
+        **facts,
         attention=Attention(heads=1, score_width=1.0, projection_parameters=1, cache_bytes_per_token=1),
     )
     return Setting(
         cluster=star(gpus),
         model=model,
         parallel=Parallel(ep=gpus if ep is None else ep),
-        workload=Workload(tokens_per_gpu=1),
+        workload=Workload(phase=phase, tokens_per_gpu=tokens_per_gpu),
         seed=seed,
         read_trace=no_trace,
     )

@@ -107,7 +107,8 @@ def test_random_numbers_come_from_named_streams() -> None:
                     wrong.append((name(path), node.attr))
         if any(re.match(r"(random|secrets)(\.|$)", module) for module in imported(tree)):
             wrong.append((name(path), "random"))
-    assert set(wrong) == {("base/streams.py", "default_rng"), ("base/streams.py", "SeedSequence")}
+    replays_sglang = ("models/dispatch/static.py", "random")  # tables that SGLang draws so; the seed is a key of the scenario
+    assert set(wrong) == {("base/streams.py", "default_rng"), ("base/streams.py", "SeedSequence"), replays_sglang}
 
 
 def called(tree: ast.Module) -> set[str]:

@@ -13,6 +13,9 @@ import moesim.testing
 from moesim.base.registry import SLOTS, kinds
 from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace
+from moesim.models.placement.file import WrittenSlots
+from moesim.models.topology.nvlink_nodes import NvlinkNodes
+from moesim.models.topology.wiring import wiring_of
 from moesim.testing import tiny_settings
 
 
@@ -26,6 +29,18 @@ PLUGINS = _ours()
 EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("source", "recorded"): {"trace": "tiny.npz"},
     ("capacity", "megatron"): {"factor": 1.25},
+    ("placement", "biased"): {"redundant": 4, "window": 3, "interval": 4},
+    ("placement", "eplb"): {"redundant": 4, "window": 3, "interval": 4},
+    ("placement", "eplb_sglang"): {"redundant": 4, "window": 3, "interval": 4, "layers_per_chunk": 1},
+    ("placement", "eplb_trtllm"): {"redundant": 4, "layer_updates_per_iter": 1},
+    ("placement", "eplb_vllm"): {"redundant": 4, "window": 3, "interval": 4},
+    ("placement", "greedy"): {"redundant": 4, "window": 3, "interval": 4},
+    ("placement", "topology"): {"redundant": 4, "window": 3, "interval": 4, "sources": "even"},
+    ("gate", "hash"): {"words": "zipf"},
+    ("placement", "file"): {
+        "slots": WrittenSlots(source="tiny.json", format="sglang", rows=("0 1 2 7 3 4 5 0 6 7 0 1", "7 6 5 4 3 2 1 0 0 0 0 0"))
+    },
+    ("topology", "graph"): {"wiring": wiring_of(NvlinkNodes(nodes=3, gpus_per_node=2, nodes_per_leaf=1).graph())},
 }
 # What a check needs besides the instance.
 KEYWORDS: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {

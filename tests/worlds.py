@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from hypothesis import HealthCheck, settings
+from examples import examples
 from hypothesis import strategies as st
 from strategies import small_topologies
 
@@ -13,7 +13,7 @@ from moesim.facts.record import Result
 from moesim.facts.scenario import Parallel, Policy, Scenario, Workload
 
 RELATIVE = 1e-9  # times are sums of at most some thousand floats, each rounded to 1e-16 of the whole
-LAWS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+LAWS = examples(25)
 
 
 def no_trace(path: str) -> None:

@@ -233,6 +233,17 @@ class FilePath(Marker):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadFile(FilePath):
+    """A file that the loader reads, so that a model never opens one: what ``reader`` makes of it goes to the field ``into``.
+
+    The path itself is then forgotten: a resolved scenario holds the content, and means the same wherever it lies.
+    """
+
+    reader: str = ""
+    into: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Preset(Marker):
     """The name of a shipped description (``h100-sxm``) or a mapping that spells one out."""
 

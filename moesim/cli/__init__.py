@@ -11,6 +11,8 @@ COMMANDS = {
     "init": Lazy("moesim.cli.init:command", "Write a scenario to start from."),
     "check": Lazy("moesim.cli.check:command", "Read a scenario and report every problem in it."),
     "run": Lazy("moesim.cli.run:command", "Simulate a scenario."),
+    "network": Lazy("moesim.cli.network:command", "Play traffic on the cluster alone, and find the bottleneck."),
+    "place": Lazy("moesim.cli.place:command", "Plan a placement of experts from their loads."),
     "report": Lazy("moesim.cli.report:command", "Draw the report of finished runs."),
     "trace": Lazy("moesim.cli.trace:command", "Look into recorded routing, or write synthetic routing."),
     "list": Lazy("moesim.cli.list:command", "Show what a scenario can be built from."),

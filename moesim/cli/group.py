@@ -6,6 +6,8 @@ interrupted.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import sys
@@ -32,6 +34,11 @@ def _remember(context: click.Context, _: click.Parameter, value: bool) -> None:
 def debug_option() -> click.Option:
     """Return ``--debug``, which every command accepts."""
     return click.Option(["--debug"], is_flag=True, expose_value=False, callback=_remember, help="Show the traceback of an error.")
+
+
+def debugging(context: click.Context) -> bool:
+    """Tell whether ``--debug`` was given."""
+    return bool(context.meta.get(DEBUG))
 
 
 def accept_debug(command: click.Command) -> click.Command:
@@ -77,6 +84,9 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; turn what it raises into a message on stderr and an exit code."""
+        # Python looks for garbage a last time when it exits; among all that numba and matplotlib leave, that takes as long as loading them.
+        atexit.unregister(gc.freeze)
+        atexit.register(gc.freeze)
         if sys.stdout is None:  # closed by the shell, as in >&-
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the program
         try:
@@ -91,7 +101,7 @@ class LazyGroup(click.Group):
             click.echo("interrupted", err=True)
             ctx.exit(130)
         except Exception as error:  # noqa: BLE001 - the one place where an error becomes a message
-            if ctx.meta.get(DEBUG):
+            if debugging(ctx):
                 import traceback
 
                 click.echo(traceback.format_exc(), err=True, nl=False)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from moesim.cli.group import debugging
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from moesim.desk.result_files import Parcel
+    from moesim.facts.scenario import Scenario
+    from moesim.facts.trace import Trace
 
 PATIENCE = 1.0
 """Seconds before a progress bar appears: short runs need none."""
@@ -52,40 +56,57 @@ def command(
     summary for scripts and a page with pictures; the manual says what is in every file.
     """
     import gc
-    from functools import cache
-    from pathlib import Path
 
     # Nearly everything that a run makes lives to its end; looking for garbage among it over and over took a tenth of a short run.
     gc.set_threshold(100_000, 50, 50)
+    from functools import cache
+    from pathlib import Path
+
     from moesim.base.errors import ResultError, UsageError
-    from moesim.desk import folder as places
     from moesim.desk.report.press import Press
-    from moesim.desk.result_files import NAMES, deliver, pack
-    from moesim.desk.scenario_file import load_scenario
-    from moesim.desk.trace_files import read_trace
 
     if out is not None and not out.strip():
         raise UsageError("-o names no folder")
-    read = cache(read_trace)
-    scenario = load_scenario(file, overrides, read_trace=read)
-    folder = Path(out) if out is not None else Path("out") / places.slug(scenario.name)
-    places.prepare(folder, NAMES)
-    with nullcontext() if no_report else closing(Press()) as press:
+
+    @cache
+    def read(path: str, **task: Any) -> Trace:
+        from moesim.desk.trace_files import read_trace
+
+        return read_trace(path, **task)
+
+    def load() -> Scenario:
+        from moesim.desk.scenario_file import load_scenario
+
+        return load_scenario(file, overrides, read_trace=read)
+
+    # With --debug the scenario is read here, so that a traceback leads to where it went wrong.
+    with closing(Press(None if debugging(click.get_current_context()) else load, report=not no_report)) as press:
+        if press.reads:
+            from moesim.engine.ready import get_ready
+
+            get_ready()
+            scenario = press.scenario()
+        else:
+            scenario = load()
+        from moesim.desk import folder as places
+        from moesim.desk.result_files import NAMES, deliver, pack
         from moesim.engine.simulate import simulate
 
+        folder = Path(out) if out is not None else Path("out") / places.slug(scenario.name)
+        places.prepare(folder, NAMES)
         _announce_compiling(quiet=quiet)
         with _progress(quiet=quiet) as progress:
             keep_spans = spans or (trace and trace_steps > 1)
             result = simulate(scenario, read_trace=read, progress=progress, keep_spans=keep_spans, keep_routing=save_routing)
+        if not no_report:
+            press.begin(result)
         parcel = pack(result, folder, spans=spans)
-        if press is not None:
-            press.begin(parcel)
         # The answer is printed before anything is written: neither a full disk nor a closed pipe may cost the other.
         broken = _print(parcel, form)
         if not quiet:
             for warning in result.warnings:
                 click.echo(f"Warning: {warning}", err=True)
-        deliver(parcel, report=not no_report, trace_steps=trace_steps if trace else 0, draw=press.draw if press else None)
+        deliver(parcel, report=not no_report, trace_steps=trace_steps if trace else 0, draw=press.draw)
     if isinstance(broken, BrokenPipeError):
         raise broken
     if broken is not None:
@@ -93,7 +114,7 @@ def command(
 
 
 def _announce_compiling(*, quiet: bool) -> None:
-    from moesim.models.sharing.compiled import needs_compiling
+    from moesim.models.sharing.core import needs_compiling
 
     if not quiet and needs_compiling():
         click.echo("Compiling the link-sharing core; this happens once.", err=True)

@@ -117,6 +117,8 @@ def _one(annotation: Any) -> str:
     item = item_annotation(kind)
     if item is not None:
         return f"a {'mapping to' if 'apping' in str(kind) or 'dict' in str(kind) else 'list of'} {takes(item)}"
+    if dataclasses.is_dataclass(kind):
+        return f"a mapping of {', '.join(entry.name for entry in dataclasses.fields(kind))}"
     return getattr(kind, "__name__", str(kind))
 
 

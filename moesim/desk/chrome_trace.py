@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from moesim.base.errors import UsageError
-from moesim.facts.program import COLLECTIVES
+from moesim.facts.program import COLLECTIVES, GRADIENTS, GROUP_CALLS
 from moesim.facts.record import Result, Table
 
 NAMES = {"attention": "attn", "experts": "mlp"}
 """Words of profilers where they differ from moesim's phases."""
 
 DIRECTIONS = {"forward": "F", "backward": "B"}
-LANES = ("compute", "communication")
+LANES = ("compute", "communication", GRADIENTS)
 THREADS = 100
 """Threads reserved for each lane of a GPU."""
 
@@ -120,7 +120,7 @@ def _slice(span: dict[str, Any], track: int, name: str, start: int, end: int, ar
 
 def _slices(span: dict[str, Any], start: int, end: int, track: int) -> Iterator[dict[str, Any]]:
     where = {name: span[name] for name in ("step", "layer", "moe_layer", "microbatch", "tokens")}
-    collective = span["phase"] in COLLECTIVES
+    collective = span["phase"] in COLLECTIVES + GROUP_CALLS
     if not collective:
         yield _slice(span, track, slice_name(span["phase"], span["direction"]), start, end, where)
         return
@@ -133,6 +133,7 @@ def _slices(span: dict[str, Any], start: int, end: int, track: int) -> Iterator[
     moving = end - start - waited
     if moving > 0:
         # Bytes per nanosecond are gigabytes per second: the mean rate of this GPU over the transferring part.
-        rate = {"ph": "C", "pid": span["gpu"], "tid": 0, "name": "mean send rate (GB/s)"}
+        of = " of gradients" if span["lane"] == GRADIENTS else ""
+        rate = {"ph": "C", "pid": span["gpu"], "tid": 0, "name": f"mean send rate{of} (GB/s)"}
         yield rate | {"ts": (start + waited) / 1000, "args": {"GB/s": round(span["bytes"] / moving, 3)}}
         yield rate | {"ts": end / 1000, "args": {"GB/s": 0}}

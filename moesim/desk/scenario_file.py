@@ -10,9 +10,10 @@ from typing import Any
 
 from moesim.base.errors import PluginError, Problem, ScenarioError
 from moesim.base.registry import load_plugin_file
+from moesim.desk.content import read_content
 from moesim.desk.model_section import read_model
 from moesim.desk.overrides import apply_overrides
-from moesim.desk.shape import is_file, parts
+from moesim.desk.shape import files_to_read, is_file, parts
 from moesim.desk.structure import Path, problems_of, structure
 from moesim.desk.unknown_plugin import with_unknown
 from moesim.desk.variants import inherited, with_variants
@@ -59,7 +60,7 @@ def load_scenario(
         If a plug-in is broken in a way that is no fault of the file.
     """
     shown = os.fspath(path)
-    text = _text_of(FilePath(path), shown)
+    text = text_of(FilePath(path), shown)
     folder = FilePath(path).resolve().parent
     return read_scenario(text, file=shown, folder=folder, overrides=overrides, check=check, read_trace=read_trace)
 
@@ -80,7 +81,7 @@ def read_scenario(
     if not isinstance(tree.value, dict):
         message = "a scenario is a mapping of keys such as 'name: ...'; 'moesim init' writes one to start from"
         raise ScenarioError([*problems, tree.place.problem("", message)])
-    reading = _Reading(folder=FilePath(folder), must_exist=check, problems=problems)
+    reading = Reading(folder=FilePath(folder), must_exist=check, problems=problems)
     written = tree
     tree, wrong = apply_overrides(tree, overrides, Scenario)
     reading.problems += wrong
@@ -92,7 +93,7 @@ def read_scenario(
     return scenario
 
 
-def _text_of(path: FilePath, shown: str) -> str:
+def text_of(path: FilePath, shown: str) -> str:
     """Return a file's text, or say in one problem why there is none."""
     place = Place(shown)
     try:
@@ -128,7 +129,7 @@ def _nearby(path: FilePath) -> str:
 
 
 @dataclass(slots=True)
-class _Reading:
+class Reading:
     """One reading of one file: collects problems while its parts become dataclasses."""
 
     folder: FilePath
@@ -192,6 +193,20 @@ class _Reading:
                 node = node.with_child(step, new)
             elif new is not child:
                 node = Node([new if index == step else item for index, item in enumerate(node.value)], node.place, node.key)
+        return self.with_content(node, annotation, path)
+
+    def with_content(self, node: Node, annotation: Any, path: Path) -> Node:
+        """Return a section with what its files hold in place of their paths, where the loader is to read them."""
+        for name, marker in files_to_read(annotation, node):
+            file, given = node.child(name), node.child(marker.into)
+            known = given is not None and given.value is not None
+            if file is None or not isinstance(file.value, str) or known or not _is_file(FilePath(file.value)):
+                continue  # the check of the section says what is wrong, unless it is only looked at
+            content, wrong = read_content(marker.reader, file.value, node.without(name).data())
+            here = dotted((*path, name))
+            self.problems += [replace(problem, path=problem.path or here) for problem in wrong]
+            if content is not None:
+                node = node.without(name).with_child(marker.into, Node(content, file.place, file.key))
         return node
 
     def with_config_path(self, model: Node) -> Node:

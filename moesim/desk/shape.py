@@ -11,7 +11,7 @@ from functools import cache
 from typing import Annotated, Any
 
 from moesim.base.errors import PluginError
-from moesim.base.fields import FilePath, Marker, Preset
+from moesim.base.fields import FilePath, Marker, Preset, ReadFile
 from moesim.base.registry import SLOTS, PluginOf, kinds
 from moesim.desk.yaml_tree import Node
 
@@ -115,6 +115,16 @@ def parts(annotation: Any, node: Node) -> Iterator[tuple[str | int, Any, Node]]:
 def is_file(annotation: Any) -> bool:
     """Tell whether a field holds the path of a file."""
     return any(isinstance(marker_of(choice), FilePath) for choice in alternatives(annotation))
+
+
+def files_to_read(annotation: Any, node: Node) -> Iterator[tuple[str, ReadFile]]:
+    """Yield the name and the marker of every field of a section that holds the path of a file which the loader is to read."""
+    section = section_of(annotation, node)
+    for name, inner in field_types(section.cls).items() if section is not None else ():
+        for choice in alternatives(inner):
+            marker = marker_of(choice)
+            if isinstance(marker, ReadFile):
+                yield name, marker
 
 
 def tag_of(annotation: Any) -> str:

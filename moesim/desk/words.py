@@ -40,6 +40,7 @@ PHASES = {
     "dispatch": ("dispatch", "dispatch_transfer_s"),
     "combine": ("combine", "combine_transfer_s"),
     "waiting": ("waiting for peers", "waiting_s"),
+    "gradients": ("gradients, not hidden", "gradient_exposed_s"),
     "idle": ("idle", "idle_s"),
 }
 """What the parts of a GPU's step are called, and their columns in ``gpus.csv``; dispatch and combine are the transfers alone."""

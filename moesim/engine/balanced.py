@@ -50,7 +50,7 @@ def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, to
     per_gpu = max(1, round(tokens / setting.gpus))
     even = dataclasses.replace(setting, workload=dataclasses.replace(setting.workload, tokens_per_gpu=per_gpu))
     policies = dataclasses.replace(fresh_policies(scenario, even), choose=plugin("gate", "as_given")().begin(even))
-    machine = Machine(even, scenario.schedule.program(scenario.model, even.workload), policies, placement)
+    machine = Machine(scenario, even, policies, placement)
     drawn = plugin("source", "balanced")().begin(even)(0)
     layers = [thinned(layer, float(share)) for layer, share in zip(drawn.layers, shares, strict=True)]
     mark = machine.play(machine.load(Routing(layers=layers), 0), 0)

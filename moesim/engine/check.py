@@ -150,6 +150,13 @@ class _Checking:
             placement = self.base_placement
         if base is None:
             self.base_placement = placement
+        placed = getattr(policy.placement, "kind", "unnamed")
+        if getattr(policy.capacity, "by_rank", False) and placed != "contiguous":
+            self.say(
+                blamed["capacity"],
+                f"capacity rule {policy.capacity.kind!r} has a limit per rank and counts the experts of a rank as placement contiguous "
+                f"puts them, but the placement is {placed!r}; choose placement: contiguous or another capacity rule",
+            )
         begun = [self.attempt(blamed[part], getattr(policy, part).begin, setting) for part in ("gate", "capacity", "dispatch")]
         if known is not None and placement is not None and None not in begun:
             self.fidelity(blamed, begun, _probe(setting, known), placement)

@@ -9,7 +9,8 @@ import numpy as np
 import simpy
 
 from moesim.engine.fabric import Fabric
-from moesim.facts.arrays import Floats, Ints
+from moesim.engine.posting import AT_ONCE, Posting, Rules
+from moesim.facts.arrays import Bools, Floats, Ints
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class Participation:
     done: simpy.Event = field(repr=False)
     end: float = 0.0
     waited_for: dict[int, float] = field(default_factory=dict)
-    idle_since: float | None = None
+    idle_since: float = 0.0
     counter: int = -1
 
     @property
@@ -46,6 +47,8 @@ class Collective:
         Bytes from each GPU to each other.
     barrier : bool
         Nothing moves before the last rank has arrived.
+    rules : Rules
+        In which order and how fast a rank posts its messages, and whether the limit of its communication kernels applies.
 
     Attributes
     ----------
@@ -55,14 +58,26 @@ class Collective:
         Seconds in which at least one byte was on its way, latency included.
     """
 
-    def __init__(self, env: simpy.Environment, fabric: Fabric, ranks: Sequence[int], size: Floats, *, barrier: bool) -> None:
+    def __init__(
+        self, env: simpy.Environment, fabric: Fabric, ranks: Sequence[int], size: Floats, *, barrier: bool, rules: Rules = AT_ONCE
+    ) -> None:
         self._env = env
-        self._fabric = fabric
-        self._size = size
         self._barrier = barrier
         self._missing = set(ranks)
-        self._order = np.empty(len(self._missing), dtype=np.int64)
-        self._counter = np.zeros(len(size), dtype=np.int32)
+        self._order: list[int] = []
+        self._idle: Bools = np.zeros(len(size), dtype=np.bool_)
+        self._arrived: Bools = np.zeros(len(size), dtype=np.bool_)
+        members = np.zeros(len(size), dtype=np.bool_)
+        members[list(ranks)] = True
+        self._source, self._destination = np.nonzero((size > 0) & members[:, None] & members & ~np.eye(len(size), dtype=np.bool_))
+        self._bytes = size[self._source, self._destination]
+        # Flows by rank: those of rank r are flow[first[r] : first[r + 1]], and peer says who is at the other end of each.
+        ends = np.concatenate([self._source, self._destination])
+        order = np.argsort(ends, kind="stable")
+        self._first = np.searchsorted(ends[order], np.arange(len(size) + 1))
+        self._flow = order % max(len(self._source), 1)
+        self._peer = np.concatenate([self._destination, self._source])[order]
+        self._posting = Posting(env, fabric, len(size), rules, self._quiet)
         self._moving = 0
         self._moving_since = 0.0
         self.moving = 0.0
@@ -76,50 +91,47 @@ class Collective:
 
     def arrive(self, rank: int) -> simpy.Event:
         """Let a rank in; the event it gets back fires when this rank is done."""
-        here = Participation(self._env.now, self._env.event(), idle_since=self._env.now)
-        here.counter = self._fabric.watch(lambda: self._quiet(rank))
-        self._counter[rank] = here.counter
-        earlier = self._order[: len(self.at)].copy()
-        self._order[len(self.at)] = rank
+        now = self._env.now
+        here = Participation(now, self._env.event(), idle_since=now)
+        self._idle[rank] = self._arrived[rank] = True
+        self._posting.enter(rank)
+        self._order.append(rank)
         self.at[rank] = here
         self._missing.discard(rank)
         if not self._barrier:
-            self._start(
-                np.concatenate([np.full(len(earlier), rank), earlier]), np.concatenate([earlier, np.full(len(earlier), rank)]), rank
-            )
+            mine = slice(self._first[rank], self._first[rank + 1])
+            self._start(self._flow[mine][self._arrived[self._peer[mine]]], rank)
         elif not self._missing:
-            everybody = np.sort(self._order)
-            source, destination = (side.ravel() for side in np.meshgrid(everybody, everybody, indexing="ij"))
-            self._start(source[source != destination], destination[source != destination], rank)
+            self._start(np.arange(len(self._source)), rank)
         if not self._missing:
-            for peer, state in self.at.items():
-                if state.idle_since is not None:
-                    self._finish(peer, state, rank)
+            for peer in self._order:
+                if self._idle[peer]:
+                    self._finish(peer, self.at[peer], rank)
         return here.done
 
-    def _start(self, source: Ints, destination: Ints, cause: int) -> None:
-        size = self._size[source, destination]
-        real = size > 0
-        if not real.any():
+    def _start(self, flows: Ints, cause: int) -> None:
+        if not len(flows):
             return
-        source, destination, size = source[real], destination[real], size[real]
+        source, destination = self._source[flows], self._destination[flows]
         if not self._moving:
             self._moving_since = self._env.now
-        for rank in sorted({*source.tolist(), *destination.tolist()}):
-            self._moving += self.at[rank].idle_since is not None
+        idle = np.concatenate([source, destination])
+        for rank in sorted(set(idle[self._idle[idle]].tolist())):
+            self._moving += 1
+            self._idle[rank] = False
             self._charge(self.at[rank], cause if cause != rank else -1)
-        self._fabric.transfer(source, destination, size, np.stack([self._counter[source], self._counter[destination]], axis=1))
+        self._posting.send(source, destination, self._bytes[flows])
 
     def _charge(self, state: Participation, cause: int) -> None:
         """Book the idle time up to now as waiting, for the sake of ``cause``."""
-        if state.idle_since is not None and self._env.now > state.idle_since:
+        if self._env.now > state.idle_since:
             state.waited_for[cause] = state.waited_for.get(cause, 0.0) + self._env.now - state.idle_since
-        state.idle_since = None
 
     def _quiet(self, rank: int) -> None:
         """All flows of a rank have ended for now."""
         state = self.at[rank]
         state.idle_since = self._env.now
+        self._idle[rank] = True
         self._moving -= 1
         if not self._moving:
             self.moving += self._env.now - self._moving_since
@@ -128,6 +140,7 @@ class Collective:
 
     def _finish(self, rank: int, state: Participation, cause: int) -> None:
         self._charge(state, cause if cause != rank else -1)
+        self._idle[rank] = False
         state.end = self._env.now
-        self._fabric.unwatch(state.counter)
+        self._posting.leave(rank)
         state.done.succeed()

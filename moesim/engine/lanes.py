@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
+import numpy as np
 import simpy
 
+from moesim.base.errors import PluginError
 from moesim.engine.collective import Collective
 from moesim.engine.fabric import Fabric
+from moesim.engine.group_call import GroupCall
 from moesim.engine.load import StepLoad
+from moesim.engine.posting import rules_of
 from moesim.engine.recorder import Recorder
 from moesim.facts.arrays import Floats, Ints
-from moesim.facts.program import COLLECTIVES, Program, Task, Work
+from moesim.facts.program import COLLECTIVES, GROUP_CALLS, Program, Task, Work, may_overlap
 from moesim.facts.traffic import Exchange
+from moesim.models.collective.gradients import GradientPlans
+
+ONE_AFTER_THE_OTHER = "in order"
+"""The process of a GPU whose tasks never overlap, whatever their lanes."""
 
 
 class StepRun:
@@ -31,6 +39,8 @@ class StepRun:
         Ranks of an expert-parallel group.
     gpus : int
         G.
+    gradients : GradientPlans or None
+        What keeps the copies of the weights equal, if the program has such tasks.
     """
 
     def __init__(
@@ -43,6 +53,7 @@ class StepRun:
         *,
         ranks: int,
         gpus: int,
+        gradients: GradientPlans | None = None,
     ) -> None:
         self._env = env
         self._fabric = fabric
@@ -51,64 +62,101 @@ class StepRun:
         self._load = load
         self._ranks = ranks
         self._gpus = gpus
+        self._gradients = gradients
+        self._calls: dict[tuple[Work, int], GroupCall] = {}
+        self._whole: dict[Work, tuple[Floats, ...]] = {}
         self._collectives: dict[tuple[Work, int, int], Collective] = {}
-        self.waiting: dict[tuple[int, str], str | Collective] = {}
+        self.waiting: dict[tuple[int, str], tuple[str, str | Collective | GroupCall]] = {}
+        # Lanes that never run at once need no process each, and no events between them.
+        together = not may_overlap(program)
+        process_of = [ONE_AFTER_THE_OTHER if together else task.lane for task in program.tasks]
         lanes: dict[str, list[int]] = {}
-        for index, task in enumerate(program.tasks):
-            lanes.setdefault(task.lane, []).append(index)
+        for index, name in enumerate(process_of):
+            lanes.setdefault(name, []).append(index)
         elsewhere = {
-            before for task in program.tasks for before in task.after if program.tasks[before].lane != task.lane
-        }  # only these need an event: within a lane, order is enough
+            before for index, task in enumerate(program.tasks) for before in task.after if process_of[before] != process_of[index]
+        }  # only these need an event: within a process, order is enough
         self._done = [{index: env.event() for index in sorted(elsewhere)} for _ in range(gpus)]
-        self._processes = [env.process(self._lane(gpu, lane, indices)) for gpu in range(gpus) for lane, indices in lanes.items()]
+        segments = {lane: _segments(program, indices, elsewhere) for lane, indices in lanes.items()}
+        self._processes = [env.process(self._lane(gpu, lane, segments[lane])) for gpu in range(gpus) for lane in lanes]
 
     def all_done(self) -> simpy.Event:
         """Return an event that fires when every lane of every GPU has finished."""
         return self._env.all_of(self._processes)
 
-    def _lane(self, gpu: int, lane: str, indices: list[int]) -> Generator[simpy.Event, Any, None]:
-        done = self._done[gpu]
-        for index in indices:
-            task = self._program.tasks[index]
-            for before in task.after:
+    def _lane(self, gpu: int, name: str, segments: list[list[int]]) -> Generator[simpy.Event, Any, None]:
+        done, tasks = self._done[gpu], self._program.tasks
+        reached = -1.0
+        for number, segment in enumerate(segments):
+            for before in tasks[segment[0]].after:
                 if before in done and not done[before].processed:
-                    self.waiting[gpu, lane] = f"{self._program.tasks[before].work.phase} of layer {self._program.tasks[before].work.layer}"
+                    self.waiting[gpu, name] = (name, f"{tasks[before].work.phase} of layer {tasks[before].work.layer}")
                     yield done[before]
+            task = tasks[segment[0]]
             if task.work.phase in COLLECTIVES:
-                yield from self._communicate(gpu, task)
+                yield from self._communicate(gpu, name, task, reached)
+                reached = -1.0
+            elif task.work.phase in GROUP_CALLS:
+                yield from self._call(gpu, name, task)
             else:
-                yield from self._compute(gpu, task)
-            if index in done:
-                done[index].succeed()
-        self.waiting.pop((gpu, lane), None)
+                reached = yield from self._compute(
+                    gpu, name, [tasks[index] for index in segment], self._launch_after(segment, number, segments)
+                )
+            if segment[-1] in done:
+                done[segment[-1]].succeed()
+        self.waiting.pop((gpu, name), None)
 
-    def _compute(self, gpu: int, task: Task) -> Generator[simpy.Event, Any, None]:
+    def _compute(self, gpu: int, name: str, tasks: list[Task], launch: float) -> Generator[simpy.Event, Any, float]:
+        """Run kernels that follow each other without anybody else noticing when one ends and the next begins: one event for all.
+
+        So does the launch of a collective that comes right after them. Returns when the last kernel ended, or -1 if nothing was launched.
+        """
         start = self._env.now
-        seconds = float(self._load.seconds[task.work][gpu])
-        self.waiting[gpu, task.lane] = f"its own {task.work.phase} of layer {task.work.layer}"
-        yield self._env.timeout(seconds)
-        tokens = self._tokens(task.work)
-        self._recorder.span(task.work, gpu, task.lane, start, self._env.now, tokens=int(tokens[gpu]))
+        ends = []
+        end = start
+        for task in tasks:
+            end += float(self._load.seconds[task.work][gpu])
+            ends.append(end)
+        self.waiting[gpu, name] = (tasks[0].lane, f"its own {tasks[0].work.phase} of layer {tasks[0].work.layer}")
+        yield self._env.timeout(end + launch - start)
+        if not launch:
+            ends[-1] = self._env.now
+        for task, end in zip(tasks, ends, strict=True):
+            self._recorder.span(task.work, gpu, task.lane, start, end, tokens=int(self._tokens(task.work)[gpu]))
+            start = end
+        return end if launch else -1.0
 
-    def _communicate(self, gpu: int, task: Task) -> Generator[simpy.Event, Any, None]:
+    def _launch_after(self, segment: list[int], number: int, segments: list[list[int]]) -> float:
+        """Return how long the launch of the collective takes that follows a segment at once; 0 if none does."""
+        if segment[-1] in self._done[0] or number + 1 == len(segments) or self._ranks == 1:
+            return 0.0
+        following = self._program.tasks[segments[number + 1][0]]
+        if following.work.phase not in COLLECTIVES or any(before in self._done[0] for before in following.after):
+            return 0.0
+        return self._exchange(following.work).launch
+
+    def _exchange(self, work: Work) -> Exchange:
+        return self._load.layers[work.moe_layer].exchange[work.direction]
+
+    def _communicate(self, gpu: int, name: str, task: Task, launched_at: float) -> Generator[simpy.Event, Any, None]:
         if self._ranks == 1:
             return  # law L15: a group of one rank has nobody to exchange with, and no library launches anything
         work = task.work
-        exchange = self._load.layers[work.moe_layer].exchange[work.direction]
-        stages = exchange.dispatch if work.phase == "dispatch" else exchange.combine
-        start = self._env.now
+        exchange = self._exchange(work)
+        stages = self._stages(work, exchange)
+        start = self._env.now if launched_at < 0 else launched_at
         size = 0.0
         waited_for: dict[int, float] = {}
-        if exchange.launch > 0:
-            self.waiting[gpu, task.lane] = f"the launch of its own {work.phase} of layer {work.layer}"
+        if exchange.launch > 0 and launched_at < 0:
+            self.waiting[gpu, name] = (task.lane, f"the launch of its own {work.phase} of layer {work.layer}")
             yield self._env.timeout(exchange.launch)
-        for number, stage in enumerate(stages):
-            collective = self._collective(work, gpu // self._ranks, number, stage.bytes, exchange)
-            self.waiting[gpu, task.lane] = collective
+        for number, sent in enumerate(stages):
+            collective = self._collective(work, gpu // self._ranks, number, sent, exchange)
+            self.waiting[gpu, name] = (task.lane, collective)
             yield collective.arrive(gpu)
             for peer, seconds in collective.at[gpu].waited_for.items():
                 waited_for[peer] = waited_for.get(peer, 0.0) + seconds
-            size += float(stage.bytes[gpu].sum())
+            size += float(sent[gpu].sum())
         self._recorder.span(
             work,
             gpu,
@@ -122,11 +170,49 @@ class StepRun:
             waited_for=min(waited_for, key=lambda peer: (-waited_for[peer], peer), default=-1),
         )
 
+    def _stages(self, work: Work, exchange: Exchange) -> tuple[Floats, ...]:
+        """Return the matrices of bytes that follow each other; all stages of a pipelined exchange are one."""
+        stages = exchange.dispatch if work.phase == "dispatch" else exchange.combine
+        if not exchange.pipelined or len(stages) == 1:
+            return tuple(stage.bytes for stage in stages)
+        if work not in self._whole:
+            self._whole[work] = (np.sum([stage.bytes for stage in stages], axis=0),)
+        return self._whole[work]
+
+    def _call(self, gpu: int, name: str, task: Task) -> Generator[simpy.Event, Any, None]:
+        work = task.work
+        if self._gradients is None:
+            raise PluginError(f"the schedule has a task {work.phase!r}, but says nothing of how gradients are exchanged")
+        group = self._gradients.group_of(work, gpu)
+        prepared = self._gradients.prepared(work, group)
+        if not prepared.legs:
+            return  # law L15: nobody else holds these weights
+        key = (work, group)
+        if key not in self._calls:
+            self._calls[key] = GroupCall(self._env, self._fabric, prepared)
+            self._recorder.collective(work, group, self._calls[key], prepared.plan.traffic(self._gpus))
+        call = self._calls[key]
+        start = self._env.now
+        self.waiting[gpu, name] = (task.lane, call)
+        yield call.arrive(gpu)
+        part = call.at[gpu]
+        self._recorder.span(
+            work,
+            gpu,
+            task.lane,
+            start,
+            self._env.now,
+            tokens=0,
+            size=float(prepared.sent[gpu]),
+            waiting=part.waiting,
+            waited_for=min(part.waited_for, key=lambda peer: (-part.waited_for[peer], peer), default=-1),
+        )
+
     def _collective(self, work: Work, group: int, number: int, size: Floats, exchange: Exchange) -> Collective:
         key = (work, group, number)
         if key not in self._collectives:
             ranks = range(group * self._ranks, (group + 1) * self._ranks)
-            collective = Collective(self._env, self._fabric, ranks, size, barrier=exchange.barrier)
+            collective = Collective(self._env, self._fabric, ranks, size, barrier=exchange.barrier, rules=rules_of(exchange))
             self._collectives[key] = collective
             self._recorder.collective(work, group, collective, size)
         return self._collectives[key]
@@ -134,3 +220,25 @@ class StepRun:
     def _tokens(self, work: Work) -> Ints:
         layer = self._load.layers[max(work.moe_layer, 0)]
         return layer.rows if work.phase == "experts" else layer.tokens
+
+
+def _segments(program: Program, indices: list[int], elsewhere: set[int]) -> list[list[int]]:
+    """Return the tasks of a lane, with kernels together that follow each other unnoticed: no other lane waits for one or is waited for."""
+    segments: list[list[int]] = []
+    for index in indices:
+        task = program.tasks[index]
+        kernel = task.work.phase not in COLLECTIVES and task.work.phase not in GROUP_CALLS
+        previous = segments[-1][-1] if segments else -1
+        joins = (
+            kernel
+            and previous >= 0
+            and program.tasks[previous].work.phase not in COLLECTIVES
+            and program.tasks[previous].work.phase not in GROUP_CALLS
+            and previous not in elsewhere
+            and not any(before in elsewhere for before in task.after)
+        )
+        if joins:
+            segments[-1].append(index)
+        else:
+            segments.append([index])
+    return segments

@@ -10,7 +10,7 @@ from moesim.base.errors import LawBroken, PluginError
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Limit
 from moesim.facts.placement import Placement
-from moesim.facts.program import BACKWARD, COLLECTIVES, FORWARD, Program, Work
+from moesim.facts.program import BACKWARD, COLLECTIVES, FORWARD, GROUP_CALLS, Program, Work
 from moesim.facts.routing import Assignment, Kept, LayerRouting, Routing
 from moesim.facts.scenario import Setting
 from moesim.facts.traffic import Exchange
@@ -90,14 +90,19 @@ def load_step(setting: Setting, program: Program, policies: Policies, placement:
         kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
         assignment = policies.bind(kept, placement, step=step, moe_layer=moe_layer)
         _check_tokens(chosen, kept, assignment, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
+        travelling = assignment
+        if kept.sent is not None:
+            travelling = policies.bind(kept.sent, placement, step=step, moe_layer=moe_layer)
+            _check_tokens(chosen, kept.sent, travelling, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
+            _check_computed(kept, kept.sent, step, moe_layer)
         rows_of_slot = np.zeros((setting.gpus, local.max(initial=0) + 1), dtype=np.int64)
         padding = np.zeros(setting.gpus, dtype=np.int64)
         columns = np.broadcast_to(local, assignment.destination.shape)
         np.add.at(rows_of_slot, (assignment.destination, columns), assignment.slot_counts + assignment.slot_padding)
         np.add.at(padding, assignment.destination, assignment.slot_padding)
         expert_rows.append(rows_of_slot)
-        exchange = {direction: policies.carry(assignment, direction=direction) for direction in directions}
-        _check_exchange(exchange[FORWARD], assignment, step, moe_layer)
+        exchange = {direction: policies.carry(travelling, direction=direction) for direction in directions}
+        _check_exchange(exchange[FORWARD], travelling, step, moe_layer)
         layers.append(
             LayerLoad(
                 chosen=chosen,
@@ -110,7 +115,7 @@ def load_step(setting: Setting, program: Program, policies: Policies, placement:
         )
     for task in program.tasks:
         work = task.work
-        if work.phase in COLLECTIVES or work in seconds:
+        if work.phase in COLLECTIVES or work.phase in GROUP_CALLS or work in seconds:
             continue
         if work.phase == "experts":
             seconds[work] = policies.kernels.experts(expert_rows[work.moe_layer], direction=work.direction)
@@ -141,8 +146,11 @@ def _local_index(rank_of_slot: Ints, ranks: int) -> Ints:
 
 
 def _check_exchange(exchange: Exchange, assignment: Assignment, step: int, moe_layer: int) -> None:
-    """Law L2: every GPU with rows for others sends bytes, every GPU that gets rows receives some, and so on the way back."""
-    rows = assignment.rows_at()
+    """Law L2: every GPU with tokens for others sends bytes, every GPU that gets tokens receives some, and so on the way back.
+
+    Rows of padding do not count: an exchange may leave it to the receiver to make them.
+    """
+    rows = assignment.routes_at()
     np.fill_diagonal(rows, 0)
     for phase, stages, wanted in (("dispatch", exchange.dispatch, rows), ("combine", exchange.combine, rows.T)):
         for side, axis in (("sends", 1), ("receives", 0)):
@@ -154,15 +162,34 @@ def _check_exchange(exchange: Exchange, assignment: Assignment, step: int, moe_l
                 )
 
 
+def _check_computed(kept: Kept, sent: Kept, step: int, moe_layer: int) -> None:
+    """Law L1: nothing is computed that did not travel."""
+    missing = np.argwhere(kept.routing.counts > sent.routing.counts)
+    if missing.size:
+        source, expert = (int(i) for i in missing[0])
+        raise LawBroken(
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: expert {expert} computes {kept.routing.counts[source, expert]} copies "
+            f"of GPU {source}, but only {sent.routing.counts[source, expert]} were sent"
+        )
+
+
 def _check_tokens(
     chosen: LayerRouting, kept: Kept, assignment: Assignment, experts_of_slots: Ints, ranks: int, step: int, moe_layer: int
 ) -> None:
     """Law L1: every routed copy is sent and computed once, or counted as dropped."""
     after = kept.routing.counts + kept.dropped
-    if not np.array_equal(chosen.counts, after):
-        source, expert = (int(i) for i in np.argwhere(chosen.counts != after)[0])
+    given = chosen.counts
+    if kept.moved is not None:
+        for source in np.flatnonzero(kept.moved.sum(axis=1))[:1].tolist():
+            raise LawBroken(
+                f"law L1 (tokens): step {step}, MoE layer {moe_layer}: the capacity rule sent routes of GPU {source} to other experts, and "
+                f"{abs(kept.moved[source].sum())} of them were {'lost' if kept.moved[source].sum() < 0 else 'invented'} on the way"
+            )
+        given = chosen.counts + kept.moved
+    if not np.array_equal(given, after):
+        source, expert = (int(i) for i in np.argwhere(given != after)[0])
         raise LawBroken(
-            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} routed {chosen.counts[source, expert]} copies to expert "
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} routed {given[source, expert]} copies to expert "
             f"{expert}, of which {kept.routing.counts[source, expert]} were kept and {kept.dropped[source, expert]} dropped"
         )
     held = np.zeros_like(kept.routing.counts)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from typing import Any
 
+import numpy as np
 import simpy
 
-from moesim.base.errors import Stuck
+from moesim.base.errors import PluginError, Stuck
 from moesim.engine.fabric import Fabric
 from moesim.engine.lanes import StepRun
 from moesim.engine.load import Policies, StepLoad, load_step
 from moesim.engine.recorder import Recorder
 from moesim.engine.tally import Mark
+from moesim.facts.collective import GradientCalls
 from moesim.facts.placement import Placement
 from moesim.facts.program import Program
 from moesim.facts.routing import Routing
-from moesim.facts.scenario import Setting
+from moesim.facts.scenario import Scenario, Setting
+from moesim.models.collective.gradients import GradientPlans
 
 
 class Machine:
@@ -24,22 +28,33 @@ class Machine:
 
     Parameters
     ----------
+    scenario : Scenario
+        Its schedule says what every GPU does, its ``sharing`` how exactly links are shared.
     setting : Setting
-    program : Program
     policies : Policies
         Fresh callables: a machine never shares them with another.
     placement : Placement
     """
 
-    def __init__(self, setting: Setting, program: Program, policies: Policies, placement: Placement) -> None:
+    def __init__(self, scenario: Scenario, setting: Setting, policies: Policies, placement: Placement) -> None:
         self.setting = setting
-        self.program = program
+        self.program: Program = scenario.schedule.program(scenario.model, setting.workload)
         self.policies = policies
         self.placement = placement
         self.env = simpy.Environment()
-        self.fabric = Fabric(self.env, setting.cluster)
+        self._sharing = scenario.sharing
+        self._fabric: Fabric | None = None
+        self._port = math.inf
+        self._gradients = _gradient_plans(scenario.schedule, setting, placement)
         self.recorder = Recorder(setting.cluster)
         self.marks: list[Mark] = []
+
+    @property
+    def fabric(self) -> Fabric:
+        """The links; there are none before the first step, whose exchange says how much a GPU's kernels can send."""
+        if self._fabric is None:
+            self._fabric = Fabric(self.env, self.setting.cluster, self._sharing, port=self._port)
+        return self._fabric
 
     def load(self, routing: Routing, step: int) -> StepLoad:
         """Work out what a step asks for."""
@@ -53,27 +68,59 @@ class Machine:
         Stuck
             If nothing is left to happen and somebody still waits.
         """
-        self.recorder.step = step
+        self._prepare(load)
+        self.recorder.begin_step(step)
         start = self.env.now
-        run = StepRun(self.env, self.fabric, self.recorder, self.program, load, ranks=self.setting.parallel.ep, gpus=self.setting.gpus)
+        run = StepRun(
+            self.env,
+            self.fabric,
+            self.recorder,
+            self.program,
+            load,
+            ranks=self.setting.parallel.ep,
+            gpus=self.setting.gpus,
+            gradients=self._gradients,
+        )
         finished: list[float] = []
         self.env.process(self._driver(run, finished))
         self.env.run()
         if not finished:
             raise Stuck(describe_stuck(run, self.env.now))
-        self.recorder.end_step()
-        self.marks.append(Mark(start, finished[0], self.fabric.busy.copy(), self.fabric.carried_on_link.copy()))
+        self.marks.append(Mark(start, finished[0], self.fabric.busy, self.fabric.carried_on_link))
         return self.marks[-1]
+
+    def _prepare(self, load: StepLoad) -> None:
+        """Tell the fabric what the exchanges of a step ask of it."""
+        exchanges = [exchange for layer in load.layers for exchange in layer.exchange.values()]
+        ports = sorted({exchange.port for exchange in exchanges} | {self._port if self._fabric is not None else math.inf})
+        if self._fabric is None:
+            self._port = ports[0]
+        elif ports[0] != self._port:
+            raise PluginError(f"an exchange sends {ports[0]:.6g} B/s at most now and {self._port:.6g} before: port must not change")
+        most = 0
+        for exchange in exchanges:
+            for stages in (exchange.dispatch, exchange.combine):
+                flows = [int(np.count_nonzero(stage.bytes)) for stage in stages]
+                most = max(most, sum(flows) if exchange.pipelined else max(flows, default=0))
+        self.fabric.expect(most)
 
     def _driver(self, run: StepRun, finished: list[float]) -> Generator[simpy.Event, Any, None]:
         yield run.all_done()
         finished.append(self.env.now)
 
 
+def _gradient_plans(schedule: object, setting: Setting, placement: Placement) -> GradientPlans | None:
+    """Return how the copies of weights are kept equal, if the schedule has them kept so."""
+    if not isinstance(schedule, GradientCalls):
+        return None
+    ranks = setting.parallel.ep
+    return GradientPlans(calls=schedule, model=setting.model, cluster=setting.cluster, ep=ranks, slots=placement.slots_per_rank(ranks))
+
+
 def describe_stuck(run: StepRun, now: float) -> str:
     """Say who waits for what."""
     lines = []
-    for (gpu, lane), what in sorted(run.waiting.items(), key=lambda item: item[0])[:8]:
+    for (gpu, _), (lane, what) in sorted(run.waiting.items(), key=lambda item: item[0])[:8]:
         if isinstance(what, str):
             lines.append(f"GPU {gpu} ({lane}) waits for {what}")
         else:

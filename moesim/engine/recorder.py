@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from moesim.engine.collective import Collective
+from moesim.engine.group_call import GroupCall
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.program import Work
 from moesim.facts.record import Table
-from moesim.models.bounds import link_bound, port_bound, port_links, port_seconds
+from moesim.models.bounds import link_bound, link_bytes, port_bound, port_links, port_seconds
 
 SPAN_COLUMNS = (
     ("step", np.int64),
@@ -65,9 +66,17 @@ class Recorder:
         self._crosses = cluster.crosses_nodes()
         self._ports = port_links(cluster)
         self._spans: list[tuple[object, ...]] = []
-        self._under_way: list[tuple[Work, int, Collective, Floats]] = []
+        self._under_way: list[tuple[Work, int, Collective | GroupCall, Floats]] = []
         self._collectives: list[tuple[object, ...]] = []
         self.step = 0
+
+    def begin_step(self, step: int) -> None:
+        """Write the collectives of the step before down as rows: their matrices and participants would fill the memory of a long run.
+
+        The last step waits until somebody asks for rows: the balanced step is played for its time alone.
+        """
+        self._write_down()
+        self.step = step
 
     def span(
         self,
@@ -102,23 +111,23 @@ class Recorder:
             )
         )
 
-    def collective(self, work: Work, group: int, collective: Collective, size: Floats) -> None:
+    def collective(self, work: Work, group: int, collective: Collective | GroupCall, size: Floats) -> None:
         """Remember a collective of this step; ``size`` is float[G, G], B."""
         self._under_way.append((work, group, collective, size))
 
-    def end_step(self) -> None:
-        """Turn the step's collectives into rows: their matrices and participants would fill the memory of a long run."""
+    def _write_down(self) -> None:
         self._collectives += [self._row(*one) for one in self._under_way]
         self._under_way.clear()
 
-    def _row(self, work: Work, group: int, collective: Collective, size: Floats) -> tuple[object, ...]:
+    def _row(self, work: Work, group: int, collective: Collective | GroupCall, size: Floats) -> tuple[object, ...]:
         ranks = np.array(collective.ranks)
         mine = np.zeros_like(size)
         mine[np.ix_(ranks, ranks)] = size[np.ix_(ranks, ranks)]
         np.fill_diagonal(mine, 0.0)
         states = [collective.at[rank] for rank in collective.ranks]
         arrivals = np.array([state.arrival for state in states])
-        seconds, link = link_bound(mine, self._cluster)
+        carried = link_bytes(mine, self._cluster)
+        seconds, link = link_bound(mine, self._cluster, carried=carried)
         return (
             self.step,
             work.layer,
@@ -135,13 +144,14 @@ class Recorder:
             port_seconds(mine, self._cluster)[ranks].mean(),
             mine.sum(),
             mine[self._crosses].sum(),
-            port_bound(mine, self._cluster, ports=self._ports),
+            port_bound(mine, self._cluster, ports=self._ports, carried=carried),
             seconds,
             self._cluster.link_names[link] if seconds > 0 else "",
         )
 
     def collectives(self) -> Table:
-        """Return all collectives of finished steps in the order in which they began."""
+        """Return all collectives in the order in which they began."""
+        self._write_down()
         return _table(COLLECTIVE_COLUMNS, self._collectives)
 
     def spans(self) -> Table:

@@ -74,8 +74,8 @@ def simulate(
         read_trace=read_trace,
     )
     placement = first_placement(scenario.policy.placement, setting)
-    program: Program = scenario.schedule.program(scenario.model, scenario.workload)
-    machine = Machine(setting, program, fresh_policies(scenario, setting), placement)
+    machine = Machine(scenario, setting, fresh_policies(scenario, setting), placement)
+    program: Program = machine.program
     compute_basis = machine.policies.kernels.basis
     draw = scenario.routing.begin(setting)
     tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing)
@@ -110,7 +110,7 @@ def simulate(
         metrics=metrics,
         warnings=(*notes, *warnings(scenario, cluster, tables)),
         assumptions=assumptions(scenario, cluster, compute_basis, barrier=barrier, overlap=may_overlap(program)),
-        facts=_facts(scenario, setting, tally),
+        facts={**_facts(scenario, setting, tally), "sharing": machine.fabric.report()},
         routing=tally.routing(f"moesim {__version__}, routing of {scenario.name!r}, seed {scenario.seed}"),
         meta={
             "moesim": __version__,

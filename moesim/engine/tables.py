@@ -13,7 +13,7 @@ from moesim.engine.tally import Mark, Tally
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.placement import Placement
-from moesim.facts.program import COLLECTIVES
+from moesim.facts.program import COLLECTIVES, GRADIENTS
 from moesim.facts.record import Table
 from moesim.facts.scenario import Setting
 from moesim.models.memory import peak_memory, weight_bytes
@@ -49,7 +49,7 @@ def build_tables(recorder: Recorder, tally: Tally, *, setting: Setting, placemen
         "steps": _steps(marks, numbers, tally, per_gpu),
         "layers": Table(
             columns={name: np.array(values) for name, values in tally.layer_rows.items()},
-            units={"dispatch_bytes": "B", "combine_bytes": "B", "cross_node_bytes": "B"},
+            units={name: "B" for name in tally.layer_rows if name.endswith("_bytes")},
         ),
         "experts": _experts(tally),
         "ranks": _ranks(tally, numbers, setting.gpus),
@@ -80,25 +80,33 @@ def _phase_seconds(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[
     for name in COLLECTIVES:
         sums[name] = total(seconds - spans["waiting_s"], phase == name)
     sums["waiting"] = total(spans["waiting_s"], collective)
-    sums["exposed"] = _exposed(spans, numbers, gpus)
+    occupied = _occupied(spans, numbers, gpus)
+    sums["exposed"] = occupied["at all"] - occupied["computing"]
+    sums["gradients"] = occupied["gradients"]
+    sums["gradients_exposed"] = occupied["at all"] - occupied["tokens"]
+    sums["occupied"] = occupied["at all"]
     return sums
 
 
-def _exposed(spans: Table, numbers: NDArray[np.int64], gpus: int) -> Floats:
-    """Return float[steps, G], seconds in which a GPU communicates (or waits to) and computes nothing."""
-    exposed = np.zeros((len(numbers), gpus))
-    computing = spans["lane"] == "compute"
+def _occupied(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[str, Floats]:
+    """Return float[steps, G], seconds in which a GPU has a task under way: any, one of computing, on gradients, or any but those."""
+    of_gradients = spans["lane"] == GRADIENTS
+    lanes = {
+        "at all": np.ones(len(spans), dtype=np.bool_),
+        "computing": spans["lane"] == "compute",
+        "gradients": of_gradients,
+        "tokens": ~of_gradients,
+    }
     order = np.lexsort((spans["start_s"], spans["gpu"], spans["step"]))
-    step, gpu, start, end, computes = (
-        column[order] for column in (spans["step"], spans["gpu"], spans["start_s"], spans["end_s"], computing)
-    )
+    step, gpu, start, end = (spans[name][order] for name in ("step", "gpu", "start_s", "end_s"))
+    occupied = {name: np.zeros((len(numbers), gpus)) for name in lanes}
     bounds = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(gpu) != 0), True])
+    chosen = {name: mask[order] for name, mask in lanes.items()}
     for first, last in itertools.pairwise(bounds):
         part = slice(first, last)
-        both = _covered(start[part], end[part])
-        busy = _covered(start[part][computes[part]], end[part][computes[part]])
-        exposed[step[first] - numbers[0], gpu[first]] = both - busy
-    return exposed
+        for name, mask in chosen.items():
+            occupied[name][step[first] - numbers[0], gpu[first]] = _covered(start[part][mask[part]], end[part][mask[part]])
+    return occupied
 
 
 def _covered(start: Floats, end: Floats) -> float:
@@ -126,6 +134,8 @@ def _steps(marks: list[Mark], numbers: NDArray[np.int64], tally: Tally, per_gpu:
         "dense_s": per_gpu["dense"].mean(axis=1),
         "gate_s": per_gpu["gate"].mean(axis=1),
         "shared_s": per_gpu["shared"].mean(axis=1),
+        "gradient_s": per_gpu["gradients"].mean(axis=1),
+        "gradient_exposed_s": per_gpu["gradients_exposed"].mean(axis=1),
         "exposed_communication_s": per_gpu["exposed"].mean(axis=1),
     }
     return Table(columns=columns, units={name: "s" for name in columns if name.endswith("_s")})
@@ -163,7 +173,6 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
     gpus = setting.gpus
     rows = np.concatenate(tally.rank_rows["rows"]).reshape(len(marks), -1, gpus)
     step_time = np.array([mark.end - mark.start for mark in marks])
-    spent = sum((per_gpu[name] for name in (*PHASES, "dispatch", "combine", "waiting")), np.zeros((len(marks), gpus)))
     slots = np.tile(placement.slots_per_rank(setting.parallel.ep), setting.groups)
     weights = np.array([weight_bytes(setting.model, int(count), setting.workload.phase) for count in slots])
     # Training holds the activations of all layers at once, a forward pass those of one.
@@ -182,7 +191,9 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
         "dispatch_transfer_s": per_gpu["dispatch"].mean(axis=0),
         "combine_transfer_s": per_gpu["combine"].mean(axis=0),
         "waiting_s": per_gpu["waiting"].mean(axis=0),
-        "idle_s": np.maximum(step_time[:, None] - spent, 0.0).mean(axis=0),
+        "gradient_s": per_gpu["gradients"].mean(axis=0),
+        "gradient_exposed_s": per_gpu["gradients_exposed"].mean(axis=0),
+        "idle_s": np.maximum(step_time[:, None] - per_gpu["occupied"], 0.0).mean(axis=0),
         "weight_bytes": weights,
         "peak_memory_bytes": np.array(peak),
     }

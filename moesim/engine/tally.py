@@ -71,18 +71,20 @@ class Tally:
             routes[moe_layer] += by_expert
             dropped[moe_layer] += layer.kept.dropped.sum(axis=0)
             sums = {"dispatch": 0.0, "combine": 0.0}
-            cross, copies = 0.0, 0
+            cross, counted = {"dispatch": 0.0, "combine": 0.0}, {"dispatch": 0.0, "combine": 0.0}
+            copies = 0
             for exchange in layer.exchange.values():
                 for phase, stages in (("dispatch", exchange.dispatch), ("combine", exchange.combine)):
+                    counted[phase] += float(exchange.counted(phase).sum()) / gpus
                     for stage in stages:
                         sums[phase] += float(stage.bytes.sum())
-                        cross += float(stage.bytes[crosses].sum())
+                        cross[phase] += float(stage.bytes[crosses].sum())
                         self.traffic[f"{phase}_bytes"] += stage.bytes
             for stage in layer.exchange["forward"].dispatch:
                 sent = stage.copies * ~np.eye(gpus, dtype=np.bool_)
                 copies += int(sent.sum())
                 self.traffic["copies"] += sent
-            self._layer(step, moe_layer, layer, by_expert, sums, cross, copies)
+            self._layer(step, moe_layer, layer, by_expert, sums, cross, counted, copies)
             self.rank_rows["rows"].append(layer.rows)
             self.rank_rows["padding"].append(layer.padding)
         self.tokens_of_gpus.append(load.layers[0].tokens)
@@ -90,10 +92,17 @@ class Tally:
         self.routes, self.dropped = routes, dropped
 
     def _layer(
-        self, step: int, moe_layer: int, layer: LayerLoad, by_expert: Ints, sums: dict[str, float], cross: float, copies: int
+        self,
+        step: int,
+        moe_layer: int,
+        layer: LayerLoad,
+        by_expert: Ints,
+        sums: dict[str, float],
+        cross: dict[str, float],
+        counted: dict[str, float],
+        copies: int,
     ) -> None:
         kept = layer.kept
-        capacity = -1 if kept.capacity is None else int(kept.capacity.sum()) * self.model.experts
         row = {
             "step": step,
             "moe_layer": moe_layer,
@@ -104,14 +113,17 @@ class Tally:
             "kept": int(kept.routing.counts.sum()),
             "padding": int(kept.padding.sum()),
             "fully_dropped": -1 if kept.fully_dropped is None else kept.fully_dropped,
-            "capacity_rows": capacity,
+            "capacity_rows": kept.admitted(),
             "expert_max": int(by_expert.max()),
             "expert_mean": float(by_expert.mean()),
             "rank_max": int(layer.rows.max()),
             "rank_mean": float(layer.rows.mean()),
             "dispatch_bytes": sums["dispatch"],
             "combine_bytes": sums["combine"],
-            "cross_node_bytes": cross,
+            "cross_node_bytes": cross["dispatch"] + cross["combine"],
+            "dispatch_cross_node_bytes": cross["dispatch"],
+            "dispatch_library_bytes": counted["dispatch"],
+            "combine_library_bytes": counted["combine"],
             "copies": copies,
         }
         for name, value in row.items():

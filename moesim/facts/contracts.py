@@ -6,15 +6,16 @@ lives in what ``begin(setting)`` returns, so two runs never share any. :mod:`moe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.facts.batch_plan import BatchPlan
 from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
 from moesim.facts.placement import Placement
@@ -53,6 +54,15 @@ class Choose(Protocol):
         ...
 
 
+@runtime_checkable
+class Learn(Protocol):
+    """What a gate's callable may also have: it is then told what became of its choices, before it is asked about the next step."""
+
+    def learn(self, kept: Kept, *, step: int, moe_layer: int) -> None:
+        """Take note of what the capacity rule left of one layer; it may change the choices of later steps only (L12)."""
+        ...
+
+
 class Limit(Protocol):
     """What ``begin`` of a capacity rule returns. Kept and dropped routes add up to the routes it was given (L1)."""
 
@@ -65,12 +75,14 @@ class Limit(Protocol):
 class View:
     """All that a placement policy may see when it plans: the past (law L12).
 
-    ``loads`` is int[steps so far, L, E], routes to each logical expert before drops, oldest first.
+    ``loads`` is int[steps so far, L, E], routes to each logical expert before drops, oldest first. ``recent`` holds the chosen routes of
+    the last steps, oldest first: as many steps as the plan's attribute ``look_back`` asks for, none if it has no such attribute.
     """
 
     step: int
     loads: Ints
     placement: Placement | None
+    recent: Sequence[Sequence[LayerRouting]] = ()
 
 
 class Plan(Protocol):
@@ -78,6 +90,19 @@ class Plan(Protocol):
 
     def __call__(self, view: View) -> Placement | None:
         """Return the placement from this step on, or None to keep the present one; the first call must return one."""
+        ...
+
+
+@runtime_checkable
+class PlanBatch(Protocol):
+    """What a placement's callable may also have: it then places the experts of every layer anew, from the routes of the batch at hand.
+
+    The placement that it returns when called as :class:`Plan` is where the weights live; ``for_batch`` says which of them are copied
+    where for one layer of one step, and which copy computes each route. The scenario's dispatch is not asked.
+    """
+
+    def for_batch(self, kept: Kept, *, step: int, moe_layer: int) -> BatchPlan:
+        """Return the plan of one layer of one step; layers and steps come in order."""
         ...
 
 

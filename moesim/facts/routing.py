@@ -45,6 +45,8 @@ class LayerRouting:
         Gate weight of each choice.
     scores : float[T, E] or None
         Router logits.
+    vocabulary_ids : int[T] or None
+        Which word of the vocabulary each token is, from 0.
     """
 
     experts: int
@@ -53,11 +55,12 @@ class LayerRouting:
     ids: NDArray[Any] | None = None
     weights: NDArray[Any] | None = None
     scores: NDArray[Any] | None = None
+    vocabulary_ids: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_start", frozen(self.token_start, np.int64))
         object.__setattr__(self, "counts", frozen(self.counts, np.int64))
-        for name in ("ids", "weights", "scores"):
+        for name in ("ids", "weights", "scores", "vocabulary_ids"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, frozen(getattr(self, name)))
 
@@ -70,6 +73,7 @@ class LayerRouting:
         *,
         weights: NDArray[Any] | None = None,
         scores: NDArray[Any] | None = None,
+        vocabulary_ids: NDArray[Any] | None = None,
     ) -> LayerRouting:
         """Build from per-token choices; the counts follow."""
         token_start = np.asarray(token_start, dtype=np.int64)
@@ -80,6 +84,7 @@ class LayerRouting:
             ids=ids,
             weights=weights,
             scores=scores,
+            vocabulary_ids=vocabulary_ids,
         )
 
     @property
@@ -127,6 +132,12 @@ class LayerRouting:
         if self.scores is None:
             raise FidelityError(f"{who} needs the router's scores over all experts, but this routing has {self.fidelity} only")
         return self.scores
+
+    def need_vocabulary_ids(self, who: str) -> NDArray[Any]:
+        """Return ``vocabulary_ids``, or refuse on behalf of ``who``."""
+        if self.vocabulary_ids is None:
+            raise FidelityError(f"{who} needs the vocabulary id of each token, but this routing has {self.fidelity} without them")
+        return self.vocabulary_ids
 
 
 def count_routes(ids: NDArray[Any], token_start: Any, experts: int) -> Ints:
@@ -177,6 +188,15 @@ class Kept:
         Rows that each source may send to each expert; None when there is no limit.
     fully_dropped : int or None
         Tokens all of whose routes were dropped; None where tokens are unknown.
+    moved : int[G, E] or None
+        Routes that a rule sent to another expert than the gate chose: how many more came to an expert from elsewhere than left it; 0 in sum
+        for each source. None if a rule only drops. Given and moved routes are what is kept and dropped (law L1).
+    sent : Kept or None
+        What travels, where that is not what is computed: a rule that drops at the receiver lets every route travel, and rows that only
+        the receiver adds do not. None if what is computed is what is sent.
+    room : int or None
+        Rows that the rule would have admitted from all sources to all experts, for a rule whose limit is not one per source and expert
+        (``capacity`` is then None).
     """
 
     routing: LayerRouting
@@ -184,12 +204,22 @@ class Kept:
     padding: Ints
     capacity: Ints | None = None
     fully_dropped: int | None = None
+    moved: Ints | None = None
+    sent: Kept | None = None
+    room: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("dropped", "padding"):
             object.__setattr__(self, name, frozen(getattr(self, name), np.int64))
-        if self.capacity is not None:
-            object.__setattr__(self, "capacity", frozen(self.capacity, np.int64))
+        for name in ("capacity", "moved"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, frozen(getattr(self, name), np.int64))
+
+    def admitted(self) -> int:
+        """Return the rows that the rule would have admitted from all sources to all experts; -1 without a limit."""
+        if self.room is not None:
+            return self.room
+        return -1 if self.capacity is None else int(self.capacity.sum()) * self.routing.experts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,8 +248,15 @@ class Assignment:
 
     def rows_at(self) -> Ints:
         """Return int[G, G], rows (real and padding) that each source sends to each destination GPU."""
+        return self._at(self.slot_counts + self.slot_padding)
+
+    def routes_at(self) -> Ints:
+        """Return int[G, G], real routes from each source to each destination GPU."""
+        return self._at(self.slot_counts)
+
+    def _at(self, rows_of_slots: Ints) -> Ints:
         gpus = len(self.slot_counts)
         rows = np.zeros((gpus, gpus), dtype=np.int64)
         source = np.broadcast_to(np.arange(gpus)[:, None], self.destination.shape)
-        np.add.at(rows, (source, self.destination), self.slot_counts + self.slot_padding)
+        np.add.at(rows, (source, self.destination), rows_of_slots)
         return rows

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from moesim.base.errors import PluginError, did_you_mean
 from moesim.facts.arrays import Floats, Ints, frozen
+
+ORDERS = ("rotated", "ascending")
+"""In which orders a GPU may post its messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +39,75 @@ class Traffic:
         object.__setattr__(self, "padding", frozen(rows, np.int64))
 
 
+def _nothing() -> Floats:
+    return np.zeros(0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """Both ways of one layer: tokens to their experts, results back; each a sequence of stages.
 
-    ``launch`` is the time a GPU spends between reaching a collective and offering its first byte; with ``barrier`` no byte moves
-    before every rank of the group has arrived (counts are exchanged first), otherwise a pair starts when both have arrived.
+    A *message* is what one GPU sends to one other in one stage.
+
+    Parameters
+    ----------
+    dispatch, combine : tuple of Traffic
+        The stages of each way, in order.
+    launch : float
+        Seconds that a GPU spends between reaching a collective and offering its first byte.
+    barrier : bool
+        No byte moves before every rank of the group has arrived (counts are exchanged first); otherwise a pair starts when both have.
+    pipelined : bool
+        The stages of one way start together, as in a kernel that forwards chunk by chunk; otherwise a stage waits for the one before.
+    order : str
+        In which order a GPU posts its messages. ``rotated``: GPU g sends to g + 1, g + 2 ... and round; ``ascending``: to 0, 1, 2 ...
+    overhead : float
+        Seconds that a GPU spends on a message before it can post the next.
+    in_flight : int
+        How many messages of a GPU may be on their way at once; 0 for all.
+    port : float
+        B/s that the communication kernels of a GPU can send, and receive, at most; infinite where only links limit them.
+    dispatch_counted, combine_counted : float[G]
+        Bytes that the library of the exchange would divide by the time of each way to report its bandwidth. They are seldom the bytes
+        that are sent: most libraries count what stays on a GPU too. Empty where the exchange has no library: what a GPU sends counts.
+
+    Raises
+    ------
+    PluginError
+        If a field is out of its range.
     """
 
     dispatch: tuple[Traffic, ...]
     combine: tuple[Traffic, ...]
     launch: float = 0.0
     barrier: bool = False
+    pipelined: bool = False
+    order: str = "rotated"
+    overhead: float = 0.0
+    in_flight: int = 0
+    port: float = math.inf
+    dispatch_counted: Floats = field(default_factory=_nothing)
+    combine_counted: Floats = field(default_factory=_nothing)
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise PluginError(f"an exchange cannot post its messages in the order {self.order!r}{did_you_mean(self.order, ORDERS)}")
+        if not (math.isfinite(self.overhead) and self.overhead >= 0):
+            raise PluginError(f"an exchange cannot spend {self.overhead} s on a message: overhead must be finite and at least 0")
+        if self.in_flight < 0:
+            raise PluginError(f"an exchange cannot have {self.in_flight} messages on their way: in_flight is at least 1, or 0 for all")
+        if not self.port > 0:
+            raise PluginError(f"an exchange cannot send {self.port} B/s: port must be above 0, infinite for no limit")
+        for name in ("dispatch_counted", "combine_counted"):
+            counted = frozen(getattr(self, name), np.float64)
+            if not (np.isfinite(counted).all() and (counted >= 0).all()):
+                raise PluginError(f"an exchange cannot count these bytes: {name} holds a number below 0 or not finite")
+            object.__setattr__(self, name, counted)
+
+    def counted(self, phase: str) -> Floats:
+        """Return float[G], the bytes of ``dispatch`` or ``combine`` that count for the bandwidth that the library reports."""
+        counted: Floats = self.dispatch_counted if phase == "dispatch" else self.combine_counted
+        if counted.size:
+            return counted
+        stages = self.dispatch if phase == "dispatch" else self.combine
+        return np.asarray(sum((stage.bytes.sum(axis=1) for stage in stages), np.zeros(len(stages[0].bytes) if stages else 0)))

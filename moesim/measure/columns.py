@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moesim.facts.arrays import Floats
 from moesim.facts.contracts import Record
+from moesim.facts.program import COLLECTIVES
 
 
 def step_column(record: Record, column: str) -> Floats:
@@ -65,6 +66,11 @@ def ratio(above: ArrayLike, below: ArrayLike) -> Floats:
     return np.asarray(np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0))
 
 
+def where_any(values: ArrayLike, of: ArrayLike) -> Floats:
+    """Return ``values``, NaN where there is nothing of what they measure (``of`` is not more than 0)."""
+    return np.where(np.asarray(of, dtype=np.float64) > 0, np.asarray(values, dtype=np.float64), np.nan)
+
+
 def rank_loads(record: Record) -> Floats:
     """Return float[steps, L, G], the rows that each GPU computed in each MoE layer of each measured step."""
     table = record.tables["ranks"]
@@ -83,6 +89,12 @@ def expert_loads(record: Record) -> Floats:
     loads = np.zeros((layers, experts))
     loads[layer, expert] = table["routes"]
     return loads
+
+
+def of_tokens(record: Record, column: str) -> Floats:
+    """Return float[steps], the sum of a column of the table ``collectives`` over dispatches and combines."""
+    table = record.tables["collectives"]
+    return sum_by_step(record, "collectives", np.where(np.isin(table["phase"], COLLECTIVES), table[column], 0.0))
 
 
 def whole(record: Record, value: float) -> Floats:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from moesim.base.registry import register
 from moesim.facts.arrays import Floats
 from moesim.facts.contracts import Record
-from moesim.measure.columns import ratio, step_column
+from moesim.measure.columns import ratio, step_column, where_any
 
 
 @register("metric", "step_time")
@@ -135,6 +135,34 @@ class AttentionTime:
     def measure(self, record: Record) -> Floats:
         """Return float[steps], in s."""
         return step_column(record, "attention_s")
+
+
+@register("metric", "gradient_time")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientTime:
+    """Time in a step in which operations on gradients or weights are under way on a GPU, mean over GPUs; most of it may be hidden."""
+
+    unit: ClassVar[str] = "s"
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], in s; NaN in a step without such operations."""
+        return where_any(step_column(record, "gradient_s"), step_column(record, "gradient_s"))
+
+
+@register("metric", "gradient_time_exposed")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientTimeExposed:
+    """Part of ``gradient_time`` in which nothing is computed and no token is on its way: what the step would be shorter by."""
+
+    unit: ClassVar[str] = "s"
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], in s; NaN in a step without such operations."""
+        return where_any(step_column(record, "gradient_exposed_s"), step_column(record, "gradient_s"))
 
 
 @register("metric", "exposed_communication")

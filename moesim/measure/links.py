@@ -10,7 +10,7 @@ import numpy as np
 from moesim.base.registry import register
 from moesim.facts.arrays import Floats
 from moesim.facts.contracts import Record
-from moesim.measure.columns import ratio, total, whole
+from moesim.measure.columns import of_tokens, ratio, total, whole
 
 
 @register("metric", "dispatch_bytes")
@@ -84,13 +84,13 @@ class AllToAllContention:
         What raises it: a shared uplink, a receiver that many send to, a link narrower than both ends. Waiting for late peers does not
         count. The latency of routes does, so exchanges of little are far above 1 on any fabric.
         """
-        return ratio(total(record, "collectives", "transfer_s"), total(record, "collectives", "alone_s"))
+        return ratio(of_tokens(record, "transfer_s"), of_tokens(record, "alone_s"))
 
 
 @register("metric", "fabric_bound_ratio")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FabricBoundRatio:
-    """Time in which collectives had bytes on their way, divided by what their busiest links need; 1: the busiest link never idles."""
+    """Time in which all-to-alls had bytes on their way, divided by what their busiest links need; 1: the busiest link never idles."""
 
     unit: ClassVar[str] = ""
     better: ClassVar[str] = "lower"
@@ -98,7 +98,7 @@ class FabricBoundRatio:
 
     def measure(self, record: Record) -> Floats:
         """Return float[steps], at least 1; NaN in a step in which no byte is sent. Late ranks raise it, since some links wait for them."""
-        return ratio(total(record, "collectives", "moving_s"), total(record, "collectives", "link_bound_s"))
+        return ratio(of_tokens(record, "moving_s"), of_tokens(record, "link_bound_s"))
 
 
 @register("metric", "busiest_link_utilisation")

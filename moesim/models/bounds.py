@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from moesim.base.errors import UsageError
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
-from moesim.facts.program import COLLECTIVES, Program, Work
+from moesim.facts.program import COLLECTIVES, GROUP_CALLS, Program, Work
 
 
 def _hops(pairs: Ints, cluster: Cluster) -> tuple[Ints, Ints]:
@@ -52,7 +52,7 @@ def link_bytes(bytes_: ArrayLike, cluster: Cluster) -> Floats:
     return np.bincount(link, weights=sent[owner], minlength=cluster.links).astype(np.float64)
 
 
-def link_bound(bytes_: ArrayLike, cluster: Cluster) -> tuple[float, int]:
+def link_bound(bytes_: ArrayLike, cluster: Cluster, *, carried: Floats | None = None) -> tuple[float, int]:
     """Return the least time in which the busiest link carries its bytes, and which link that is.
 
     ``max over links of (bytes routed over it) / bandwidth``: law L7. Latencies come on top.
@@ -63,6 +63,8 @@ def link_bound(bytes_: ArrayLike, cluster: Cluster) -> tuple[float, int]:
         From source (row) to destination; the diagonal is ignored.
     cluster : Cluster
         For its routes and bandwidths.
+    carried : float[K], optional
+        :func:`link_bytes` of the same matrix, for callers that have it.
 
     Returns
     -------
@@ -70,7 +72,7 @@ def link_bound(bytes_: ArrayLike, cluster: Cluster) -> tuple[float, int]:
     bottleneck : int
         The link; of several the lowest number; -1 if nothing is sent.
     """
-    seconds = link_bytes(bytes_, cluster) / cluster.bandwidth
+    seconds = (link_bytes(bytes_, cluster) if carried is None else carried) / cluster.bandwidth
     if not seconds.size or not seconds.any():
         return 0.0, -1
     bottleneck = int(np.argmax(seconds))
@@ -91,7 +93,7 @@ def port_links(cluster: Cluster) -> NDArray[np.bool_]:
     return own
 
 
-def port_bound(bytes_: ArrayLike, cluster: Cluster, *, ports: NDArray[np.bool_] | None = None) -> float:
+def port_bound(bytes_: ArrayLike, cluster: Cluster, *, ports: NDArray[np.bool_] | None = None, carried: Floats | None = None) -> float:
     """Return the least time in which every GPU can send and receive its bytes, if nothing else were ever in the way.
 
     ``max over the GPUs' own ports of bytes / bandwidth`` (:func:`port_links`); at most :func:`link_bound`. For one switch this is the
@@ -105,9 +107,11 @@ def port_bound(bytes_: ArrayLike, cluster: Cluster, *, ports: NDArray[np.bool_] 
         For its routes and bandwidths.
     ports : bool[K], optional
         :func:`port_links` of the cluster, for callers that ask many times.
+    carried : float[K], optional
+        :func:`link_bytes` of the same matrix, for callers that have it.
     """
     own = port_links(cluster) if ports is None else ports
-    seconds = np.where(own, link_bytes(bytes_, cluster) / cluster.bandwidth, 0.0)
+    seconds = np.where(own, (link_bytes(bytes_, cluster) if carried is None else carried) / cluster.bandwidth, 0.0)
     return float(seconds.max(initial=0.0))
 
 
@@ -155,7 +159,7 @@ def no_communication(program: Program, durations: Mapping[Work, Floats], groups:
     UsageError
         If a task has no duration, or the GPUs do not divide into the groups.
     """
-    computing = [task.work for task in program.tasks if task.work.phase not in COLLECTIVES]
+    computing = [task.work for task in program.tasks if task.work.phase not in COLLECTIVES + GROUP_CALLS]
     missing = [work for work in computing if work not in durations]
     if missing:
         raise UsageError(f"no duration for {missing[0]}: give one for every task that is not a dispatch or combine")
@@ -173,6 +177,8 @@ def no_communication(program: Program, durations: Mapping[Work, Floats], groups:
         if task.work.phase in COLLECTIVES:
             last = ready.reshape(groups, gpus // groups).max(axis=1)
             end = np.repeat(last, gpus // groups)
+        elif task.work.phase in GROUP_CALLS:
+            end = ready
         else:
             end = ready + np.asarray(durations[task.work], dtype=np.float64)
         finished.append(end)

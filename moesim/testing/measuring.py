@@ -97,7 +97,7 @@ def _record(tables: Mapping[str, Table], steps: int) -> Record:
 
 _BOUNDS = {"step_time_if_balanced": 0.75, "step_time_if_no_communication": 0.5}
 
-_PHASES = ("attention", "dense", "gate", "shared", "expert", "dispatch_transfer", "combine_transfer", "waiting")
+_PHASES = ("attention", "dense", "gate", "shared", "expert", "dispatch_transfer", "combine_transfer", "waiting", "gradient", "gradient_exposed")
 
 
 def _tables(*, quiet: bool) -> dict[str, Table]:
@@ -169,6 +169,9 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
             "dispatch_bytes": sizes(layers),
             "combine_bytes": sizes(layers),
             "cross_node_bytes": sizes(layers),
+            "dispatch_cross_node_bytes": sizes(layers),
+            "dispatch_library_bytes": sizes(layers),
+            "combine_library_bytes": sizes(layers),
             "copies": np.zeros(layers, dtype=np.int64) if quiet else counts(layers),
         },
         "experts": {

@@ -100,8 +100,9 @@ def check_gate(gate: Any, *, settings: Sequence[Setting] | None = None) -> None:
 def check_capacity(rule: Any, *, settings: Sequence[Setting] | None = None) -> None:
     """Check a capacity rule.
 
-    Kept and dropped routes add up to the given ones for every source and expert (L1); what is kept was given, in its place; no source
-    keeps more rows for an expert than the capacity says; and if the rule has a field ``factor``, a factor of E/k drops nothing (L15).
+    Kept and dropped routes add up to the given ones for every source and expert (L1), those that the rule moved counted where they went;
+    what is kept was given, in its place, unless it was moved; what is computed was sent; no source keeps more rows for an expert than the
+    capacity says; and if the rule has a field ``factor``, a factor of E/k drops nothing (L15).
 
     Parameters
     ----------
@@ -127,6 +128,10 @@ def check_capacity(rule: Any, *, settings: Sequence[Setting] | None = None) -> N
                 where = f"{who}: step {step}, MoE layer {layer}"
                 demand(isinstance(kept, Kept), "type", f"{where}: returned {type(kept).__name__}, expected Kept")
                 _check_kept(where, kept, routing)
+                if kept.sent is not None:
+                    _check_kept(f"{where}, what it sends", kept.sent, routing)
+                    computed = bool((kept.routing.counts <= kept.sent.routing.counts).all())
+                    demand(computed, "law L1", f"{where}: computes routes that were not sent")
             demand(same(list(runs[0].values()), list(runs[1].values())), "law L8", f"{who}: two fresh runs keep different routes")
             if has_factor:
                 enough = setting.model.experts / setting.model.top_k
@@ -209,10 +214,15 @@ def _check_kept(where: str, kept: Kept, given: LayerRouting) -> None:
     whole_numbers(where, "dropped", kept.dropped, shape)
     whole_numbers(where, "padding", kept.padding, shape)
     whole_numbers(where, "counts", left.counts, shape)
-    wrong = np.argwhere(left.counts + kept.dropped != given.counts)
+    asked = given.counts
+    if kept.moved is not None:
+        demand(kept.moved.shape == shape, "shape", f"{where}: moved has shape {kept.moved.shape}, expected {shape}")
+        demand(not kept.moved.sum(axis=1).any(), "law L1", f"{where}: routes were lost or invented between experts")
+        asked = given.counts + kept.moved
+    wrong = np.argwhere(left.counts + kept.dropped != asked)
     if wrong.size:
         at = tuple(wrong[0])
-        text = f"{left.counts[at]} kept and {kept.dropped[at]} dropped of {given.counts[at]} routes from GPU {at[0]} to expert {at[1]}"
+        text = f"{left.counts[at]} kept and {kept.dropped[at]} dropped of {asked[at]} routes from GPU {at[0]} to expert {at[1]}"
         raise ContractBroken("law L1", f"{where}: {text}")
     demand(same(left.token_start, given.token_start), "law L1", f"{where}: tokens moved to other GPUs")
     if kept.capacity is not None:
@@ -232,7 +242,7 @@ def _check_kept(where: str, kept: Kept, given: LayerRouting) -> None:
     ids = np.asarray(left.ids)
     demand(ids.shape == given.ids.shape, "shape", f"{where}: ids have shape {ids.shape}, given were {given.ids.shape}")
     changed = np.argwhere((ids >= 0) & (ids != given.ids))
-    if changed.size:
+    if changed.size and kept.moved is None:
         at = tuple(changed[0])
         text = f"{where}: choice {at[1]} of token {at[0]} was expert {given.ids[at]} and became {ids[at]}"
         raise ContractBroken("law L1", text)

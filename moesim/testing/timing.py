@@ -12,7 +12,7 @@ from moesim.base.errors import ContractBroken
 from moesim.base.streams import stream
 from moesim.facts.evidence import STRENGTH
 from moesim.facts.model import MoeModel
-from moesim.facts.program import BACKWARD, COMMUNICATION, COMPUTE, FORWARD, Program, Task, Work
+from moesim.facts.program import BACKWARD, COMMUNICATION, COMPUTE, FORWARD, GRADIENTS, GROUP_CALLS, Program, Task, Work
 from moesim.facts.scenario import Setting, Workload
 from moesim.testing.rules import Trials, demand, name_of, same, seconds
 from moesim.testing.world import SEED, tiny_model, tiny_settings
@@ -57,7 +57,7 @@ def check_schedule(schedule: Any, *, models: Sequence[MoeModel] | None = None) -
 
     Tasks come after those they wait for; in each direction and micro-batch every layer has each of its phases once; tokens are
     dispatched before experts compute and combined afterwards, layer after layer, backward in the reverse order (L6); only training
-    has a backward pass.
+    has a backward pass. In training there may be gradients and weights of layers to bring round, after those of the layer are there.
 
     Parameters
     ----------
@@ -129,7 +129,8 @@ def _check_program(where: str, program: Program, model: MoeModel, *, training: b
     place: dict[Work, int] = {}
     for number, task in enumerate(program.tasks):
         work = task.work
-        demand(task.lane in {COMPUTE, COMMUNICATION}, "lane", f"{where}: task {number} is on lane {task.lane!r}")
+        lanes = {GRADIENTS} if work.phase in GROUP_CALLS else {COMPUTE, COMMUNICATION}
+        demand(task.lane in lanes, "lane", f"{where}: task {number} is on lane {task.lane!r}")
         wrong = [earlier for earlier in task.after if not 0 <= earlier < number]
         demand(not wrong, "law L6", f"{where}: task {number} waits for task {wrong[0] if wrong else ''}, which does not come before it")
         demand(work not in place, "once", f"{where}: {work} is there twice")
@@ -148,7 +149,8 @@ def _check_program(where: str, program: Program, model: MoeModel, *, training: b
     }
     missing = sorted(map(str, wanted - set(place)))
     demand(not missing, "once", f"{where}: there is no {missing[0] if missing else ''}")
-    extra = sorted(map(str, set(place) - wanted))
+    copies = {work for work in place if work.phase in GROUP_CALLS} if training else set()
+    extra = sorted(map(str, set(place) - wanted - copies))
     demand(not extra, "once", f"{where}: nobody asked for {extra[0] if extra else ''}")
     ancestors = _ancestors(program.tasks)
     for microbatch in microbatches:
@@ -159,6 +161,10 @@ def _check_program(where: str, program: Program, model: MoeModel, *, training: b
             for before, after in pairwise(order):
                 waits = bool(ancestors[place[after]] >> place[before] & 1)
                 demand(waits, "law L6", f"{where}: {after} does not wait for {before}")
+    for work in sorted(copies, key=lambda work: place[work]):
+        before = _work(model, "experts" if work.phase.startswith("expert") else "attention", work.layer, BACKWARD, work.microbatch)
+        demand(before in place, "once", f"{where}: {work} in a layer without experts")
+        demand(bool(ancestors[place[work]] >> place[before] & 1), "law L6", f"{where}: {work} does not wait for {before}")
 
 
 def _phases(model: MoeModel, layer: int) -> tuple[str, ...]:

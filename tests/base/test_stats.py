@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import stdtrit
 
-from moesim.base.stats import Estimate, mean_interval
+from moesim.base.stats import STUDENT_95, Estimate, mean_interval, student_quantile
 
 samples = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20)
 
@@ -61,3 +62,9 @@ def test_interval_covers_the_mean_as_often_as_it_says() -> None:
     draws = np.random.default_rng(20240811).normal(2.0, 3.0, size=(trials, 6))
     covered = sum(estimate.low <= 2.0 <= estimate.high for estimate in map(mean_interval, draws))
     assert covered / trials == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / trials))
+
+
+@pytest.mark.parametrize("degrees", [*range(1, len(STUDENT_95) + 3)])
+def test_the_table_of_student_quantiles_is_that_of_scipy(degrees: int) -> None:
+    # Two more than the table holds: those are computed. 1e-14 is what versions of SciPy may differ by.
+    assert student_quantile(degrees, 0.95) == pytest.approx(stdtrit(degrees, 0.975), rel=1e-14)

@@ -41,7 +41,7 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
 
     monkeypatch.setattr(engine, "simulate", simulate)
-    monkeypatch.setattr("moesim.models.sharing.compiled.needs_compiling", lambda: False)  # on a fresh machine it would say so on stderr
+    monkeypatch.setattr("moesim.models.sharing.core.needs_compiling", lambda: False)  # on a fresh machine it would say so on stderr
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "example.yaml"
     path.write_text(SCENARIO)

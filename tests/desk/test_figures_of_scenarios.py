@@ -19,6 +19,7 @@ COMPUTE = {"attention", "router", "experts", "dispatch", "combine"}
 # GPUs, switches, link classes with their numbers of links, MoE layers, experts, and the phases beside those that every model has.
 #   A mesh has no switch: 8 * 7 links between pairs. One switch has a link out and in of each GPU.
 #   2 nodes of 4 behind a leaf each and a spine: 16 NVLink, 16 NIC, 2 up and 2 down. 4 nodes of 8 on 2 leaves: 64, 64 and 2 + 2.
+#   A leaf per node, each with a link each way to 8 spines: 4 NVSwitches, 4 leaves and 8 spines, 4 * 8 * 2 uplinks.
 #   Mixtral and Qwen3 have neither dense layers nor shared experts; DeepSeek's have both; here DeepSeek-V3 begins with dense ones too.
 EXPECTED = {
     "does-a-mesh-hold-mixtral": (8, 0, {"mesh": 56}, 4, 8, set()),
@@ -26,6 +27,8 @@ EXPECTED = {
     "how-much-does-a-thin-spine-hurt": (32, 7, {"nvlink": 64, "nic": 64, "uplink": 4}, 6, 128, set()),
     "how-skewed-is-decode-in-a-rack": (64, 1, {"nvlink": 128}, 4, 256, {"dense layers", "shared experts"}),
     "is-uniform-routing-realistic": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
+    "what-does-hashing-over-spines-cost": (32, 16, {"nvlink": 64, "nic": 64, "uplink": 64}, 4, 128, set()),
+    "what-does-forwarding-save": (32, 5, {"nvlink": 64, "nic": 64}, 2, 256, {"dense layers", "shared experts"}),
     "what-does-padding-cost": (8, 1, {"nvlink": 16}, 4, 8, set()),
     "what-does-real-routing-cost": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
     "which-capacity-factor": (8, 1, {"nvlink": 16}, 26, 64, {"dense layers", "shared experts"}),

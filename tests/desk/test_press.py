@@ -13,9 +13,14 @@ import pytest
 from example_result import example
 from scenario_texts import SMALL
 
-from moesim.desk.report import press
+from moesim.base.errors import ScenarioError
+from moesim.desk.report import figures, press
+from moesim.desk.report.figures import in_two
 from moesim.desk.report.page import draw
 from moesim.desk.result_files import Parcel, pack
+from moesim.desk.scenario_file import read_scenario
+from moesim.facts.record import Result
+from moesim.facts.scenario import Scenario
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a process is forked on Linux only")
 
@@ -99,6 +104,102 @@ def test_a_press_that_died_is_made_up_for(parcel: Parcel, monkeypatch: pytest.Mo
         made._process.join()
         assert made.draw(parcel) == draw(parcel)
     assert pages == [os.getpid()]
+
+
+@pytest.mark.usefixtures("other_process")
+def test_figures_drawn_in_two_processes_are_the_same_in_the_same_order(parcel: Parcel) -> None:
+    assert list(in_two.draw_in_two(parcel.result).items()) == list(figures.draw(parcel.result).items())
+
+
+@pytest.mark.usefixtures("other_process")
+def test_a_figure_that_fails_in_the_other_process_fails_here(parcel: Parcel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: Result) -> None:
+        raise RuntimeError(f"in {os.getpid()}")
+
+    monkeypatch.setattr(in_two, "THERE", (failing,))
+    with pytest.raises(RuntimeError, match=f"in {os.getpid()}$"):
+        in_two.draw_in_two(parcel.result)
+
+
+def reader(text: str, here: list[int]):
+    """Return what reads this text, and notes it if it does so in this process."""
+
+    def read() -> Scenario:
+        here.append(os.getpid())
+        return read_scenario(text, file="small.yaml", folder=".")
+
+    return read
+
+
+@pytest.mark.usefixtures("other_process")
+@pytest.mark.parametrize("report", [True, False])
+def test_the_other_process_reads_the_scenario(report: bool) -> None:
+    here: list[int] = []
+    with closing(press.Press(reader(SMALL, here), report=report)) as made:
+        assert made.reads
+        assert made.scenario() == read_scenario(SMALL, file="small.yaml", folder=".")
+    assert here == []
+
+
+@pytest.mark.usefixtures("other_process")
+def test_the_other_process_reads_draws_and_ends(parcel: Parcel) -> None:
+    with closing(press.Press(reader(SMALL, []))) as made:
+        made.scenario()
+        assert made.draw(parcel) == draw(parcel)
+        process = made._process
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+
+
+@pytest.mark.usefixtures("other_process")
+def test_problems_of_a_scenario_come_back_whole() -> None:
+    here: list[int] = []
+    text = SMALL.replace("seed:", "sede:")
+    assert text != SMALL
+    with pytest.raises(ScenarioError) as expected:
+        read_scenario(text, file="small.yaml", folder=".")
+    with closing(press.Press(reader(text, here))) as made, pytest.raises(ScenarioError) as found:
+        made.scenario()
+    assert found.value.problems == expected.value.problems
+    assert here == []
+
+
+@pytest.mark.usefixtures("other_process")
+@pytest.mark.parametrize("make", [unpicklable, misplaced, Stubborn])
+def test_a_scenario_that_cannot_be_sent_is_read_here(make) -> None:
+    here: list[int] = []
+
+    def read() -> Scenario:
+        scenario = reader(SMALL, here)()
+        return dataclasses.replace(scenario, policy=dataclasses.replace(scenario.policy, gate=make()))
+
+    with closing(press.Press(read)) as made:
+        assert made.scenario().policy.gate.kind in {"local", "moved", "stubborn"}
+    assert here == [os.getpid()]
+
+
+@pytest.mark.usefixtures("other_process")
+def test_a_defect_while_reading_is_met_here_where_it_can_be_traced() -> None:
+    def read() -> Scenario:
+        raise ZeroDivisionError(os.getpid())
+
+    with closing(press.Press(read)) as made, pytest.raises(ZeroDivisionError, match=str(os.getpid())):
+        made.scenario()
+
+
+@pytest.mark.usefixtures("other_process")
+def test_a_reader_that_died_is_made_up_for() -> None:
+    here: list[int] = []
+
+    def read() -> Scenario:
+        if os.getpid() != mine:
+            os._exit(1)
+        return reader(SMALL, here)()
+
+    mine = os.getpid()
+    with closing(press.Press(read)) as made:
+        assert made.scenario().seed == 1
+    assert here == [mine]
 
 
 def test_a_real_run_and_the_report_command_draw_the_same_bytes(tmp_path: Path) -> None:

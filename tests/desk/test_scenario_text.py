@@ -188,7 +188,7 @@ def test_every_plugin_that_needs_no_key_is_written_and_read_back():
     tried = 0
     for slot, key in section.items():
         for kind, cls in kinds(slot).items():
-            if all(
+            if kind != "graph" and all(  # a graph needs one of two keys
                 item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
                 for item in dataclasses.fields(cls)
             ):

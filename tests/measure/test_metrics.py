@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "expert_time": (0.6, 0.7),
     "expert_time_slowest": (0.8, 1.2),
     "attention_time": (0.25, 0.25),
+    "gradient_time": (0.4, math.nan),  # the second step exchanges no gradients
+    "gradient_time_exposed": (0.15, math.nan),
     "exposed_communication": (0.9, 1.1),
     # 100 tokens in 2 s and in 4 s; waiting 0.5 of 2 s and 2 of 4 s.
     "tokens_per_second": (50.0, 25.0),
@@ -50,6 +53,14 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "dispatch_bytes": (3000.0, 1200.0),
     "combine_bytes": (3300.0, 1400.0),
     "cross_node_bytes": (700.0, 120.0),
+    # Of 3000 and 1200 B of dispatch 250 and 50 leave a node; of 3300 and 1400 B of combine the rest of 700 and 120.
+    "dispatch_bytes_across_nodes": (250.0, 50.0),
+    "dispatch_bytes_within_nodes": (2750.0, 1150.0),
+    "combine_bytes_across_nodes": (450.0, 70.0),
+    "combine_bytes_within_nodes": (2850.0, 1330.0),
+    # 1500 B in 0.1 s, 600 B in 0.3 s; 1800 B in 0.2 s, 800 B in 0.4 s.
+    "dispatch_bandwidth": (15000.0, 2000.0),
+    "combine_bandwidth": (9000.0, 2000.0),
     # 200 and 100 copies of 200 (token, layer) pairs.
     "copies_per_token": (1.0, 0.5),
     # Step 3: (0.5 + 0.25) s over 0.5 s of ports and 0.6 s of links. Step 4 sends nothing: unknown.
@@ -57,6 +68,12 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "fabric_bound_ratio": (1.25, np.nan),
     "busiest_link_utilisation": (0.3, 0.3),
     "peak_memory": (9e9, 9e9),
+    # Means over the two layers.
+    "aux_loss": (2.0, 1.0),
+    "aux_loss_sequence": (2.5, 1.5),
+    "aux_loss_batch": (1.5, 1.0),
+    "aux_loss_device": (1.25, 1.0),
+    "router_z_loss": (6.0, 2.0),
 }
 
 
@@ -92,6 +109,16 @@ def test_unknown_tokens_and_missing_capacity_are_not_zero(record: Record) -> Non
     changed = _with(record, "layers", fully_dropped=[-1, 4, 0, 0], capacity_rows=[-1, 240, 400, 400])
     np.testing.assert_array_equal(sample("f", known["fully_dropped_tokens"], changed), [np.nan, 0.0])
     np.testing.assert_array_equal(sample("c", known["capacity_utilisation"], changed), [np.nan, 0.5])
+
+
+def test_losses_of_a_router_without_scores_are_unknown(record: Record) -> None:
+    # System: a run whose layers have no column of losses, and one whose second layer of step 3 has no scores.
+    columns = {name: column for name, column in record.tables["layers"].columns.items() if "loss" not in name}
+    bare = dataclasses.replace(record, tables=dict(record.tables) | {"layers": Table(columns=columns)})
+    for name in ("aux_loss", "aux_loss_sequence", "aux_loss_batch", "aux_loss_device", "router_z_loss"):
+        np.testing.assert_array_equal(sample(name, metrics()[name], bare), [np.nan, np.nan])
+        changed = _with(record, "layers", **{name: [1.0, np.nan, 3.0, 5.0]})
+        np.testing.assert_array_equal(sample(name, metrics()[name], changed), [np.nan, 4.0])
 
 
 def test_a_layer_without_load_counts_as_balanced(record: Record) -> None:

@@ -10,10 +10,12 @@ from routings import counts_of, random_routing, world
 from moesim.base.errors import FidelityError, FieldError, PluginError
 from moesim.base.registry import PluginOf, build, plugin
 from moesim.facts.routing import LayerRouting
-from moesim.models.capacity.deepspeed import DeepSpeed, deepspeed_capacity, group_maximum, keep_random, renormalise
+from moesim.models.capacity.deepspeed import DeepSpeed, deepspeed_capacity, keep_random
 from moesim.models.capacity.dropless import Dropless
 from moesim.models.capacity.megatron import Megatron, megatron_capacity
-from moesim.models.capacity.survivors import by_weight, keep_first
+from moesim.models.capacity.orders import by_weight, renormalise
+from moesim.models.capacity.scopes import group_maximum
+from moesim.models.capacity.survivors import keep_first
 
 # One source, five tokens of one choice among two experts. T k / E = 2.5, so factor 1 gives C = 3 and factor 0.4 gives C = 1.
 IDS = np.asarray([[0], [0], [1], [0], [0]])

@@ -1,4 +1,4 @@
-"""Outputs of Megatron-Core and DeepSpeed, and measured drop rates of a random router (see tests/golden/README.md)."""
+"""Outputs of Megatron-Core, DeepSpeed, Tutel and V-MoE, and measured drop rates of a random router (see tests/golden/README.md)."""
 
 import csv
 import json
@@ -12,6 +12,8 @@ from routings import world
 from moesim.facts.routing import LayerRouting
 from moesim.models.capacity.deepspeed import DeepSpeed
 from moesim.models.capacity.megatron import Megatron
+from moesim.models.capacity.tutel import Tutel
+from moesim.models.capacity.vmoe import VMoe
 from moesim.models.gate.deepspeed_top2 import DeepSpeedTop2
 from moesim.models.gate.topk import TopK
 
@@ -19,8 +21,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 RELATIVE = 1e-5
 
 
-def cases(name):
-    return [pytest.param(case, id=case["id"]) for case in json.loads((GOLDEN / f"{name}.json").read_text())["cases"]]
+def cases(name, **where):
+    every = json.loads((GOLDEN / f"{name}.json").read_text())["cases"]
+    return [pytest.param(case, id=case["id"]) for case in every if where.items() <= case["params"].items()]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def arrays():
         with np.load(GOLDEN / f"{name}.npz") as file:
             return dict(file)
 
-    return {name: load(name) for name in ("megatron_topk_drop", "deepspeed_gating")}
+    return {name: load(name) for name in ("megatron_topk_drop", "deepspeed_gating", "tutel_extract_critical", "vmoe_dispatch")}
 
 
 def unrouted(logits):
@@ -118,6 +121,47 @@ def test_deepspeed(case, arrays):
         np.testing.assert_array_equal(mask, given["kept_TE"].astype(bool))
         np.testing.assert_array_equal(mask, given["slot_TE"] >= 0)
         np.testing.assert_allclose(dense(kept.routing, kept.routing.weights, float), given["combine_TE"], rtol=RELATIVE)
+
+
+def chosen_by(gates, ids):
+    """One source whose gate chose ``ids`` with the softmax probabilities ``gates``."""
+    return LayerRouting.of_tokens(ids, [0, len(ids)], gates.shape[1], weights=np.take_along_axis(gates, ids.astype(int), axis=1))
+
+
+def check_buffers(kept, given, case):
+    """Check the capacity, the kept routes in their places, the counts and the padding against a golden case."""
+    assert kept.capacity.tolist() == [case["params"]["capacity"]]
+    np.testing.assert_array_equal(kept.routing.ids >= 0, given["kept"].astype(bool))
+    np.testing.assert_array_equal(kept.routing.counts[0], given["kept_per_expert"])
+    np.testing.assert_array_equal(kept.padding[0], case["params"]["capacity"] - given["kept_per_expert"])
+    assert kept.dropped.sum() / given["kept"].size == pytest.approx(case["drop_rate"], rel=RELATIVE)
+
+
+@pytest.mark.parametrize("case", cases("tutel_extract_critical"))
+def test_tutel(case, arrays):
+    given = {name.split("__")[-1]: array for name, array in arrays["tutel_extract_critical"].items() if name.startswith(case["id"])}
+    params = case["params"]
+    routing = chosen_by(given["scores"], given["indices"])
+    rule = Tutel(
+        factor=params["capacity_factor"],
+        batch_prioritized_routing=params["batch_prioritized_routing"],
+        alignment=params["alignment"],
+        normalize_gate=params["normalize_gate"],
+    )
+    kept = rule.begin(world(experts=params["num_experts"], top_k=routing.ids.shape[1]))(routing, step=0, moe_layer=0)
+    check_buffers(kept, given, case)
+    np.testing.assert_allclose(kept.routing.weights, np.where(given["kept"] > 0, given["gates"], 0), rtol=RELATIVE)
+
+
+@pytest.mark.parametrize("case", cases("vmoe_dispatch", kind="token_choice"))
+def test_vmoe(case, arrays):
+    given = {name.split("__")[-1]: array for name, array in arrays["vmoe_dispatch"].items() if name.startswith(case["id"])}
+    params = case["params"]
+    routing = chosen_by(given["gates"], given["expert_index"])
+    rule = VMoe(factor=params["capacity_factor"], batch_priority=params["batch_priority"], multiple_of=params["multiple_of"] or 0)
+    kept = rule.begin(world(experts=params["num_experts"], top_k=params["topk"]))(routing, step=0, moe_layer=0)
+    check_buffers(kept, given, case)
+    np.testing.assert_allclose(kept.routing.weights, np.where(given["kept"] > 0, given["combine"], 0), rtol=RELATIVE)
 
 
 @pytest.fixture(scope="module")

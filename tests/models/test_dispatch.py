@@ -1,5 +1,7 @@
 """Which replica a route uses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,9 +21,31 @@ def everything(routing, padding=None):
     return Kept(routing=routing, dropped=none, padding=none if padding is None else padding)
 
 
-def bind(kept, placement, *, gpus, ep=None, moe_layer=0):
-    dispatch = plugin("dispatch", "even")().begin(world(gpus=gpus, ep=ep))
+def bind(kept, placement, *, gpus, ep=None, moe_layer=0, kind="even", nodes=None, **keys):
+    setting = world(gpus=gpus, ep=ep)
+    if nodes is not None:
+        setting = replace(setting, cluster=replace(setting.cluster, node_of=np.asarray(nodes)))
+    dispatch = plugin("dispatch", kind)(**keys).begin(setting)
     return dispatch(kept, placement, step=0, moe_layer=moe_layer)
+
+
+EVERY = [
+    ("even", {}),
+    ("nearest", {}),
+    ("static", {}),
+    ("dynamic", {}),
+    ("dynamic", {"by": "row"}),
+    ("token_hash", {}),
+    ("lp", {}),
+    ("lp", {"split": "sampled"}),
+]
+"""Every dispatch, in every mode."""
+BY_COUNTS = [("even", {}), ("nearest", {}), ("static", {}), ("lp", {})]
+"""Those that bind counts as they bind the tokens that were counted."""
+
+
+def named(choices):
+    return pytest.mark.parametrize(("kind", "keys"), choices, ids=["-".join([kind, *map(str, keys.values())]) for kind, keys in choices])
 
 
 # Expert 0 has replicas in slots 0 and 2 (ranks 0 and 1), expert 1 lives in slot 1, expert 2 in slot 3.
@@ -67,11 +91,12 @@ def test_each_layer_has_its_own_row_of_the_placement():
     assert [bind(everything(routing), placement, gpus=2, moe_layer=layer).slots.item() for layer in (0, 1)] == [0, 1]
 
 
-def test_an_expert_that_lives_nowhere_is_refused():
+@named(EVERY)
+def test_an_expert_that_lives_nowhere_is_refused(kind, keys):
     placement = Placement(expert_of_slot=np.asarray([[0, 0]]), rank_of_slot=np.asarray([0, 1]))
     routing = LayerRouting.of_tokens(np.asarray([[0], [1]]), [0, 1, 2], 2)
     with pytest.raises(PluginError, match=r"expert 1 of MoE layer 0 has tokens, but lives nowhere \(law L11\)"):
-        bind(everything(routing), placement, gpus=2)
+        bind(everything(routing), placement, gpus=2, kind=kind, **keys)
 
 
 @st.composite
@@ -88,12 +113,13 @@ def bindings(draw):
     return kept, Placement(expert_of_slot=np.asarray([experts]), rank_of_slot=np.asarray(ranks)), ep
 
 
+@named(EVERY)
 @given(binding=bindings())
-@settings(max_examples=60)
-def test_l11_every_route_goes_to_a_slot_of_its_expert_in_its_own_group(binding):
+@settings(max_examples=25, deadline=None)  # the first linear program imports its solver
+def test_l11_every_route_goes_to_a_slot_of_its_expert_in_its_own_group(kind, keys, binding):
     kept, placement, ep = binding
     ids = kept.routing.ids
-    assignment = bind(kept, placement, gpus=kept.routing.gpus, ep=ep)
+    assignment = bind(kept, placement, gpus=kept.routing.gpus, ep=ep, kind=kind, **keys)
     sent = ids >= 0
     assert (assignment.slots[~sent] == -1).all()
     np.testing.assert_array_equal(placement.expert_of_slot[0][assignment.slots[sent]], ids[sent])
@@ -102,31 +128,49 @@ def test_l11_every_route_goes_to_a_slot_of_its_expert_in_its_own_group(binding):
     np.testing.assert_array_equal(assignment.destination % ep, np.broadcast_to(placement.rank_of_slot, assignment.destination.shape))
 
 
+@named(EVERY)
 @given(binding=bindings())
-@settings(max_examples=60)
-def test_l1_slots_carry_what_was_kept_and_padded(binding):
+@settings(max_examples=25, deadline=None)  # the first linear program imports its solver
+def test_l1_slots_carry_what_was_kept_and_padded(kind, keys, binding):
     kept, placement, ep = binding
     gpus, experts = kept.routing.gpus, kept.routing.experts
-    assignment = bind(kept, placement, gpus=gpus, ep=ep)
+    assignment = bind(kept, placement, gpus=gpus, ep=ep, kind=kind, **keys)
     expert_of_slot = placement.expert_of_slot[0]
     for rows, slots in ((kept.routing.counts, assignment.slot_counts), (kept.padding, assignment.slot_padding)):
         total = np.zeros((gpus, experts), dtype=int)
         np.add.at(total, (slice(None), expert_of_slot), slots)
         np.testing.assert_array_equal(total, rows)
         assert slots.min(initial=0) >= 0
-    # Tokens say the same as counts, and counts alone give the same.
+    # Tokens say the same as the table.
     source = np.repeat(np.arange(gpus), np.diff(kept.routing.token_start))
     seen = np.zeros_like(assignment.slot_counts)
     token, choice = np.nonzero(assignment.slots >= 0)
     np.add.at(seen, (source[token], assignment.slots[token, choice]), 1)
     np.testing.assert_array_equal(seen, assignment.slot_counts)
-    bare = bind(Kept(routing=counts_of(kept.routing), dropped=kept.dropped, padding=kept.padding), placement, gpus=gpus, ep=ep)
+
+
+@named(BY_COUNTS)
+@given(binding=bindings())
+@settings(max_examples=25, deadline=None)  # the first linear program imports its solver
+def test_counts_alone_give_the_same_loads_as_tokens(kind, keys, binding):
+    kept, placement, ep = binding
+    gpus = kept.routing.gpus
+    assignment = bind(kept, placement, gpus=gpus, ep=ep, kind=kind, **keys)
+    counts = Kept(routing=counts_of(kept.routing), dropped=kept.dropped, padding=kept.padding)
+    bare = bind(counts, placement, gpus=gpus, ep=ep, kind=kind, **keys)
     np.testing.assert_array_equal(bare.slot_counts, assignment.slot_counts)
     np.testing.assert_array_equal(bare.slot_padding, assignment.slot_padding)
-    # Replicas of one expert differ by at most one row per source.
+    assert bare.slots is None
+
+
+@given(binding=bindings())
+@settings(max_examples=40)
+def test_replicas_differ_by_at_most_one_row_per_source(binding):
+    kept, placement, ep = binding
+    assignment = bind(kept, placement, gpus=kept.routing.gpus, ep=ep)
     rows = assignment.slot_counts + assignment.slot_padding
-    for expert in range(experts):
-        mine = rows[:, expert_of_slot == expert]
+    for expert in range(kept.routing.experts):
+        mine = rows[:, placement.expert_of_slot[0] == expert]
         assert (mine.max(axis=1) - mine.min(axis=1) <= 1).all()
 
 

@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from examples import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from strategies import Flows, flow_systems, routes
@@ -16,7 +17,7 @@ from moesim.models.topology.mesh import Mesh
 from moesim.models.topology.nvlink_nodes import NvlinkNodes
 from moesim.models.topology.one_switch import OneSwitch
 
-FEW = settings(max_examples=50, deadline=None)
+FEW = examples(50)
 
 
 def test_one_link_is_shared_equally():
@@ -137,7 +138,7 @@ def lexicographic(flows: Flows) -> np.ndarray:
     return np.array([fixed[flow] for flow in range(count)])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(flow_systems(max_links=4, max_flows=5))
 def test_l4_fairness_agrees_with_lexicographic_linear_programs(flows: Flows):
     # An independent method: no filling, no levels of links.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from moesim.desk.columns import definition
 from moesim.desk.report import figures
-from moesim.desk.report.style import GRADIENT
+from moesim.desk.report.style import GRADIENT, Drawing
 from moesim.desk.result_files import Parcel
 from moesim.desk.tables import unit_of
 from moesim.desk.words import change, definitions, imbalance, interval, line, show, value_of, waiting_share
@@ -59,7 +60,27 @@ class Sheet:
     """Text of a cell, and what it sorts by."""
 
 
-def page(result: Result, *, summary: Mapping[str, Any], scenario_text: str) -> str:
+@cache
+def _template() -> Any:
+    """Return the page's template, compiled once with all that it includes."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["tight"] = tight
+    for name in environment.list_templates():
+        environment.get_template(name)
+    return environment.get_template("page.html.j2")
+
+
+def get_ready() -> None:
+    """Load, before there is a result, what the first page needs: templates and the definitions of metrics."""
+    _template()
+    definitions({})
+
+
+def page(result: Result, *, summary: Mapping[str, Any], scenario_text: str, drawings: Mapping[str, Drawing] | None = None) -> str:
     """Return the page as HTML.
 
     Parameters
@@ -70,20 +91,16 @@ def page(result: Result, *, summary: Mapping[str, Any], scenario_text: str) -> s
         The content of ``summary.json``: digests and version.
     scenario_text : str
         The resolved scenario.
+    drawings : mapping, optional
+        The figures by name, if they are drawn already.
 
     Returns
     -------
     str
         One document without a reference to anything outside it; the same for the same result.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["tight"] = tight
-    drawings = figures.draw(result)
-    return environment.get_template("page.html.j2").render(
+    drawings = figures.draw(result) if drawings is None else drawings
+    html: str = _template().render(
         name=result.scenario.name,
         subtitle=subtitle(result),
         answer=answer(result),
@@ -101,6 +118,7 @@ def page(result: Result, *, summary: Mapping[str, Any], scenario_text: str) -> s
         bases=BASES,
         gradient=GRADIENT,
     )  # fmt: skip
+    return html
 
 
 def draw(parcel: Parcel) -> bytes:

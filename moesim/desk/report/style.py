@@ -37,6 +37,7 @@ COLOURS = {
     "dispatch": "#e69f00",
     "combine": "#d55e00",
     "waiting": "#8d939c",
+    "gradients": "#882255",
     "idle": "#c9ced6",
 }
 """The colour of each phase (Okabe and Ito; greys for time without work)."""
@@ -95,9 +96,9 @@ def paper() -> Iterator[None]:
         yield
 
 
-def legend(names: Iterable[str]) -> tuple[tuple[str, str, str], ...]:
-    """Return label, colour and pattern of phases, for the legend above a figure."""
-    return tuple((PHASES[name][0], COLOURS[name], "hatched" if name == "waiting" else "") for name in names)
+def legend(names: Iterable[str], **labels: str) -> tuple[tuple[str, str, str], ...]:
+    """Return label, colour and pattern of phases, for the legend above a figure; ``labels`` are those that this figure has its own of."""
+    return tuple((labels.get(name, PHASES[name][0]), COLOURS[name], "hatched" if name == "waiting" else "") for name in names)
 
 
 def canvas(width: float, height: float) -> Figure:

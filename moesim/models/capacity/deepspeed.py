@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.errors import FieldError, PluginError
-from moesim.base.fields import Choice, CountOrZero, Flag, Positive
+from moesim.base.fields import Choice, Count, CountOrZero, Flag, Positive
 from moesim.base.registry import register
 from moesim.facts.arrays import Bools, Ints
 from moesim.facts.contracts import Limit
 from moesim.facts.routing import Kept, LayerRouting
 from moesim.facts.scenario import Setting
-from moesim.models.capacity.survivors import by_choice, by_position, by_weight, keep_first, what_is_left
+from moesim.models.capacity.orders import by_choice, by_position, by_weight, renormalise
+from moesim.models.capacity.scopes import group_maximum, round_up
+from moesim.models.capacity.survivors import keep_first, what_is_left
 
 ORDERS = ("auto", "random", "slot_major", "probs", "position")
-SMALLEST_SUM = float(np.finfo(np.float32).eps)
 
 
 @register("capacity", "deepspeed")
@@ -34,7 +35,7 @@ class DeepSpeed:
     factor : float
         ``capacity_factor``.
     min_capacity : int
-        4 in ``deepspeed.moe.layer.MoE``.
+        4 in ``deepspeed.moe.layer.MoE``, 8 in ``TopKGate`` on its own.
     drop : str
         ``auto`` is what ``TopKGate`` does: ``random`` for k = 1 (``position`` without ``use_rts``), ``slot_major`` for k = 2, else
         ``probs``. ``random`` keeps the C routes of the largest of uniform draws (Random Token Selection, k = 1 only). ``slot_major`` is
@@ -45,7 +46,10 @@ class DeepSpeed:
     use_rts : bool
         What ``auto`` does for k = 1.
     drop_tokens : bool
-        If false nothing is dropped, and C is the largest number of routes from any source of the expert-parallel group to any expert.
+        If false nothing is dropped, and C is the largest number of routes from any source of the expert-parallel group to any expert,
+        rounded up to a multiple of ``tensor_parallel``; for k = 1 it is never more than the tokens.
+    tensor_parallel : int
+        Size of the tensor-parallel group of the dense layers, for that rounding; nothing else of tensor parallelism is modelled.
 
     Notes
     -----
@@ -53,7 +57,7 @@ class DeepSpeed:
     ``_capacity``.
     A gate weight that is exactly 0 leaves its row empty in DeepSpeed; the row is sent all the same, so it counts as kept here.
     Sampling the second expert belongs to the gate ``deepspeed_top2``. Sources with unequal tokens have unequal C, on which DeepSpeed's
-    own collective would hang; C is a source's own here. Padding C to a multiple of a tensor-parallel size is not modelled: there is none.
+    own collective would hang; C is a source's own here.
     """
 
     factor: Positive = 1.0
@@ -61,6 +65,7 @@ class DeepSpeed:
     drop: Annotated[str, Choice(ORDERS)] = "auto"
     use_rts: Flag = True
     drop_tokens: Flag = True
+    tensor_parallel: Count = 1
 
     def __post_init__(self) -> None:
         if self.drop == "random" and not self.use_rts:
@@ -74,7 +79,9 @@ class DeepSpeed:
             choices = setting.model.top_k if routing.ids is None else routing.ids.shape[1]
             order = self.order(choices)
             if not self.drop_tokens:
-                capacity = group_maximum(routing.counts.max(axis=1, initial=0), setting.parallel.ep)
+                capacity = round_up(group_maximum(routing.counts.max(axis=1, initial=0), setting.parallel.ep), self.tensor_parallel)
+                if choices == 1:
+                    capacity = np.minimum(capacity, group_maximum(np.diff(routing.token_start), setting.parallel.ep))
                 return self._leave(routing, capacity, None if routing.ids is None else np.asarray(routing.ids >= 0))
             capacity = deepspeed_capacity(np.diff(routing.token_start), choices, routing.experts, self.factor, self.min_capacity)
             keep = None
@@ -154,21 +161,3 @@ def keep_random(routing: LayerRouting, limit: Ints, draws: NDArray[Any]) -> Bool
     bool[T, k]
     """
     return keep_first(routing, limit, by_weight(draws))
-
-
-def renormalise(weights: NDArray[Any], keep: Bools) -> NDArray[Any]:
-    """Return float[T, k]: each token's kept weights divided by their sum (at least the single-precision epsilon), 0 where dropped.
-
-    Half-precision weights come back in single precision.
-    """
-    dtype = np.promote_types(weights.dtype, np.float32)
-    left = np.where(keep, weights, 0).astype(dtype, copy=False)
-    return np.asarray(left / np.maximum(left.sum(axis=1, keepdims=True), dtype.type(SMALLEST_SUM)))
-
-
-def group_maximum(values: Ints, ranks: int) -> Ints:
-    """Return int[G], the largest of ``values`` in each source's group of ``ranks`` consecutive GPUs."""
-    groups = np.arange(len(values)) // ranks
-    largest = np.zeros(int(groups.max(initial=-1)) + 1, dtype=np.int64)
-    np.maximum.at(largest, groups, values)
-    return largest[groups]

@@ -13,7 +13,8 @@ from moesim.facts.arrays import Ints
 from moesim.facts.contracts import Limit
 from moesim.facts.routing import Kept, LayerRouting
 from moesim.facts.scenario import Setting
-from moesim.models.capacity.survivors import by_position, by_weight, keep_first, what_is_left
+from moesim.models.capacity.orders import by_position, by_weight
+from moesim.models.capacity.survivors import keep_first, what_is_left
 
 
 @register("capacity", "megatron")

@@ -1,74 +1,19 @@
-"""Which routes survive a limit per source and expert: the shared arithmetic of all capacity rules.
+"""Which routes survive a limit: the shared arithmetic of all capacity rules.
 
-A rule is an order (which route an expert would rather keep) and a limit (how many it takes from a source). An order is one whole number
-per route, smaller is kept first; :func:`keep_first` applies the limit to all sources and experts at once.
+A rule is an order (:mod:`~moesim.models.capacity.orders`: which route an expert would rather keep), queues (the routes that compete: those
+of a source for an expert, or those of all sources for a GPU) and a room for each queue. :func:`keep_in_queues` fills all queues at once.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Ints
-from moesim.facts.routing import Kept, LayerRouting
-
-
-def by_position(routing: LayerRouting) -> Ints:
-    """Return int[T, k], the order of the tokens, a token's choices together (token-major)."""
-    ids = routing.need_ids("an order by position")
-    return np.arange(ids.size, dtype=np.int64).reshape(ids.shape)
-
-
-def by_weight(weights: NDArray[Any]) -> Ints:
-    """Return an order of routes, largest gate weight first; equal weights are equal in the order.
-
-    Parameters
-    ----------
-    weights : float[T, k]
-        Any float type, not NaN.
-
-    Returns
-    -------
-    int[T, k]
-        From 0 to 2**32 - 1.
-
-    Notes
-    -----
-    The bits of an IEEE 754 single, with those of negative numbers flipped, sort like the numbers. Doubles that are no singles are
-    numbered by rank instead, so that nothing is rounded together.
-    """
-    single = weights.astype(np.float32)
-    if weights.dtype.itemsize > single.dtype.itemsize and not np.array_equal(single, weights):
-        rank = np.unique(weights, return_inverse=True)[1].reshape(weights.shape).astype(np.int64)
-        return np.asarray(rank.max(initial=0) - rank)
-    single += np.float32(0.0)  # -0.0 becomes 0.0: they are equal
-    bits = single.view(np.uint32)
-    sign = np.uint32(1 << 31)
-    ascending = np.where(bits & sign, ~bits, bits | sign)
-    return (~ascending).astype(np.int64)
-
-
-def by_choice(weights: NDArray[Any]) -> Ints:
-    """Return an order in which first choices of all tokens come before all second choices (slot-major), each in token order.
-
-    Parameters
-    ----------
-    weights : float[T, k]
-        Which choice is a token's first is read from them (equal weights: the earlier slot), since recordings have slots in any order.
-
-    Returns
-    -------
-    int[T, k]
-        ``rank of the choice * T + token``.
-    """
-    tokens, choices = weights.shape
-    slots = np.argsort(-weights, axis=1, kind="stable")
-    rank = np.empty((tokens, choices), dtype=np.int64)
-    np.put_along_axis(rank, slots, np.broadcast_to(np.arange(choices), (tokens, choices)), axis=1)
-    order: Ints = rank * tokens + np.arange(tokens)[:, None]
-    return order
+from moesim.facts.routing import Kept, LayerRouting, count_routes
 
 
 def keep_first(routing: LayerRouting, limit: Ints, order: Ints) -> Bools:
@@ -78,7 +23,7 @@ def keep_first(routing: LayerRouting, limit: Ints, order: Ints) -> Bools:
     ----------
     routing : LayerRouting
         With ids.
-    limit : int[G]
+    limit : int[G] or int[G, E]
         Routes that an expert takes from each source.
     order : int[T, k]
         From 0 to 2**32 - 1, smallest kept first; of equal ones the earlier in the array (the earlier token).
@@ -87,40 +32,62 @@ def keep_first(routing: LayerRouting, limit: Ints, order: Ints) -> Bools:
     -------
     bool[T, k]
         True where a route is kept; false where there was none.
+    """
+    ids = routing.need_ids("dropping routes")
+    keep: Bools = np.array(ids >= 0, order="C")  # C order, so that its flat view is a view
+    room = _by_source(limit, routing)
+    if not (routing.counts > room).any():
+        return keep
+    queue = routing.source_of_token()[:, None] * routing.experts + ids.astype(np.int64)
+    return keep_in_queues(keep, queue, routing.counts.ravel(), room.ravel(), order)
+
+
+def keep_in_queues(keep: Bools, queue: Ints, length: Ints, room: Ints, order: Ints) -> Bools:
+    """Keep, of the routes in each queue, as many as there is room for, the first in ``order``.
+
+    Parameters
+    ----------
+    keep : bool[n...]
+        Which routes compete; C order. It is changed in place and returned.
+    queue : int[n...]
+        Where they compete, from 0 to Q - 1; anything where ``keep`` is false.
+    length : int[Q]
+        Competing routes of each queue.
+    room : int[Q]
+        How many stay.
+    order : int[n...]
+        From 0 to 2**32 - 1, smallest kept first; of equal ones the earlier in the array.
 
     Notes
     -----
     One sort of whole words, (queue, order), gives the last order that each full queue admits; a comparison does the rest. Queues
     that overflow nowhere are not sorted.
     """
-    ids = routing.need_ids("dropping routes")
-    keep: Bools = np.array(ids >= 0, order="C")  # C order, so that its flat view below is a view
-    full = routing.counts > limit[:, None]
+    full = length > room
     if not full.any():
         return keep
-    queue_of = np.cumsum(full.ravel(), dtype=np.int64) - 1
-    pair = routing.source_of_token()[:, None] * routing.experts + ids.astype(np.int64)
-    contested = np.flatnonzero(keep.ravel() & np.take(full.ravel(), pair.ravel(), mode="clip"))
-    queue = queue_of[pair.ravel()[contested]]
+    queue_of = np.cumsum(full, dtype=np.int64) - 1
+    contested = np.flatnonzero(keep.ravel() & np.take(full, queue.ravel(), mode="clip"))
+    numbered = queue_of[queue.ravel()[contested]]
     # An order fits in 32 bits, so that it and the number of its queue share one 64-bit word.
-    word = (queue << 32) | order.ravel()[contested]
+    word = (numbered << 32) | order.ravel()[contested]
 
     words = np.sort(word)
-    length = routing.counts[full]
-    start = np.cumsum(length) - length
-    room = np.broadcast_to(limit[:, None], full.shape)[full]
+    ends = np.cumsum(length[full])
+    start = ends - length[full]
+    space = room[full]
     # A queue without room admits nothing: its last word is one below its first possible one.
-    last = np.where(room > 0, words[start + np.maximum(room, 1) - 1], (np.arange(len(room)) << 32) - 1)
-    admitted = word <= last[queue]
+    last = np.where(space > 0, words[start + np.maximum(space, 1) - 1], (np.arange(len(space)) << 32) - 1)
+    admitted = word <= last[numbered]
 
     # Routes that tie for the last place were all admitted: the latest of them go.
-    surplus = np.searchsorted(words, last, side="right") - start - room
+    surplus = np.searchsorted(words, last, side="right") - start - space
     if surplus.any():
-        tied = np.flatnonzero((word == last[queue]) & (surplus[queue] > 0))
-        grouped = tied[np.argsort(queue[tied], kind="stable")]
-        ends = np.searchsorted(queue[grouped], queue[grouped], side="right")
-        from_the_end = ends - np.arange(len(grouped))
-        admitted[grouped[from_the_end <= surplus[queue[grouped]]]] = False
+        tied = np.flatnonzero((word == last[numbered]) & (surplus[numbered] > 0))
+        grouped = tied[np.argsort(numbered[tied], kind="stable")]
+        behind = np.searchsorted(numbered[grouped], numbered[grouped], side="right")
+        from_the_end = behind - np.arange(len(grouped))
+        admitted[grouped[from_the_end <= surplus[numbered[grouped]]]] = False
     keep.ravel()[contested[~admitted]] = False
     return keep
 
@@ -134,7 +101,7 @@ def what_is_left(
     keep: Bools | None,
     weights: NDArray[Any] | None = None,
 ) -> Kept:
-    """Return what a rule leaves of a layer.
+    """Return what a rule with a limit per source and expert leaves of a layer.
 
     Parameters
     ----------
@@ -151,29 +118,75 @@ def what_is_left(
     weights : float[T, k] or None
         Gate weights after the rule; ignored without ``keep``.
     """
-    counts = np.minimum(routing.counts, limit[:, None])
+    counts = np.minimum(routing.counts, _by_source(limit, routing))
+    padding = None if rows is None else np.maximum(rows[:, None] - counts, 0)
+    return leave(routing, counts=counts, keep=keep, weights=weights, padding=padding, capacity=capacity)
+
+
+def leave(
+    routing: LayerRouting,
+    *,
+    counts: Ints | None = None,
+    keep: Bools | None,
+    weights: NDArray[Any] | None = None,
+    padding: Ints | None = None,
+    capacity: Ints | None = None,
+    room: int | None = None,
+    at_receiver: bool = False,
+) -> Kept:
+    """Return what is left of a layer when some routes are dropped.
+
+    Parameters
+    ----------
+    routing : LayerRouting
+        Before the rule.
+    counts : int[G, E] or None
+        Routes that stay; None to count ``keep``.
+    keep : bool[T, k] or None
+        Which routes stay; None where tokens are unknown.
+    weights : float[T, k] or None
+        Gate weights after the rule; ignored without ``keep``.
+    padding : int[G, E] or None
+        Rows that are added; None for none.
+    capacity, room : int[G], int or None
+        For the record; see :class:`~moesim.facts.routing.Kept`.
+    at_receiver : bool
+        Whether dropping and padding happen after the dispatch: all routes travel, and no padding does.
+    """
     ids = routing.ids
     fully_dropped = None
     if keep is not None and ids is not None:
         fully_dropped = int(np.count_nonzero((ids >= 0).any(axis=1) & ~keep.any(axis=1)))
-        signed = _signed(ids.dtype)
-        ids = _settled(np.where(keep, ids.astype(signed, copy=False), np.asarray(-1, dtype=signed)))
+        signed = signed_type(ids.dtype)
+        ids = settled(np.where(keep, ids.astype(signed, copy=False), np.asarray(-1, dtype=signed)))
         if weights is not None:
-            weights = _settled(np.where(keep, weights, np.asarray(0, dtype=weights.dtype)))
-    left = LayerRouting(
-        experts=routing.experts, token_start=routing.token_start, counts=counts, ids=ids, weights=weights, scores=routing.scores
+            weights = settled(np.where(keep, weights, np.asarray(0, dtype=weights.dtype)))
+    if counts is None:
+        counts = routing.counts if ids is None else count_routes(ids, routing.token_start, routing.experts)
+    left = replace(routing, counts=counts, ids=ids, weights=weights)
+    none = np.zeros_like(routing.counts)
+    return Kept(
+        routing=left,
+        dropped=routing.counts - counts,
+        padding=none if padding is None else padding,
+        capacity=capacity,
+        fully_dropped=fully_dropped,
+        sent=Kept(routing=routing, dropped=none, padding=none) if at_receiver else None,
+        room=room,
     )
-    padding = np.zeros_like(counts) if rows is None else np.maximum(rows[:, None] - counts, 0)
-    return Kept(routing=left, dropped=routing.counts - counts, padding=padding, capacity=capacity, fully_dropped=fully_dropped)
 
 
-def _signed(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    # Recordings hold ids in the smallest type that fits, often without a sign; a dropped route is -1.
+def signed_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return an integer type for expert ids that has room for -1: recordings often hold the smallest unsigned one."""
     signed = np.promote_types(dtype, np.int8)
     return signed if signed.kind == "i" else np.dtype(np.int64)
 
 
-def _settled(array: NDArray[Any]) -> NDArray[Any]:
-    # An array that is read-only already is shared by the facts, not copied.
+def settled(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a fresh array that may not be written to any more: the facts share such arrays instead of copying them."""
     array.flags.writeable = False
     return array
+
+
+def _by_source(limit: Ints, routing: LayerRouting) -> Ints:
+    return np.broadcast_to(limit if limit.ndim == 2 else limit[:, None], routing.counts.shape)

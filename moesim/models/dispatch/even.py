@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.base.errors import PluginError
 from moesim.base.registry import register
 from moesim.facts.arrays import Ints
 from moesim.facts.contracts import Bind
 from moesim.facts.placement import Placement
 from moesim.facts.routing import Assignment, Kept, LayerRouting
 from moesim.facts.scenario import Setting
+from moesim.models.dispatch.replicas import destinations, replicas_of
 
 
 @register("dispatch", "even")
@@ -57,20 +57,13 @@ def split_evenly(kept: Kept, placement: Placement, *, moe_layer: int, ranks: int
         If an expert that has routes or padding has no slot.
     """
     routing = kept.routing
-    expert_of_slot = placement.expert_of_slot[moe_layer]
-    replicas = np.bincount(expert_of_slot, minlength=routing.experts)
-    homeless = np.flatnonzero((replicas[: routing.experts] == 0) & ((routing.counts + kept.padding).sum(axis=0) > 0))
-    if homeless.size:
-        raise PluginError(f"dispatch 'even': expert {int(homeless[0])} of MoE layer {moe_layer} has tokens, but lives nowhere (law L11)")
-
-    by_expert = np.argsort(expert_of_slot, kind="stable")  # slots of expert e: by_expert[first[e] : first[e] + replicas[e]]
-    first = np.cumsum(replicas) - replicas
+    replicas = replicas_of(kept, placement, moe_layer=moe_layer, who="dispatch 'even'")
+    expert_of_slot, by_expert = replicas.expert_of_slot, replicas.slots
     turn = np.empty(len(expert_of_slot), dtype=np.int64)
-    turn[by_expert] = np.arange(len(expert_of_slot)) - first[expert_of_slot[by_expert]]
+    turn[by_expert] = np.arange(len(expert_of_slot)) - replicas.first[expert_of_slot[by_expert]]
 
-    gpus = np.arange(routing.gpus)
-    offset = gpus % ranks
-    share = replicas[expert_of_slot]
+    offset = np.arange(routing.gpus) % ranks
+    share = replicas.number[expert_of_slot]
     place_in_round = (turn - offset[:, None]) % share  # int[G, S]: which of r successive routes this slot takes
 
     def dealt(rows: Ints) -> Ints:
@@ -82,8 +75,8 @@ def split_evenly(kept: Kept, placement: Placement, *, moe_layer: int, ranks: int
         kept=kept,
         slot_counts=slot_counts,
         slot_padding=dealt(routing.counts + kept.padding) - slot_counts,
-        slots=None if routing.ids is None else _slots(routing, replicas, first, by_expert, offset),
-        destination=(gpus // ranks * ranks)[:, None] + placement.rank_of_slot,
+        slots=None if routing.ids is None else _slots(routing, replicas.number, replicas.first, by_expert, offset),
+        destination=destinations(placement, gpus=routing.gpus, ranks=ranks),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,48 @@ def softmax(scores: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(exponential / exponential.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
+def blocks(routing: LayerRouting) -> list[tuple[int, int]]:
+    """Return, for each GPU, its first token and the one after its last."""
+    return list(pairwise(routing.token_start.tolist()))
+
+
 def chosen(routing: LayerRouting, ids: NDArray[Any], weights: NDArray[Any]) -> LayerRouting:
     """Return ``routing`` with these choices."""
     for array in (ids, weights):
         array.flags.writeable = False  # fresh arrays: shared by the facts, not copied
-    return LayerRouting.of_tokens(ids, routing.token_start, routing.experts, weights=weights, scores=routing.scores)
+    return LayerRouting.of_tokens(
+        ids, routing.token_start, routing.experts, weights=weights, scores=routing.scores, vocabulary_ids=routing.vocabulary_ids
+    )
+
+
+def finite_scores(routing: LayerRouting, who: str) -> NDArray[np.float32]:
+    """Return float32[T, E], the logits of a routing; minus infinity marks an expert that a token may not choose.
+
+    Raises
+    ------
+    FidelityError
+        On behalf of ``who``, if there are no scores, or a token has one that is no number, or plus infinity, or none that is finite.
+    """
+    logits = routing.need_scores(who).astype(np.float32)
+    best = logits.max(axis=1, initial=-np.inf)  # NaN if one of a token's is
+    wrong = np.flatnonzero(~np.isfinite(best))
+    if wrong.size:
+        raise FidelityError(f"{who}: token {int(wrong[0])} has scores that are no numbers, or no finite one; check the recorded scores")
+    return logits
+
+
+def ranked(wanted: NDArray[np.bool_], liking: NDArray[Any]) -> NDArray[np.int32]:
+    """Return int32[T, k], the wanted experts of each token, best liked first (equal ones: the lower id), filled up with -1.
+
+    Parameters
+    ----------
+    wanted : bool[T, E]
+        Any number per token; k is the largest, at least 1.
+    liking : float[T, E]
+        Finite or minus infinity.
+    """
+    counts = wanted.sum(axis=1)
+    width = int(counts.max(initial=1))
+    order = np.argsort(np.where(wanted, -liking, np.inf), axis=1, kind="stable")[:, :width].astype(np.int32)
+    order[np.arange(width) >= counts[:, None]] = -1
+    return order

@@ -83,6 +83,8 @@ def drain(
     route_link: ArrayLike,
     bytes: ArrayLike,  # noqa: A002 - the word of Traffic
     start: ArrayLike,
+    weight: ArrayLike | None = None,
+    cap: ArrayLike | None = None,
 ) -> Floats:
     """Return when each flow has carried its last byte, in the fluid model with max-min fair sharing.
 
@@ -94,6 +96,8 @@ def drain(
         To carry; at least 0.
     start : float[F]
         When each flow starts, in s.
+    weight, cap : float[F] or None
+        As for :func:`fair_rates`.
 
     Returns
     -------
@@ -114,6 +118,8 @@ def drain(
     flows = len(routes) - 1
     left = _at_least_zero("bytes", bytes, flows).copy()
     begins = _finite("start", start, flows)
+    weights = np.ones(flows) if weight is None else np.asarray(weight, dtype=np.float64)
+    caps = np.full(flows, np.inf) if cap is None else np.asarray(cap, dtype=np.float64)
     ends = begins.copy()
     waiting: Bools = (left > 0) & (np.diff(routes) > 0)
     active: Bools = np.zeros(flows, dtype=np.bool_)
@@ -123,7 +129,7 @@ def drain(
         active |= arrived
         waiting &= ~arrived
         index = np.flatnonzero(active)
-        rates = fair_rates(capacities, *_part(routes, links, index))
+        rates = fair_rates(capacities, *_part(routes, links, index), weights[index], caps[index])
         finish = now + left[index] / rates
         arrival = float(begins[waiting].min()) if waiting.any() else np.inf
         following = min(arrival, float(finish.min(initial=np.inf)))

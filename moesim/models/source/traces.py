@@ -118,4 +118,12 @@ def trace_of(
 
 
 def _stack(drawn: list[list[LayerRouting]], what: str) -> NDArray[Any]:
-    return np.concatenate([np.stack([getattr(layer, what) for layer in layers], axis=1) for layers in drawn])
+    width = max(getattr(layer, what).shape[1] for layers in drawn for layer in layers)
+    nothing = -1 if what == "ids" else 0
+    return np.concatenate([np.stack([_widened(getattr(layer, what), width, nothing) for layer in layers], axis=1) for layers in drawn])
+
+
+def _widened(array: NDArray[Any], width: int, nothing: int) -> NDArray[Any]:
+    """Return an array with columns of ``nothing`` added: some gates give every layer as many choices as its hungriest token has."""
+    missing = width - array.shape[1]
+    return np.pad(array, ((0, 0), (0, missing)), constant_values=nothing) if missing else array

@@ -68,6 +68,7 @@ def _from_figures(link_class: str) -> dict[str, Share]:
 
 
 SHARES: dict[str, dict[str, Share]] = {link_class: _from_figures(link_class) for link_class in ("nvlink", "nic", "mesh")}
+SHARES["torus"] = {}
 """By class of link and GPU preset: what the figures of :mod:`moesim.facts.gpu_figures` say, and nothing else."""
 
 
@@ -80,6 +81,7 @@ ELSEWHERE: dict[str, Share] = {
     "nvlink": _carried("nvlink", "h200-sxm", "H200"),
     "nic": _carried("nic", "h200-sxm", "Hopper nodes with 400 Gb/s cards"),
     "mesh": _carried("mesh", "mi300x", "MI300X"),
+    "torus": _carried("mesh", "mi300x", "the direct links of MI300X"),
 }
 """For GPUs of which no all-to-all was measured: H100, whose NVLink is that of H200, and all others."""
 
@@ -96,8 +98,15 @@ DELAYS: dict[str, Delay] = {
         value=300e-9, basis="assumed", source="between cut-through InfiniBand (about 130 ns) and Ethernet (400 to 600 ns), with cable"
     ),
     "mesh": Delay(value=936.25e-9, basis="assumed", source="that of NVLink, carried over to a direct link"),
+    "torus": Delay(
+        value=1e-6, basis="assumed", source="a round figure for one hop over a direct link, forwarding included; nothing was measured"
+    ),
+    "global": Delay(
+        value=800e-9, basis="assumed", source="one more switch (300 ns, as above) and 100 m of fibre, in which light takes 5 ns a metre"
+    ),
 }
-"""From GPU to GPU (``nvlink``, ``nic``, ``mesh``), or added by one more switch and its cable (``switch``)."""
+"""From GPU to GPU (``nvlink``, ``nic``, ``mesh``; ``torus``: to a neighbour), or added by one more switch and its cable (``switch``;
+``global``: between groups of a dragonfly)."""
 
 
 def share_of(link_class: str, gpu: Gpu) -> Share:
@@ -106,7 +115,7 @@ def share_of(link_class: str, gpu: Gpu) -> Share:
     Parameters
     ----------
     link_class : str
-        ``nvlink``, ``nic`` or ``mesh``.
+        ``nvlink``, ``nic``, ``mesh`` or ``torus``.
     gpu : Gpu
         A preset that was measured gets its own figure; any other GPU that of its nearest kin, marked ``assumed``.
     """
@@ -120,7 +129,7 @@ def link_of(link_class: str, gpu: Gpu, *, written: float | None, datasheet: floa
     Parameters
     ----------
     link_class : str
-        ``nvlink``, ``nic`` or ``mesh``.
+        ``nvlink``, ``nic``, ``mesh`` or ``torus``.
     gpu : Gpu
         Whose data sheet and measurements apply.
     written : float or None

@@ -1,8 +1,8 @@
-"""Parts that several topologies are built of: GPUs, links, an NVLink domain, and a network of leaves below one spine."""
+"""Parts that several topologies are built of: GPUs, links, an NVLink domain, network cards, and who shares a leaf."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, TypeAlias
 
@@ -12,7 +12,7 @@ from moesim.base.errors import FieldError
 from moesim.base.fields import BytesPerSecond, Efficiency, Number, Seconds
 from moesim.facts.evidence import weakest
 from moesim.facts.gpu import Gpu
-from moesim.models.topology.achieved import Link, delay, link_of
+from moesim.models.topology.achieved import Link, link_of
 
 Graph: TypeAlias = nx.DiGraph
 Oversubscription = Annotated[float, Number(1.0)]
@@ -20,6 +20,10 @@ Oversubscription = Annotated[float, Number(1.0)]
 
 MOST_GPUS = 2048
 """Routes are kept for every pair: 2,048 GPUs make 4 million of them, some hundred megabytes."""
+
+
+MOST_LINKS = 2**15
+"""Between switches: the search for routes takes seconds beyond this, and no network of 2,048 GPUs has as many."""
 
 
 def at_most(field: str, gpus: int) -> None:
@@ -32,6 +36,18 @@ def at_most(field: str, gpus: int) -> None:
     """
     if gpus > MOST_GPUS:
         raise FieldError(field, f"{gpus} GPUs are too many: routes are kept for every pair, so at most {MOST_GPUS} GPUs can be simulated")
+
+
+def links_at_most(field: str, links: int, *, fewer: str) -> None:
+    """Refuse networks with more links between switches than can be searched.
+
+    Raises
+    ------
+    FieldError
+        At ``field``, with both numbers; ``fewer`` says how to get fewer links.
+    """
+    if links > MOST_LINKS:
+        raise FieldError(field, f"{links} links between switches are too many: at most {MOST_LINKS} can be searched for routes; {fewer}")
 
 
 def gpus_on(node_of: Sequence[int]) -> Graph:
@@ -87,59 +103,43 @@ def scale_up(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaleOut:
-    """The fields of every topology whose GPUs have network cards.
+class Cards:
+    """The fields of every topology whose GPUs have network cards, whatever network joins these.
 
     Parameters
     ----------
     nic : bandwidth or None
         Of one card, one way; if left out, the GPU's data sheet.
     nic_latency : time or None
-        From GPU to GPU through one leaf; if left out, 2 us (assumed).
+        From GPU to GPU through one switch; if left out, 2 us (assumed).
     nic_efficiency : fraction or None
         What share of ``nic`` is achieved; if left out, 0.88 of the data sheet (Hopper nodes with 400 Gb/s cards), or all of a written
         ``nic``.
-    oversubscription : float
-        Sum of the cards below a leaf over the leaf's capacity to the spine, at least 1. It acts only on bytes that leave a leaf.
     switch_latency : time or None
-        Added by the link up to the spine, and again by the link down; if left out, 300 ns (assumed).
+        Added by each link between two switches of the network; if left out, 300 ns (assumed).
     """
 
     nic: BytesPerSecond | None = None
     nic_latency: Seconds | None = None
     nic_efficiency: Efficiency | None = None
-    oversubscription: Oversubscription = 1.0
     switch_latency: Seconds | None = None
 
-    def join(self, graph: Graph, gpu: Gpu, leaves: Mapping[str, Sequence[int]]) -> None:
-        """Give every GPU a network card and join the leaves through one spine.
+    def card(self, gpu: Gpu) -> Link:
+        """Return what a card of this GPU achieves, from GPU to GPU through one switch."""
+        return link_of("nic", gpu, written=self.nic, datasheet=gpu.nic, efficiency=self.nic_efficiency, latency=self.nic_latency)
 
-        Parameters
-        ----------
-        graph : networkx.DiGraph
-            Changed in place.
-        gpu : Gpu
-            Whose card it is.
-        leaves : mapping of str to sequence of int
-            The GPUs below each leaf. With one leaf there is no spine.
 
-        Notes
-        -----
-        The links between a leaf and the spines are drawn as one link each way, with their bandwidths added: what a fabric that
-        balances its load perfectly over its spines would carry.
-        """
-        path = link_of("nic", gpu, written=self.nic, datasheet=gpu.nic, efficiency=self.nic_efficiency, latency=self.nic_latency)
-        for leaf, gpus in leaves.items():
-            star(graph, f"leaf:{leaf}", kind="leaf", gpus=gpus, link_class="nic", path=path)
-        if len(leaves) == 1:
-            return
-        graph.add_node("spine:0", kind="spine")
-        seconds, basis = delay("switch", self.switch_latency)
-        for leaf, gpus in leaves.items():
-            bandwidth = path.bandwidth * len(gpus) / self.oversubscription
-            both = Link(bandwidth=bandwidth, latency=seconds, basis=weakest([path.basis, basis]))
-            connect(graph, f"leaf:{leaf}", "spine:0", name=f"uplink:leaf{leaf}", link_class="uplink", link=both)
-            connect(graph, "spine:0", f"leaf:{leaf}", name=f"downlink:leaf{leaf}", link_class="uplink", link=both)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleOut(Cards):
+    """The fields of every topology whose cards are joined by leaves.
+
+    Parameters
+    ----------
+    oversubscription : float
+        Sum of the cards below a leaf over the leaf's capacity to the spines, at least 1. It acts only on bytes that leave a leaf.
+    """
+
+    oversubscription: Oversubscription = 1.0
 
 
 def nodes_below_leaf(written: int | None, *, nodes: int, oversubscription: float, rails: bool = False) -> int:

@@ -7,14 +7,18 @@ from collections.abc import Hashable
 
 from moesim.models.topology.fabric_parts import Graph
 from moesim.models.topology.flatten import natural
+from moesim.models.topology.layout_shapes import place_dragonfly, place_torus, torus_sizes
 
-LAYERS = {"gpu": 0.0, "nvswitch": 1.0, "leaf": 2.0, "spine": 3.0}
+LAYERS = {"gpu": 0.0, "nvswitch": 1.0, "leaf": 2.0, "spine": 3.0, "core": 4.0}
 GAP = 1.5
 """Between the last GPU of a node and the first of the next; GPUs of a node are 1 apart."""
 
 
 def layout(graph: Graph) -> dict[Hashable, tuple[float, float]]:
     """Place GPUs at the bottom, node beside node, and switches above, each over the middle of what it joins.
+
+    A torus is drawn as its grid, and a dragonfly (switches of the kind ``router``) as rings; see
+    :mod:`moesim.models.topology.layout_shapes`.
 
     Parameters
     ----------
@@ -28,6 +32,11 @@ def layout(graph: Graph) -> dict[Hashable, tuple[float, float]]:
         direct links stand on a circle, so that their links do not hide each other. Switches of a kind that is not in ``LAYERS`` stand as
         many layers up as they are links away from the nearest GPU.
     """
+    if any(data.get("kind") == "router" for _, data in graph.nodes(data=True)):
+        return place_dragonfly(graph)
+    sizes = torus_sizes(graph)
+    if sizes is not None and len(graph) > 2:
+        return place_torus(sizes)
     places = _place_gpus(graph)
     neighbours = graph.to_undirected(as_view=True)
     gpus = [vertex for vertex, data in graph.nodes(data=True) if data.get("kind") == "gpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 
@@ -10,13 +11,14 @@ from moesim.base.registry import register
 from moesim.facts.cluster import Cluster
 from moesim.facts.gpu_presets import GpuField, gpu_presets
 from moesim.models.topology.achieved import datasheet_of, link_of
-from moesim.models.topology.fabric_parts import Graph, ScaleOut, at_most, connect, gpus_on, nodes_below_leaf, shared_leaves
+from moesim.models.topology.fabric_parts import Graph, at_most, connect, gpus_on, nodes_below_leaf, shared_leaves
 from moesim.models.topology.flatten import flatten
+from moesim.models.topology.leaf_spine import LeafSpine
 
 
 @register("topology", "mesh")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mesh(ScaleOut):
+class Mesh(LeafSpine):
     """Nodes in which every pair of GPUs has a link of its own each way, joined by network cards, leaves and a spine.
 
     A pair's bytes use the pair's link only: a hot pair cannot borrow the links of idle ones, unlike behind a switch.
@@ -39,7 +41,7 @@ class Mesh(ScaleOut):
 
     Notes
     -----
-    The other fields are those of :class:`~moesim.models.topology.fabric_parts.ScaleOut`.
+    The other fields are those of :class:`~moesim.models.topology.leaf_spine.LeafSpine`.
     """
 
     gpu: GpuField = field(default_factory=lambda: gpu_presets()["mi300x"])
@@ -52,6 +54,12 @@ class Mesh(ScaleOut):
 
     def __post_init__(self) -> None:
         at_most("nodes", self.nodes * self.gpus_per_node)
+        self.check_spines(len(self.leaves()))
+
+    def leaves(self) -> Mapping[str, range]:
+        """Return the GPUs below each leaf."""
+        below = nodes_below_leaf(self.nodes_per_leaf, nodes=self.nodes, oversubscription=self.oversubscription)
+        return shared_leaves(self.gpus_per_node, self.nodes, below)
 
     def graph(self) -> Graph:
         """Return the meshes and, with more than one node, leaves and the spine."""
@@ -69,10 +77,9 @@ class Mesh(ScaleOut):
             for tail, head in permutations(range(node * each, (node + 1) * each), 2):
                 connect(graph, f"gpu:{tail}", f"gpu:{head}", name=f"mesh:{tail}-{head}", link_class="mesh", link=pair)
         if self.nodes > 1:
-            below = nodes_below_leaf(self.nodes_per_leaf, nodes=self.nodes, oversubscription=self.oversubscription)
-            self.join(graph, self.gpu, shared_leaves(each, self.nodes, below))
+            self.join(graph, self.gpu, self.leaves())
         return graph
 
     def build(self) -> Cluster:
         """Return the arrays."""
-        return flatten(self.graph(), gpu=self.gpu)
+        return flatten(self.graph(), gpu=self.gpu, ecmp_seed=self.hash_seed())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from moesim.desk.report import style
 from moesim.desk.report.figures import load, network, time, timeline
 from moesim.desk.report.style import Drawing
@@ -23,5 +25,10 @@ FIGURES = (
 
 def draw(result: Result) -> dict[str, Drawing]:
     """Return the figures of a run by name, in the order of the page."""
+    return {drawing.name: drawing for drawing in draw_some(result, FIGURES) if drawing is not None}
+
+
+def draw_some(result: Result, which: Sequence[Callable[[Result], Drawing | None]]) -> list[Drawing | None]:
+    """Return some of the figures; None for each that has nothing to show."""
     with style.paper():
-        return {drawing.name: drawing for drawing in (figure(result) for figure in FIGURES) if drawing is not None}
+        return [figure(result) for figure in which]

@@ -138,7 +138,7 @@ def fabric(result: Result) -> Drawing | None:
     return Drawing(
         name="fabric",
         title="The fabric",
-        caption="GPUs at the bottom, switches above them. Colour and width show the utilisation of the fuller direction in a "
+        caption=f"{_arranged(where, graph)}. Colour and width show the utilisation of the fuller direction in a "
         f"mean step; the fullest link is {most}.",
         alt=f"Drawing of a cluster of {result.facts.get('gpus')} GPUs and {len(graph) - int(result.facts.get('gpus', 0))} switches. The "
         f"fullest link is {most}.",
@@ -146,6 +146,14 @@ def fabric(result: Result) -> Drawing | None:
         scale=("0 % of the bandwidth", f"{high:.3g} %"),
         wide=True,
     )
+
+
+def _arranged(where: Mapping[str, tuple[float, float]], graph: Any) -> str:
+    """Say how the layout places things."""
+    if any(vertex.startswith("router:") for vertex in where):
+        return "Routers on the inner ring, group beside group, and their GPUs around them"
+    direct = all(kind == "gpu" for _, kind in graph.nodes(data="kind"))
+    return "GPUs joined directly, without switches" if direct else "GPUs at the bottom, switches above them"
 
 
 def spread(where: Mapping[Any, tuple[float, float]]) -> dict[str, tuple[float, float]]:
@@ -171,6 +179,12 @@ def _fits(row: list[str], places: Mapping[str, tuple[float, float]], width: floa
 
 def _vertices(area: Axes, where: Mapping[str, tuple[float, float]], points: np.ndarray) -> None:
     """Draw GPUs and switches: boxes with names where these fit, otherwise dots."""
+    rings = [vertex for vertex in where if vertex.startswith("router:")]
+    if rings:  # a dragonfly: on rings, names would cover each other and the links
+        for size, some in ((3, [vertex for vertex in where if not vertex.startswith("router:")]), (7, rings)):
+            across, up = zip(*(where[vertex] for vertex in some), strict=True)
+            area.plot(across, up, linestyle="none", marker="o", markersize=size, color=style.INK, markeredgewidth=0, clip_on=False)
+        return
     for level in np.unique(points[:, 1]):
         row = sorted((vertex for vertex, (_, y) in where.items() if y == level), key=lambda vertex: where[vertex][0])
         if _fits(row, where, float(np.ptp(points[:, 0]))):

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from moesim.desk.report import style
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import show
-from moesim.facts.program import COLLECTIVES
+from moesim.facts.program import COLLECTIVES, GRADIENTS, GROUP_CALLS
 from moesim.facts.record import Result, Table
 
 MOST_GPUS = 16
@@ -48,7 +48,7 @@ def window(table: Table) -> Window:
     at = order.index(worst)
     chosen = order[at : at + 2] if at + 1 < len(order) else order[max(at - 1, 0) : at + 1]
     layers = tuple(key[0] for key in chosen)
-    mask = np.isin(table["layer"], layers) & (table["direction"] == worst[1])
+    mask = np.isin(table["layer"], layers) & (table["direction"] == worst[1]) & (table["lane"] != GRADIENTS)
     return Window(start=float(table["start_s"][mask].min()), end=float(table["end_s"][mask].max()), layers=layers, direction=worst[1])
 
 
@@ -77,7 +77,8 @@ def timeline(result: Result) -> Drawing | None:
         return None
     seen = window(table)
     calls = result.tables["collectives"]
-    calls = calls.where((calls["step"] == table["step"][0]) & (calls["last_arrival_s"] > seen.start) & (calls["last_arrival_s"] < seen.end))
+    calls = calls.where(np.isin(calls["phase"], COLLECTIVES) & (calls["step"] == table["step"][0]))
+    calls = calls.where((calls["last_arrival_s"] > seen.start) & (calls["last_arrival_s"] < seen.end))
     gpus = pick_gpus(table, calls["last_gpu"].tolist())
     span = table.where(np.isin(table["gpu"], gpus) & (table["end_s"] > seen.start) & (table["start_s"] < seen.end))
     cut = len(span) > MOST_SPANS
@@ -96,10 +97,12 @@ def timeline(result: Result) -> Drawing | None:
     style.across(area, places, labels, title=f"{unit} since the window began", grid=True)
     style.upward(area, range(len(gpus)), [str(gpu) for gpu in gpus], title="GPU", gap=34)
     held = np.isin(span["phase"], COLLECTIVES)
+    drawn = {GRADIENTS if name in GROUP_CALLS else name for name in span["phase"].tolist()}
     waited = float(span["waiting_s"][held].max()) if held.any() else 0.0
     which = " and ".join(str(layer) for layer in seen.layers)
     step = int(table["step"][0])
     longest = f"the longest wait is {show(waited, 's')}" if waited > 0 else "nobody waits"
+    below = ", and below it exchanges of gradients" if GRADIENTS in drawn else ""
     late = f"; the last to arrive are {', '.join(names)}" if names else ""
     some = (
         ""
@@ -110,12 +113,12 @@ def timeline(result: Result) -> Drawing | None:
         name="timeline",
         title="Inside one step",
         caption=f"Step {step}, {seen.direction}, model layer{'s' if len(seen.layers) > 1 else ''} {which}: where GPUs wait longest. Upper "
-        "half of a row: computing; lower half: in a collective, its waiting drawn first. A dashed line marks the arrival of the last GPU; "
-        f"{longest}." + some,
+        f"half of a row: computing; lower half: in a collective, its waiting drawn first{below}. A dashed line marks the arrival of the "
+        f"last GPU; {longest}." + some,
         alt=f"Timeline of {len(gpus)} GPUs over {show(seen.end - seen.start, 's')} of step {step}; {longest}{late}.",
         svg=style.svg(figure, "timeline"),
         wide=True,
-        legend=style.legend(name for name in style.COLOURS if name in set(span["phase"].tolist()) or (name == "waiting" and waited > 0)),
+        legend=style.legend((name for name in style.COLOURS if name in drawn or (name == "waiting" and waited > 0)), gradients="gradients"),
     )
 
 
@@ -123,13 +126,18 @@ def _bars(area: Axes, span: Table, gpus: list[int], seen: Window) -> None:
     row = np.searchsorted(np.asarray(gpus), span["gpu"])
     start, end = (np.clip(span[name], seen.start, seen.end) - seen.start for name in ("start_s", "end_s"))
     moving = np.clip(span["start_s"] + np.minimum(span["waiting_s"], span["end_s"] - span["start_s"]), seen.start, seen.end) - seen.start
-    low = np.where(span["lane"] == "compute", row - 0.42, row + 0.0)
-    high = np.where(span["lane"] == "compute", row - 0.0, row + 0.42)
+    computes, beside = span["lane"] == "compute", span["lane"] == GRADIENTS
+    # Gradients take the lowest part of a row, so that they hide no exchange of tokens.
+    split = row + (0.27 if beside.any() else 0.42)
+    low = np.where(computes, row - 0.42, np.where(beside, split, row + 0.0))
+    high = np.where(computes, row - 0.0, np.where(beside, row + 0.42, split))
     for name, colour in style.COLOURS.items():
         if name == "waiting":
             mask, left, right = np.isin(span["phase"], COLLECTIVES) & (moving > start), start, moving
         elif name in COLLECTIVES:
             mask, left, right = (span["phase"] == name) & (end > moving), moving, end
+        elif name == GRADIENTS:
+            mask, left, right = np.isin(span["phase"], GROUP_CALLS) & (end > start), start, end
         else:
             mask, left, right = (span["phase"] == name) & (end > start), start, end
         if not mask.any():

@@ -1,0 +1,45 @@
+"""Files that the loader reads for a plug-in: the name of a reader, and what does the reading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moesim.base.errors import PluginError, Problem, did_you_mean
+
+READERS = ("wiring", "placement")
+"""Words that :class:`~moesim.base.fields.ReadFile` may name."""
+
+
+def read_content(reader: str, path: str, keys: dict[str, Any]) -> tuple[Any, list[Problem]]:
+    """Read a file for a plug-in.
+
+    Parameters
+    ----------
+    reader : str
+        One of ``READERS``.
+    path : str
+        Absolute.
+    keys : dict
+        The other keys of the section that names the file.
+
+    Returns
+    -------
+    content : object
+        None where there are problems.
+    problems : list of Problem
+        With the place in the file that was read.
+
+    Raises
+    ------
+    PluginError
+        If there is no such reader.
+    """
+    if reader == "wiring":
+        from moesim.desk.cluster_files.read import read_wiring
+
+        return read_wiring(path, keys)
+    if reader == "placement":
+        from moesim.desk.placement_files import read_placement
+
+        return read_placement(path, keys)
+    raise PluginError(f"a field wants its file read as {reader!r}{did_you_mean(reader, READERS)}")

@@ -1,0 +1,1 @@
+"""Collective operations as stages of transfers: rings, trees, hierarchies, one-shot."""

@@ -1,0 +1,956 @@
+"""The arithmetic of exact max-min sharing by bottleneck groups and virtual time, compiled.
+
+Every flow on its way belongs to the *group* of the link that limits it, and all flows of a group run at one level per unit of weight. The
+integral of that level is the group's virtual time: a flow ends when it reaches the flow's tag, so letting time pass costs a few
+additions per group, and nothing per flow. Levels come from water-filling over groups: for each group it is known how many of
+its flows cross which other links, and taking links in the order of their fair shares fixes one group after another. A flow is
+touched when the link that limits it changes, when it starts and when it ends; one pairing heap per group keeps the ends in order.
+
+Links that share flows form a *component*; components do not feel each other, so each has its own time and is filled on its own.
+
+Source of the fair shares: D. Bertsekas, R. Gallager, *Data Networks*, 2nd ed., 1992, section 6.5.2; of the virtual time: A. Parekh,
+R. Gallager, "A generalized processor sharing approach to flow control", IEEE/ACM Transactions on Networking 1(3), 1993; of the heap:
+M. Fredman et al., "The pairing heap", Algorithmica 1, 1986. All compiled functions of this core stand in one file, because a compiled
+function is rebuilt when its own file changes, and not when a file that it calls into does.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Bools, Floats, Ints
+
+Whole32 = NDArray[np.int32]
+
+TIE = 1e-12
+"""Ends that differ by less than this share of the time to the first of them are one event."""
+OVERFULL = 1e-11
+"""A link that was no bottleneck so far becomes one when it would carry this share more than it can."""
+
+# Columns of ``State.flow_whole`` and ``State.flow_real``: what is known of each flow, side by side, because it is needed together.
+GROUP, CHILD, NEXT, PREVIOUS, BINDING, SOURCE, DESTINATION, PAIR, ALIVE, SETTLED, WAITING = range(11)
+TAG, ASKED, WEIGHT, CAP, BOOKED = range(5)
+# Rows of ``State.link_whole`` and ``State.link_real``.
+FIRST, LAST, ROOM, FLOWS, OWN, COMPONENT, CANDIDATE, NEIGHBOURS, HEAP, FIXED, ELSEWHERE, RESERVED = range(12)
+CAPACITY, LEVEL, SERVICE, TOTAL, BUSY, THROUGH, SINCE = range(7)
+# Columns of ``State.open``: what a filling still has to give away on a link, and to how many flows of what weight.
+LEFT, WEIGHTS, COUNT = range(3)
+# Rows of ``State.part_whole`` and ``State.part_real``: components.
+BEGIN, END, CANDIDATES, PART_FLOWS, DIRTY, FILLED = range(6)
+TIME, NEXT_END, STEP = range(3)
+FILLS, MOVES, ENDS, PARTS, QUEUED = range(5)
+
+
+CLEAN, PARTLY, WHOLLY = range(3)
+"""What a component needs before time can pass: nothing, a filling of the groups above the last end, or a filling of all groups."""
+
+
+class State(NamedTuple):
+    """All that the core knows, in few arrays, because each costs a little with every call.
+
+    K links, P components at most, room for F flows. Group K + p holds the flows of component p that run at their own caps; its virtual
+    time is time itself. ``crossing[b, c]`` is 1 more than the place of c among the neighbours of b, 0 if it is not among them;
+    ``shared[b, i]`` counts the flows limited at b that cross neighbour i too, and ``shared_weight`` sums their weights (it has a single
+    entry while all weights are 1); ``before[b, i]`` is what neighbour i had left before the level of b was fixed. The candidates of a
+    component stand in the order in which their levels were fixed. ``start_key`` and ``start_entry`` are a binary heap of flows that will
+    start.
+    """
+
+    route: Whole32
+    flow_whole: Whole32
+    flow_real: Floats
+    link_whole: Whole32
+    link_real: Floats
+    open: Floats
+    crossing: Whole32
+    neighbours: Whole32
+    shared: Whole32
+    shared_weight: Floats
+    before: Floats
+    listed: Whole32
+    members: Whole32
+    candidates: Whole32
+    part_whole: Ints
+    part_real: Floats
+    capped: Whole32
+    carried: Floats
+    key: Floats
+    entry: Whole32
+    start_key: Floats
+    start_entry: Whole32
+    joined: Whole32
+    counts: Ints
+
+
+@njit(cache=True, error_model="numpy")
+def _meld(a: int, b: int, real: Floats, whole: Whole32) -> int:
+    """Return the root of two heaps made one; -1 is the empty heap."""
+    if a < 0:
+        return b
+    if b < 0:
+        return a
+    if real[b, TAG] < real[a, TAG]:
+        a, b = b, a
+    child = whole[a, CHILD]
+    whole[b, NEXT] = child
+    if child >= 0:
+        whole[child, PREVIOUS] = b
+    whole[b, PREVIOUS] = a
+    whole[a, CHILD] = b
+    return a
+
+
+@njit(cache=True, error_model="numpy")
+def _take(f: int, root: int, real: Floats, whole: Whole32) -> int:
+    """Take flow f out of the heap and return the new root: its children are melded in pairs, then from the last to the first."""
+    stack = -1
+    x = whole[f, CHILD]
+    while x >= 0:
+        y = whole[x, NEXT]
+        whole[x, NEXT] = whole[x, PREVIOUS] = -1
+        rest = -1
+        if y >= 0:
+            rest = whole[y, NEXT]
+            whole[y, NEXT] = whole[y, PREVIOUS] = -1
+        pair = _meld(x, y, real, whole)
+        whole[pair, NEXT] = stack
+        stack = pair
+        x = rest
+    below = -1
+    while stack >= 0:
+        rest = whole[stack, NEXT]
+        whole[stack, NEXT] = whole[stack, PREVIOUS] = -1
+        below = _meld(below, stack, real, whole)
+        stack = rest
+    whole[f, CHILD] = -1
+    if root == f:
+        return below
+    above, following = whole[f, PREVIOUS], whole[f, NEXT]
+    if whole[above, CHILD] == f:
+        whole[above, CHILD] = following
+    else:
+        whole[above, NEXT] = following
+    if following >= 0:
+        whole[following, PREVIOUS] = above
+    whole[f, NEXT] = whole[f, PREVIOUS] = -1
+    return _meld(root, below, real, whole)
+
+
+@njit(cache=True, error_model="numpy")
+def _sift(key: Floats, entry: Whole32, size: int, place: int, value: float, item: int) -> None:
+    """Let ``item`` sink from ``place`` in a binary heap, smallest key on top.
+
+    Of equal keys the lowest entry comes first: links with equal shares are common, and flows that cross two of them would change groups
+    each time their order changed.
+    """
+    while True:
+        below = 2 * place + 1
+        if below >= size:
+            break
+        right = below + 1
+        if right < size and (key[right] < key[below] or (key[right] == key[below] and entry[right] < entry[below])):
+            below = right
+        if key[below] > value or (key[below] == value and entry[below] > item):
+            break
+        key[place], entry[place] = key[below], entry[below]
+        place = below
+    key[place], entry[place] = value, item
+
+
+@njit(cache=True, error_model="numpy")
+def _speed(s: State, f: int, group: int, links: int) -> float:
+    """Return what a flow gets per unit of its group's virtual time: its weight, or its cap where it runs at that."""
+    return float(s.flow_real[f, CAP] if group >= links else s.flow_real[f, WEIGHT])
+
+
+@njit(cache=True, error_model="numpy")
+def _cross(s: State, group: int, f: int, sign: int, weighted: bool) -> None:
+    """Count flow f among (1) or no more among (-1) the flows of a group on the other links of its route."""
+    crossing, neighbours, shared = s.crossing[group], s.neighbours[group], s.shared[group]
+    for h in range(s.flow_whole[f, BINDING]):
+        c = s.route[f, h]
+        if c == group:
+            continue
+        place = crossing[c] - 1
+        if place < 0:
+            place = s.link_whole[NEIGHBOURS, group]
+            neighbours[place] = c
+            shared[place] = 0
+            crossing[c] = place + 1
+            if weighted:
+                s.shared_weight[group, place] = 0.0
+            s.link_whole[NEIGHBOURS, group] = place + 1
+        shared[place] += sign
+        if weighted:
+            s.shared_weight[group, place] += sign * s.flow_real[f, WEIGHT]
+        if shared[place] == 0:
+            last = s.link_whole[NEIGHBOURS, group] - 1
+            s.link_whole[NEIGHBOURS, group] = last
+            crossing[c] = 0
+            if place < last:
+                neighbours[place], shared[place] = neighbours[last], shared[last]
+                crossing[neighbours[place]] = place + 1
+                if weighted:
+                    s.shared_weight[group, place] = s.shared_weight[group, last]
+
+
+@njit(cache=True, error_model="numpy")
+def _enter(s: State, f: int, group: int, left: float, links: int, weighted: bool) -> None:
+    """Let a flow with ``left`` bytes to go into a group."""
+    if s.link_whole[OWN, group] == 0:
+        # An empty group may count its virtual time anew: small numbers are precise numbers.
+        s.link_real[SERVICE, group] = 0.0
+    s.link_whole[OWN, group] += 1
+    s.flow_whole[f, GROUP] = group
+    s.flow_real[f, TAG] = s.link_real[SERVICE, group] + left / _speed(s, f, group, links)
+    s.link_whole[HEAP, group] = _meld(s.link_whole[HEAP, group], f, s.flow_real, s.flow_whole)
+    if group < links:
+        _cross(s, group, f, 1, weighted)
+
+
+@njit(cache=True, error_model="numpy")
+def _unheap(s: State, f: int, links: int) -> float:
+    """Take a flow out of the heap of its group; return the bytes that it still has to carry."""
+    group = s.flow_whole[f, GROUP]
+    s.link_whole[HEAP, group] = _take(f, s.link_whole[HEAP, group], s.flow_real, s.flow_whole)
+    return float((s.flow_real[f, TAG] - s.link_real[SERVICE, group]) * _speed(s, f, group, links))
+
+
+@njit(cache=True, error_model="numpy")
+def _discount(s: State, f: int, links: int, weighted: bool) -> None:
+    """Count a flow no more among those of its group."""
+    group = s.flow_whole[f, GROUP]
+    s.link_whole[OWN, group] -= 1
+    if group < links:
+        _cross(s, group, f, -1, weighted)
+
+
+@njit(cache=True, error_model="numpy")
+def _exit(s: State, f: int, links: int, weighted: bool) -> float:
+    """Take a flow out of its group; return the bytes that it still has to carry."""
+    left = _unheap(s, f, links)
+    _discount(s, f, links, weighted)
+    return left
+
+
+@njit(cache=True, error_model="numpy")
+def _is_fixed(s: State, f: int, links: int, number: int) -> bool:
+    """Return whether this filling has given flow f its rate."""
+    group = s.flow_whole[f, GROUP]
+    if group < links:
+        return bool(s.link_whole[FIXED, group] != 0)
+    return bool(s.flow_whole[f, SETTLED] == number)
+
+
+@njit(cache=True, error_model="numpy")
+def _at_cap(s: State, f: int, part: int, links: int, number: int, weighted: bool) -> bool:
+    """Give a flow its cap as its rate, and take that off its links; return what :func:`_fix` returns."""
+    group = links + part
+    if s.flow_whole[f, GROUP] != group:
+        left = _exit(s, f, links, weighted)
+        _enter(s, f, group, left, links, weighted)
+        s.counts[MOVES] += 1
+    s.flow_whole[f, SETTLED] = number
+    short = False
+    for h in range(s.flow_whole[f, BINDING]):
+        c = s.route[f, h]
+        s.open[c, LEFT] -= s.flow_real[f, CAP]
+        s.open[c, WEIGHTS] -= s.flow_real[f, WEIGHT]
+        s.open[c, COUNT] -= 1.0
+        if s.open[c, LEFT] < 0.0 and s.link_whole[CANDIDATE, c] == 0:
+            short = True
+    return short
+
+
+@njit(cache=True, error_model="numpy")
+def _gather(s: State, link: int, links: int, number: int, weighted: bool) -> None:
+    """Make all flows of a link that have no rate yet members of its group."""
+    to = s.link_whole[FIRST, link]
+    for place in range(s.link_whole[FIRST, link], s.link_whole[LAST, link]):
+        f = s.listed[place]
+        if s.flow_whole[f, ALIVE] == 0:
+            continue  # it has ended: the list gets shorter
+        s.listed[to] = f
+        to += 1
+        if s.flow_whole[f, GROUP] != link and not _is_fixed(s, f, links, number):
+            left = _exit(s, f, links, weighted)
+            _enter(s, f, link, left, links, weighted)
+            s.counts[MOVES] += 1
+    s.link_whole[LAST, link] = to
+
+
+@njit(cache=True, error_model="numpy")
+def _fix(s: State, link: int, level: float, weighted: bool) -> bool:
+    """Take what the flows of a group use at a level off the other links that they cross.
+
+    Returns true if a link that is no candidate has less than nothing left.
+    """
+    neighbours, shared, before, whole, open_ = s.neighbours[link], s.shared[link], s.before[link], s.link_whole, s.open
+    short = False
+    for place in range(whole[NEIGHBOURS, link]):
+        c = neighbours[place]
+        left = open_[c, LEFT]
+        before[place] = left
+        if weighted:
+            open_[c, WEIGHTS] -= s.shared_weight[link, place]
+            open_[c, COUNT] -= shared[place]
+            left -= s.shared_weight[link, place] * level
+        else:
+            open_[c, WEIGHTS] -= shared[place]
+            left -= shared[place] * level
+        open_[c, LEFT] = left
+        if left < 0.0 and whole[CANDIDATE, c] == 0:
+            short = True
+    return short
+
+
+@njit(cache=True, error_model="numpy")
+def _undo(s: State, part: int, level: float) -> None:
+    """Take the levels of all groups at ``level`` and above back, from the last to the first, to the last bit; all weights are 1."""
+    begin = s.part_whole[BEGIN, part]
+    last = begin + s.part_whole[FILLED, part] - 1
+    while last >= begin and s.link_real[LEVEL, s.candidates[last]] >= level:
+        link = s.candidates[last]
+        neighbours, shared, before = s.neighbours[link], s.shared[link], s.before[link]
+        for place in range(s.link_whole[NEIGHBOURS, link]):
+            s.open[neighbours[place], LEFT] = before[place]
+            s.open[neighbours[place], WEIGHTS] += shared[place]
+        s.link_whole[FIXED, link] = 0
+        last -= 1
+    s.part_whole[FILLED, part] = last + 1 - begin
+
+
+@njit(cache=True, error_model="numpy")
+def _clear(s: State, part: int) -> None:
+    """Take all levels of a component back."""
+    for place in range(s.part_whole[BEGIN, part], s.part_whole[END, part]):
+        link = s.members[place]
+        s.open[link, LEFT] = s.link_real[CAPACITY, link]
+        s.open[link, WEIGHTS] = s.link_real[TOTAL, link]
+        s.open[link, COUNT] = s.link_whole[FLOWS, link]
+        s.link_whole[FIXED, link] = 0
+    s.part_whole[FILLED, part] = 0
+
+
+@njit(cache=True, error_model="numpy")
+def _heap_up(s: State, part: int, count: int) -> int:
+    """Make a heap of the candidates whose levels are not fixed, by their shares; return its size."""
+    begin = s.part_whole[BEGIN, part]
+    size = 0
+    for place in range(begin + s.part_whole[FILLED, part], begin + s.part_whole[CANDIDATES, part]):
+        link = s.candidates[place]
+        if s.open[link, count] > 0:
+            s.key[size], s.entry[size] = s.open[link, LEFT] / s.open[link, WEIGHTS], link
+            size += 1
+        else:
+            s.link_whole[CANDIDATE, link] = 0
+    for place in range(size // 2 - 1, -1, -1):
+        _sift(s.key, s.entry, size, place, s.key[place], s.entry[place])
+    return size
+
+
+@njit(cache=True, error_model="numpy")
+def _scarcest(s: State, size: int, level: float, count: int) -> tuple[int, float]:
+    """Bring the link with the smallest share to the top of the heap; return the heap's size and that share."""
+    while size > 0:
+        link = s.entry[0]
+        if s.open[link, count] > 0:
+            # Rounding must not let a level fall below the one before it.
+            share = max(s.open[link, LEFT] / s.open[link, WEIGHTS], level)
+            if share <= s.key[0] * (1 + 1e-13):
+                return size, share
+            _sift(s.key, s.entry, size, 0, share, link)
+            continue
+        s.link_whole[CANDIDATE, link] = 0
+        size = _pop(s, size)
+    return 0, np.inf
+
+
+@njit(cache=True, error_model="numpy")
+def _pop(s: State, size: int) -> int:
+    """Take the top off the heap of candidates; return its size."""
+    size -= 1
+    if size > 0:
+        _sift(s.key, s.entry, size, 0, s.key[size], s.entry[size])
+    return size
+
+
+@njit(cache=True, error_model="numpy")
+def _fill(s: State, part: int, weighted: bool) -> None:
+    """Find the levels of a component, and when its next flow ends.
+
+    Only links that were bottlenecks before (the candidates) are looked at; if another one would carry more than it can, it becomes a
+    candidate too and the filling starts again. When a flow ends, the levels below its own stay as they are: up to there, filling meets
+    the same links with the same shares, for a link on its route that was scarcer would have limited it. So a partial filling keeps these.
+    """
+    begin = s.part_whole[BEGIN, part]
+    whole, real = s.link_whole, s.link_real
+    count = COUNT if weighted else WEIGHTS
+    links = s.crossing.shape[0]
+    if s.part_whole[DIRTY, part] == WHOLLY:
+        _clear(s, part)
+    short = True
+    while short:
+        s.counts[FILLS] += 1
+        number = int(s.counts[FILLS] % 2147483647)
+        filled = begin + s.part_whole[FILLED, part]
+        level = real[LEVEL, s.candidates[filled - 1]] if filled > begin else 0.0
+        size = _heap_up(s, part, count)
+        next_capped = 0
+        short = False
+        while True:
+            size, share = _scarcest(s, size, level, count)
+            if next_capped < len(s.capped):
+                f = s.capped[next_capped]
+                at = s.flow_real[f, CAP] / s.flow_real[f, WEIGHT]
+                if at <= share:
+                    next_capped += 1
+                    mine = whole[COMPONENT, s.route[f, 0]] == part
+                    if s.flow_whole[f, ALIVE] != 0 and mine and not _is_fixed(s, f, links, number):
+                        level = max(level, at)
+                        short = _at_cap(s, f, part, links, number, weighted) or short
+                    continue
+            if size == 0:
+                break
+            link, level = s.entry[0], share
+            if s.open[link, count] > whole[OWN, link]:
+                _gather(s, link, links, number, weighted)
+            real[LEVEL, link] = level
+            whole[FIXED, link] = 1
+            short = _fix(s, link, level, weighted) or short
+            s.candidates[filled] = link
+            filled += 1
+            size = _pop(s, size)
+        s.part_whole[CANDIDATES, part] = s.part_whole[FILLED, part] = filled - begin
+        short = short and _more_candidates(s, part)
+        if short:
+            _clear(s, part)
+    _plan_end(s, part)
+
+
+@njit(cache=True, error_model="numpy")
+def _plan_end(s: State, part: int) -> None:
+    """Work out when the next flow of a component ends at the present levels."""
+    begin = s.part_whole[BEGIN, part]
+    step = np.inf
+    for place in range(begin, begin + s.part_whole[FILLED, part]):
+        link = s.candidates[place]
+        first = s.link_whole[HEAP, link]
+        if first >= 0:
+            step = min(step, (s.flow_real[first, TAG] - s.link_real[SERVICE, link]) / s.link_real[LEVEL, link])
+    own = s.crossing.shape[0] + part
+    s.link_real[LEVEL, own] = 1.0
+    if s.link_whole[HEAP, own] >= 0:
+        step = min(step, s.flow_real[s.link_whole[HEAP, own], TAG] - s.link_real[SERVICE, own])
+    s.part_real[STEP, part] = max(step, 0.0)
+    s.part_real[NEXT_END, part] = s.part_real[TIME, part] + s.part_real[STEP, part]
+    s.part_whole[DIRTY, part] = CLEAN
+
+
+@njit(cache=True, error_model="numpy")
+def _more_candidates(s: State, part: int) -> bool:
+    """Make candidates of the links that would carry more than they can; return whether there are any."""
+    more = False
+    begin = s.part_whole[BEGIN, part]
+    for place in range(begin, s.part_whole[END, part]):
+        link = s.members[place]
+        if s.link_whole[CANDIDATE, link] == 0 and s.open[link, LEFT] < -OVERFULL * s.link_real[CAPACITY, link]:
+            s.link_whole[CANDIDATE, link] = 1
+            s.candidates[begin + s.part_whole[CANDIDATES, part]] = link
+            s.part_whole[CANDIDATES, part] += 1
+            more = True
+    return more
+
+
+@njit(cache=True, error_model="numpy")
+def _load(s: State, link: int) -> float:
+    """Return what a link carries at the present levels, in B/s."""
+    unused = 0.0 if s.link_whole[FIXED, link] != 0 else s.open[link, LEFT]
+    return float(s.link_real[CAPACITY, link] - unused)
+
+
+@njit(cache=True, error_model="numpy")
+def _pass_time(s: State, part: int, step: float, now: float) -> None:
+    """Let a component run at its present levels until ``now``, ``step`` seconds after its own time."""
+    begin = s.part_whole[BEGIN, part]
+    if step > 0:
+        for place in range(begin, s.part_whole[END, part]):
+            link = s.members[place]
+            if s.link_whole[FLOWS, link] > 0:
+                s.link_real[THROUGH, link] += _load(s, link) * step
+        for place in range(begin, begin + s.part_whole[FILLED, part]):
+            link = s.candidates[place]
+            s.link_real[SERVICE, link] += s.link_real[LEVEL, link] * step
+        s.link_real[SERVICE, s.crossing.shape[0] + part] += step
+    s.part_real[TIME, part] = now
+
+
+@njit(cache=True, error_model="numpy")
+def _off(s: State, f: int, left: float, now: float, pending: Ints, woken: Ints, woke: int) -> int:
+    """Take a flow that is in no group any more off its links and counters; return how many counters have reached zero so far."""
+    brought = s.flow_real[f, ASKED] - left
+    s.flow_whole[f, ALIVE] = 0
+    s.carried[s.flow_whole[f, PAIR]] += brought
+    s.part_whole[PART_FLOWS, s.link_whole[COMPONENT, s.route[f, 0]]] -= 1
+    for h in range(s.route.shape[1]):
+        link = s.route[f, h]
+        if link < 0:
+            break
+        if h < s.flow_whole[f, BINDING]:
+            s.link_whole[FLOWS, link] -= 1
+            # What is left of a sum of weights when the last of them has gone is rounding.
+            s.link_real[TOTAL, link] = s.link_real[TOTAL, link] - s.flow_real[f, WEIGHT] if s.link_whole[FLOWS, link] > 0 else 0.0
+            s.open[link, WEIGHTS] -= s.flow_real[f, WEIGHT]
+            s.open[link, COUNT] -= 1.0
+            if s.link_whole[FLOWS, link] == 0:
+                s.link_real[BUSY, link] += now - s.link_real[SINCE, link]
+        else:
+            s.link_real[THROUGH, link] += brought - s.flow_real[f, BOOKED]
+            s.link_whole[ELSEWHERE, link] -= 1
+            if s.link_whole[ELSEWHERE, link] == 0:
+                s.link_real[BUSY, link] += now - s.link_real[SINCE, link]
+    return _count_down(s, f, pending, woken, woke)
+
+
+@njit(cache=True, error_model="numpy")
+def _count_down(s: State, f: int, pending: Ints, woken: Ints, woke: int) -> int:
+    """Take a flow off its two counters; return how many counters have reached zero so far."""
+    for counter in (s.flow_whole[f, SOURCE], s.flow_whole[f, DESTINATION]):
+        pending[counter] -= 1
+        if pending[counter] == 0:
+            woken[woke] = counter
+            woke += 1
+    return woke
+
+
+@njit(cache=True, error_model="numpy")
+def _end_flows(s: State, part: int, pending: Ints, woken: Ints, weighted: bool) -> int:
+    """Let the flows end that end next in a component; return how many counters have reached zero."""
+    links = s.crossing.shape[0]
+    now, step = s.part_real[NEXT_END, part], s.part_real[STEP, part]
+    begin = s.part_whole[BEGIN, part]
+    within = step * (1 + TIE) + 4e-16 * now
+    # Who ends is decided before time passes: afterwards what is left is lost in rounding.
+    ended = 0
+    lowest = np.inf
+    for place in range(begin, begin + s.part_whole[FILLED, part] + 1):
+        group = s.candidates[place] if place < begin + s.part_whole[FILLED, part] else links + part
+        level, service = s.link_real[LEVEL, group], s.link_real[SERVICE, group]
+        while s.link_whole[HEAP, group] >= 0:
+            f = s.link_whole[HEAP, group]
+            if (s.flow_real[f, TAG] - service) / level > within:
+                break
+            _unheap(s, f, links)
+            s.entry[ended] = f
+            ended += 1
+            lowest = min(lowest, level)
+    _pass_time(s, part, step, now)
+    if weighted or len(s.capped) > 0:
+        s.part_whole[DIRTY, part] = WHOLLY
+    else:
+        _undo(s, part, lowest)
+    woke = 0
+    for place in range(ended):
+        s.counts[ENDS] += 1
+        _discount(s, s.entry[place], links, weighted)
+        woke = _off(s, s.entry[place], 0.0, now, pending, woken, woke)
+    s.part_whole[DIRTY, part] = max(s.part_whole[DIRTY, part], PARTLY)
+    return woke
+
+
+@njit(cache=True, error_model="numpy")
+def bring(s: State, part: int, now: float, weighted: bool) -> None:
+    """Let a component run to ``now`` at its present levels, because something about it is going to change."""
+    step = now - s.part_real[TIME, part]
+    if s.part_whole[PART_FLOWS, part] > 0 and step > 0:
+        if s.part_whole[DIRTY, part] != CLEAN:
+            _fill(s, part, weighted)
+        _pass_time(s, part, step, now)
+    s.part_real[TIME, part] = now
+    s.part_whole[DIRTY, part] = WHOLLY
+
+
+@njit(cache=True, error_model="numpy")
+def _root(joined: Whole32, part: int) -> int:
+    while joined[part] != part:
+        joined[part] = joined[joined[part]]
+        part = joined[part]
+    return part
+
+
+@njit(cache=True, error_model="numpy")
+def _connect(s: State, flows: Ints, now: float, weighted: bool) -> None:
+    """Bring the components that new flows touch to ``now``, and make one of those that a flow joins."""
+    parts, joined = s.counts[PARTS], s.joined
+    component = s.link_whole[COMPONENT]
+    apart = False
+    for f in flows:
+        home = component[s.route[f, 0]]
+        for h in range(s.flow_whole[f, BINDING]):
+            part = component[s.route[f, h]]
+            apart = apart or part < 0 or part != home
+            if part >= 0 and (s.part_real[TIME, part] != now or s.part_whole[DIRTY, part] != WHOLLY):
+                bring(s, part, now, weighted)
+    if not apart:
+        return
+    for part in range(parts):
+        joined[part] = part
+    for f in flows:
+        home = -1
+        for h in range(s.flow_whole[f, BINDING]):
+            part = component[s.route[f, h]]
+            if part >= 0:
+                part = _root(joined, part)
+                if home >= 0:
+                    joined[max(part, home)] = min(part, home)
+                    part = min(part, home)
+                home = part
+        if home < 0:
+            home = parts
+            joined[home] = home
+            s.part_whole[PART_FLOWS, home] = 0
+            s.part_real[TIME, home] = now
+            s.part_whole[DIRTY, home] = WHOLLY
+            parts += 1
+        for h in range(s.flow_whole[f, BINDING]):
+            if component[s.route[f, h]] < 0:
+                component[s.route[f, h]] = home
+    s.counts[PARTS] = _renumber(s, parts, joined, weighted)
+
+
+@njit(cache=True, error_model="numpy")
+def _leave_caps(s: State, weighted: bool) -> Floats:
+    """Take the flows that run at their caps out of their groups; return the bytes that each has to go, -1 for flows elsewhere."""
+    links = s.crossing.shape[0]
+    left = np.full(len(s.capped), -1.0)
+    for place in range(len(s.capped)):
+        f = s.capped[place]
+        if s.flow_whole[f, ALIVE] != 0 and s.flow_whole[f, GROUP] >= links:
+            left[place] = _exit(s, f, links, weighted)
+    return left
+
+
+@njit(cache=True, error_model="numpy")
+def _renumber(s: State, parts: int, joined: Whole32, weighted: bool) -> int:
+    """Give the joined components the numbers 0, 1 …, and each its links in one row; return how many there are."""
+    links = s.crossing.shape[0]
+    number = np.full(parts, -1, dtype=np.int64)
+    kept = 0
+    for part in range(parts):
+        if joined[part] == part:
+            number[part] = kept
+            kept += 1
+    # Flows at their caps leave their old groups before the numbers change.
+    at_cap = _leave_caps(s, weighted)
+    flows = np.zeros(kept, dtype=np.int64)
+    time = np.empty(kept)
+    for part in range(parts):
+        to = number[_root(joined, part)]
+        flows[to] += s.part_whole[PART_FLOWS, part]
+        if joined[part] == part:
+            time[to] = s.part_real[TIME, part]
+    size = np.zeros(kept + 1, dtype=np.int64)
+    for link in range(links):
+        part = s.link_whole[COMPONENT, link]
+        if part >= 0:
+            s.link_whole[COMPONENT, link] = number[_root(joined, part)]
+            size[s.link_whole[COMPONENT, link] + 1] += 1
+    for part in range(kept):
+        size[part + 1] += size[part]
+        s.part_whole[BEGIN, part] = s.part_whole[END, part] = size[part]
+        s.part_whole[CANDIDATES, part] = 0
+        s.part_whole[PART_FLOWS, part] = flows[part]
+        s.part_whole[DIRTY, part] = WHOLLY
+        s.part_whole[FILLED, part] = 0
+        s.part_real[TIME, part] = time[part]
+        s.link_whole[HEAP, links + part] = -1
+        s.link_whole[OWN, links + part] = 0
+        s.link_real[SERVICE, links + part] = 0.0
+    for link in range(links):
+        part = s.link_whole[COMPONENT, link]
+        if part >= 0:
+            s.members[s.part_whole[END, part]] = link
+            s.part_whole[END, part] += 1
+            if s.link_whole[CANDIDATE, link] != 0:
+                s.candidates[s.part_whole[BEGIN, part] + s.part_whole[CANDIDATES, part]] = link
+                s.part_whole[CANDIDATES, part] += 1
+    for place in range(len(s.capped)):
+        f = s.capped[place]
+        if at_cap[place] >= 0.0:
+            _enter(s, f, links + s.link_whole[COMPONENT, s.route[f, 0]], at_cap[place], links, weighted)
+    return kept
+
+
+@njit(cache=True, error_model="numpy")
+def start(s: State, flows: Ints, now: float, left: Floats, weighted: bool) -> None:
+    """Let flows that stand in the tables move ``left`` bytes: on their links, and in the group of the link that looks scarcest."""
+    _connect(s, flows, now, weighted)
+    links = s.crossing.shape[0]
+    whole, real = s.link_whole, s.link_real
+    for index in range(len(flows)):
+        f = flows[index]
+        s.flow_whole[f, ALIVE] = 1
+        s.flow_whole[f, WAITING] = 0
+        s.flow_whole[f, SETTLED] = 0
+        for row in (CHILD, NEXT, PREVIOUS):
+            s.flow_whole[f, row] = -1
+        scarcest, least = -1, np.inf
+        for h in range(s.route.shape[1]):
+            link = s.route[f, h]
+            if link < 0:
+                break
+            if h >= s.flow_whole[f, BINDING]:
+                if whole[ELSEWHERE, link] == 0:
+                    real[SINCE, link] = now
+                whole[ELSEWHERE, link] += 1
+                continue
+            if whole[FLOWS, link] == 0:
+                real[SINCE, link] = now
+            whole[FLOWS, link] += 1
+            whole[RESERVED, link] -= 1
+            real[TOTAL, link] += s.flow_real[f, WEIGHT]
+            s.listed[whole[LAST, link]] = f
+            whole[LAST, link] += 1
+            share = real[CAPACITY, link] / real[TOTAL, link]
+            if share < least:
+                scarcest, least = link, share
+        part = whole[COMPONENT, scarcest]
+        s.part_whole[PART_FLOWS, part] += 1
+        if whole[CANDIDATE, scarcest] == 0:
+            whole[CANDIDATE, scarcest] = 1
+            s.candidates[s.part_whole[BEGIN, part] + s.part_whole[CANDIDATES, part]] = scarcest
+            s.part_whole[CANDIDATES, part] += 1
+        _enter(s, f, scarcest, left[index], links, weighted)
+
+
+@njit(cache=True, error_model="numpy")
+def _start_queued(s: State, now: float, weighted: bool) -> None:
+    """Start the flows whose time has come."""
+    flows = np.empty(s.counts[QUEUED], dtype=np.int64)
+    many = 0
+    size = s.counts[QUEUED]
+    while size > 0 and s.start_key[0] == now:
+        f = s.start_entry[0]
+        size -= 1
+        if size > 0:
+            _sift(s.start_key, s.start_entry, size, 0, s.start_key[size], s.start_entry[size])
+        if s.flow_whole[f, WAITING] != 0:  # otherwise it was cancelled
+            flows[many] = f
+            many += 1
+    s.counts[QUEUED] = size
+    left = np.empty(many)
+    for index in range(many):
+        left[index] = s.flow_real[flows[index], ASKED]
+    start(s, flows[:many], now, left, weighted)
+
+
+@njit(cache=True, error_model="numpy")
+def advance(s: State, horizon: float, now: float, pending: Ints, woken: Ints, weighted: bool) -> tuple[float, int]:
+    """Let time pass until a counter reaches zero, or until ``horizon``; flows start when it is their time.
+
+    Parameters
+    ----------
+    s : State
+    horizon : float
+        In s; may be infinite.
+    now : float
+        The time reached so far, in s.
+    pending : int[W]
+        Flows on their way by counter; updated.
+    woken : int[W]
+        Written: the counters that reached zero.
+    weighted : bool
+        Whether any weight is not 1.
+
+    Returns
+    -------
+    float, int
+        The time reached, and how many counters reached zero then.
+    """
+    while True:
+        first = -1
+        soonest = np.inf
+        for part in range(s.counts[PARTS]):
+            if s.part_whole[PART_FLOWS, part] == 0:
+                continue
+            if s.part_whole[DIRTY, part] != CLEAN:
+                _fill(s, part, weighted)
+            if s.part_real[NEXT_END, part] < soonest:
+                soonest = s.part_real[NEXT_END, part]
+                first = part
+        if s.counts[QUEUED] > 0 and s.start_key[0] < soonest:
+            if s.start_key[0] > horizon:
+                return horizon, 0
+            now = s.start_key[0]
+            _start_queued(s, now, weighted)
+            continue
+        if first < 0:
+            return (horizon if horizon < np.inf else now), 0
+        if soonest > horizon:
+            return horizon, 0
+        now = soonest
+        woke = _end_flows(s, first, pending, woken, weighted)
+        if woke:
+            return now, woke
+
+
+@njit(cache=True, error_model="numpy")
+def _queue(s: State, f: int, time: float) -> None:
+    """Put a flow into the queue of those that will start."""
+    place = s.counts[QUEUED]
+    s.counts[QUEUED] += 1
+    while place > 0:
+        above = (place - 1) // 2
+        if s.start_key[above] < time or (s.start_key[above] == time and s.start_entry[above] < f):
+            break
+        s.start_key[place], s.start_entry[place] = s.start_key[above], s.start_entry[above]
+        place = above
+    s.start_key[place], s.start_entry[place] = time, f
+
+
+@njit(cache=True, error_model="numpy")
+def queue(s: State, flows: Ints, times: Floats) -> None:
+    """Put flows into the queue of those that will start."""
+    for index in range(len(flows)):
+        _queue(s, flows[index], times[index])
+
+
+@njit(cache=True, error_model="numpy")
+def admit(
+    s: State,
+    flows: Ints,
+    now: float,
+    route: Whole32,
+    binding: Bools,
+    pair: Ints,
+    size: Floats,
+    weight: Floats,
+    cap: Floats,
+    watch: Whole32,
+    delay: Floats,
+) -> bool:
+    """Write new flows into the tables and into the queue of those that will start.
+
+    Parameters
+    ----------
+    s : State
+    flows : int[F]
+        Their numbers.
+    now : float
+        In s.
+    route : int32[F, H]
+        Links, padded with -1; in the tables those that may become full come first.
+    binding : bool[K]
+        Links that may become full.
+    pair, size, watch
+        As :meth:`moesim.models.sharing.groups.GroupsCore.join` takes them.
+    weight, cap, delay : float[F] or float[0]
+        Empty for weights of 1, no caps, no delays.
+
+    Returns
+    -------
+    bool
+        Whether the lists of all links have room for these flows.
+    """
+    fits = True
+    for index in range(len(flows)):
+        f = flows[index]
+        many = 0
+        for h in range(route.shape[1]):
+            link = route[index, h]
+            if link >= 0 and binding[link]:
+                s.route[f, many] = link
+                many += 1
+                s.link_whole[RESERVED, link] += 1
+                used = s.link_whole[LAST, link] - s.link_whole[FIRST, link] + s.link_whole[RESERVED, link]
+                fits = fits and used <= s.link_whole[ROOM, link]
+        s.flow_whole[f, BINDING] = many
+        for h in range(route.shape[1]):
+            link = route[index, h]
+            if link >= 0 and not binding[link]:
+                s.route[f, many] = link
+                many += 1
+        for h in range(many, route.shape[1]):
+            s.route[f, h] = -1
+        s.flow_whole[f, SOURCE], s.flow_whole[f, DESTINATION] = watch[index, 0], watch[index, 1]
+        s.flow_whole[f, PAIR] = pair[index]
+        s.flow_whole[f, ALIVE], s.flow_whole[f, WAITING] = 0, 1
+        s.flow_real[f, ASKED], s.flow_real[f, BOOKED] = size[index], 0.0
+        s.flow_real[f, WEIGHT] = weight[index] if len(weight) else 1.0
+        s.flow_real[f, CAP] = cap[index] if len(cap) else np.inf
+        _queue(s, f, now + delay[index] if len(delay) else now)
+    return fits
+
+
+@njit(cache=True, error_model="numpy")
+def stop(s: State, flows: Ints, now: float, pending: Ints, woken: Ints, left: Floats, weighted: bool) -> int:
+    """Take flows away before they end (``left`` is written: their bytes to go); return how many counters have reached zero."""
+    links = s.crossing.shape[0]
+    woke = 0
+    for index in range(len(flows)):
+        f = flows[index]
+        if s.flow_whole[f, WAITING] != 0:
+            left[index] = s.flow_real[f, ASKED]
+            s.flow_whole[f, WAITING] = 0
+            for h in range(s.flow_whole[f, BINDING]):
+                s.link_whole[RESERVED, s.route[f, h]] -= 1
+            woke = _count_down(s, f, pending, woken, woke)
+            continue
+        left[index] = min(max(_exit(s, f, links, weighted), 0.0), s.flow_real[f, ASKED])
+        woke = _off(s, f, left[index], now, pending, woken, woke)
+    return woke
+
+
+@njit(cache=True, error_model="numpy")
+def list_anew(s: State, old: Whole32, first: Ints) -> None:
+    """Write the flows of every link from ``old`` to ``s.listed``, where those of link k stand from ``first[k]`` on.
+
+    Flows that have ended are left out, so that their numbers may be used again.
+    """
+    for link in range(len(first)):
+        to = first[link]
+        for place in range(s.link_whole[FIRST, link], s.link_whole[LAST, link]):
+            f = old[place]
+            if s.flow_whole[f, ALIVE] != 0:
+                s.listed[to] = f
+                to += 1
+        s.link_whole[FIRST, link], s.link_whole[LAST, link] = first[link], to
+
+
+@njit(cache=True, error_model="numpy")
+def so_far(s: State, part: int, now: float, busy: Floats, through: Floats, weighted: bool) -> None:
+    """Add to copies of busy seconds and bytes what the links of a component did since these were counted last."""
+    if s.part_whole[PART_FLOWS, part] == 0:
+        return
+    if s.part_whole[DIRTY, part] != CLEAN:
+        _fill(s, part, weighted)
+    for place in range(s.part_whole[BEGIN, part], s.part_whole[END, part]):
+        link = s.members[place]
+        if s.link_whole[FLOWS, link] > 0:
+            busy[link] += now - s.link_real[SINCE, link]
+            through[link] += _load(s, link) * (now - s.part_real[TIME, part])
+
+
+@njit(cache=True, error_model="numpy")
+def so_far_elsewhere(s: State, now: float, busy: Floats, through: Floats) -> None:
+    """Add to copies what the links that can never be full did for the flows that are on their way; :func:`so_far` comes first."""
+    links = s.crossing.shape[0]
+    for link in range(links):
+        if s.link_whole[ELSEWHERE, link] > 0:
+            busy[link] += now - s.link_real[SINCE, link]
+    for f in range(s.route.shape[0]):
+        if s.flow_whole[f, ALIVE] == 0 or s.flow_whole[f, BINDING] == s.route.shape[1]:
+            continue
+        group = s.flow_whole[f, GROUP]
+        part = s.link_whole[COMPONENT, s.route[f, 0]]
+        service = s.link_real[SERVICE, group] + s.link_real[LEVEL, group] * (now - s.part_real[TIME, part])
+        left = (s.flow_real[f, TAG] - service) * _speed(s, f, group, links)
+        for h in range(s.flow_whole[f, BINDING], s.route.shape[1]):
+            link = s.route[f, h]
+            if link < 0:
+                break
+            through[link] += s.flow_real[f, ASKED] - left - s.flow_real[f, BOOKED]

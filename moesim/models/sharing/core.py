@@ -1,0 +1,121 @@
+"""What every sharing core offers to the engine, and how one is made."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.modes import BOUND, EXACT, Mode
+
+Whole32 = NDArray[np.int32]
+
+
+class Core(Protocol):
+    """Flows on links without a clock of their own; :class:`~moesim.models.sharing.groups.GroupsCore` describes each method.
+
+    A core never goes beyond the horizon that it is given, so that whoever owns the clock can let flows start at any time.
+    """
+
+    busy: Floats
+    through: Floats
+    carried: Floats
+
+    @property
+    def live(self) -> int:
+        """Flows on their way or about to start."""
+        ...
+
+    def reset(self) -> None:
+        """Begin a new busy period."""
+        ...
+
+    def join(
+        self,
+        now: float,
+        route: Whole32,
+        pair: Ints,
+        size: Floats,
+        weight: Floats | None,
+        cap: Floats | None,
+        watch: Whole32,
+        pending: Ints,
+        delay: Floats | None = None,
+    ) -> Ints:
+        """Let flows start to move."""
+        ...
+
+    def leave(self, now: float, ids: Ints, pending: Ints, woken: Ints) -> tuple[Floats, int]:
+        """Take flows away before they end."""
+        ...
+
+    def on_their_way(self) -> Ints:
+        """Return the numbers of the flows that are on their way or about to start."""
+        ...
+
+    def change_capacity(self, now: float, links: Ints, values: Floats) -> None:
+        """Let links carry more or less from now on."""
+        ...
+
+    def advance(self, horizon: float, pending: Ints, woken: Ints) -> tuple[float, int]:
+        """Let time pass until a counter reaches zero, or until the horizon."""
+        ...
+
+    def catch_up(self, now: float) -> None:
+        """Bring ``busy`` and ``through`` up to now."""
+        ...
+
+
+def can_compile() -> bool:
+    """Return whether compiled code can be used on this machine."""
+    try:
+        import numba  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def make_core(mode: Mode, capacity: Floats, *, hops: int, pairs: int, follows: Ints | None) -> Core:
+    """Return a fresh core for a mode.
+
+    Parameters
+    ----------
+    mode : Mode
+        As :func:`moesim.models.sharing.modes.choose_mode` returns it.
+    capacity : float[K]
+        Of each link, in B/s.
+    hops : int
+        Links on the longest route.
+    pairs : int
+        How many pairs of GPUs are told apart.
+    follows : int[N, 2] or None
+        As :func:`moesim.models.sharing.never_full.follows_of` returns it.
+    """
+    if mode.name == BOUND:
+        from moesim.models.sharing.bound import BoundCore
+
+        return BoundCore(capacity, hops=hops, pairs=pairs)
+    if not can_compile():
+        from moesim.models.sharing.delays import Delays
+        from moesim.models.sharing.without_numba import PlainCore
+
+        return Delays(PlainCore(capacity, hops=hops, pairs=pairs))
+    if mode.name == EXACT:
+        from moesim.models.sharing.groups import GroupsCore
+
+        return GroupsCore(capacity, hops=hops, pairs=pairs, follows=follows)
+    from moesim.models.sharing.delays import Delays
+    from moesim.models.sharing.quanta import QuantaCore
+
+    return Delays(QuantaCore(capacity, hops=hops, pairs=pairs, quantum=mode.quantum, guard=mode.guard, follows=follows))
+
+
+def needs_compiling() -> bool:
+    """Return true if the next run has to compile the exact core, which takes some seconds, once."""
+    if not can_compile():
+        return False
+    from moesim.models.sharing.groups import is_cached
+
+    return not is_cached()

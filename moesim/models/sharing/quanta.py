@@ -1,0 +1,288 @@
+"""The approximate sharing core: max-min fair rates for a short quantum at a time, for flows that come and go."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.base.errors import UsageError
+from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing import quanta_parts as parts
+from moesim.models.sharing import quanta_state as state
+from moesim.models.sharing import quanta_time as time
+from moesim.models.sharing.never_full import never_full
+
+Whole32 = NDArray[np.int32]
+NO_LIMIT = 1e300
+"""Capacity of a link that limits nobody, in B/s: infinite for all purposes, but sums and products of it are numbers."""
+
+
+class QuantaCore:
+    """Flows on links, advanced from one noticed moment to the next.
+
+    Parameters
+    ----------
+    capacity : float[K]
+        Of each link, in B/s; may be infinite.
+    hops : int
+        Links on the longest route.
+    pairs : int
+        How many pairs of GPUs ``carried`` counts.
+    quantum : float
+        Length of a quantum as a share of how long the flows of a part still need at least, plus how long ago the last of them joined.
+    guard : float
+        0 or more.
+    follows : int[N, 2]
+        Which link comes right after which on some route, with K after the last and before the first: see
+        :func:`moesim.models.sharing.never_full.follows_of`. Links that can never be full are left out of the sums.
+
+    Attributes
+    ----------
+    live : int
+        Flows on their way.
+    busy, through : float[K]
+        As of the last :meth:`catch_up`: seconds in which each link carried something, and bytes through it, from rates and times.
+    carried : float[pairs]
+        Bytes of flows that ended (or were cancelled), by pair.
+    """
+
+    def __init__(
+        self, capacity: Floats, *, hops: int, pairs: int, quantum: float = 0.01, guard: float = 2.0, follows: Ints | None = None
+    ) -> None:
+        links = len(capacity)
+        self._links, self._hops, self._follows = links, max(hops, 1), follows
+        self._quantum, self._guard = quantum, guard
+        self._capacity = np.array(capacity, dtype=np.float64)
+        self._now = 0.0
+        self._top = 0
+        self._free: Ints = np.empty(0, dtype=np.int64)
+        self._used = 0
+        self._more: Ints = np.zeros(2 * links + 2, dtype=np.int64)
+        self._touched: Ints = np.empty(2 * links + 2, dtype=np.int64)
+        self._absorbed: Ints = np.empty(2 * links + 2, dtype=np.int64)
+        self.live = 0
+        self.busy: Floats = np.zeros(links)
+        self.through: Floats = np.zeros(links)
+        self.carried: Floats = np.zeros(pairs)
+        self._state = state.State(
+            route=np.zeros((0, self._hops + 2), dtype=np.int16 if links < 2**15 - 2 else np.int32),
+            amount=np.zeros((3, 0)),
+            number=np.zeros((4, 0), dtype=np.int32),
+            weight=np.ones(0),
+            cap=np.ones(0),
+            tide=np.zeros((links + 1, 4)),
+            link=np.zeros((links + 1, 12)),
+            place=np.zeros((links + 1, 3), dtype=np.int64),
+            span=np.zeros((links + 1, 5)),
+            part=np.zeros((links + 1, 7), dtype=np.int64),
+            list=np.zeros((2 * links + 2, 3), dtype=np.int64),
+            pool=np.zeros(0, dtype=np.int32),
+            active=np.zeros(links + 2, dtype=np.int64),
+            key=np.zeros(links + 1),
+            heap=np.zeros(links + 1, dtype=np.int64),
+            carried=self.carried,
+        )
+        self._state.place[:, state.PART] = -1
+        self._binding = self._which_bind()
+        self._write_capacity()
+
+    def reset(self) -> None:
+        """Begin a new busy period: time is 0 again.
+
+        Raises
+        ------
+        UsageError
+            If flows are still on their way.
+        """
+        if self.live:
+            raise UsageError(f"{self.live} flows are still on their way: time can begin anew only when none is")
+        self._now = 0.0
+
+    def join(
+        self,
+        now: float,
+        route: Whole32,
+        pair: Ints,
+        size: Floats,
+        weight: Floats | None,
+        cap: Floats | None,
+        watch: Whole32,
+        pending: Ints,  # noqa: ARG002 - part of the contract of a core
+    ) -> Ints:
+        """Let flows start to move.
+
+        Parameters
+        ----------
+        now : float
+            In s since the busy period began.
+        route : int32[F, hops]
+            Links, padded with -1.
+        pair : int[F]
+            What ``carried`` counts them by.
+        size : float[F]
+            Bytes, more than 0.
+        weight, cap : float[F] or None
+            Shares relative to others; the most each can use, in B/s. None for 1, and for no caps.
+        watch : int32[F, 2]
+            Two counters of ``pending`` that go down by one when the flow ends.
+        pending : int[W]
+
+        Returns
+        -------
+        int[F]
+            Numbers of the flows, theirs until they end.
+        """
+        ids = self._numbers(len(pair))
+        state.write(self._state, ids, route, self._binding, pair, size, watch)
+        self._write_optional(ids, weight, cap)
+        self._connect(now, ids)
+        self.live += len(ids)
+        self._now = max(self._now, now)
+        return ids
+
+    def leave(self, now: float, ids: Ints, pending: Ints, woken: Ints) -> tuple[Floats, int]:
+        """Take flows away before they end.
+
+        Returns
+        -------
+        float[F]
+            The bytes that each had still to carry.
+        int
+            How many counters reached zero, written to ``woken``.
+        """
+        self._bring(self._state.route[ids, 0].astype(np.int64), now)
+        left = np.empty(len(ids))
+        woke = time.leave(self._state, ids, pending, woken, left)
+        self.live -= len(ids)
+        self._now = max(self._now, now)
+        return left, woke
+
+    def on_their_way(self) -> Ints:
+        """Return the numbers of the flows that are on their way."""
+        return np.flatnonzero(self._state.route[: self._top, -1])
+
+    def change_capacity(self, now: float, links: Ints, values: Floats) -> None:
+        """Let links carry more or less from ``now`` on, in B/s, more than 0."""
+        self._bring(np.asarray(links, dtype=np.int64), now)
+        self._capacity[links] = values
+        binding = self._which_bind()
+        if not self.live:
+            self._binding = binding
+        elif (binding & ~self._binding).any():
+            self._start_over(now, binding)
+        self._write_capacity()
+
+    def advance(self, horizon: float, pending: Ints, woken: Ints) -> tuple[float, int]:
+        """Let time pass until a counter reaches zero, or until ``horizon``.
+
+        Parameters
+        ----------
+        horizon : float
+            In s since the busy period began; may be infinite.
+        pending : int[W]
+            Flows on their way by counter; updated.
+        woken : int[W]
+            Written: the counters that reached zero.
+
+        Returns
+        -------
+        float, int
+            The time reached, and how many counters reached zero at it.
+        """
+        now, woke, ended = time.advance(self._state, horizon, self._now, self._quantum, self._guard, pending, woken)
+        self.live -= ended
+        self._now = now
+        if not self.live:
+            self.catch_up(now)
+        return now, woke
+
+    def catch_up(self, now: float) -> None:
+        """Bring ``busy`` and ``through`` up to ``now``; nothing else changes."""
+        self.busy[:] = self._state.link[: self._links, state.BUSY]
+        self.through[:] = self._state.link[: self._links, state.THROUGH]
+        if self.live:
+            time.so_far(self._state, now, self.busy, self.through, not self._binding.all())
+
+    def _which_bind(self) -> NDArray[np.bool_]:
+        return np.ones(self._links, dtype=np.bool_) if self._follows is None else ~never_full(self._capacity, self._follows)
+
+    def _start_over(self, now: float, binding: NDArray[np.bool_]) -> None:
+        """Put all flows back on their links, some of which can be full that could not before."""
+        ids = self.on_their_way()
+        self._bring(self._state.route[ids, 0].astype(np.int64), now)
+        # A link that was counted as one that may be full stays one while flows are on their way.
+        self._binding = binding | self._binding
+        parts.start_over(self._state, ids, now, self._binding)
+        self._connect(now, ids)
+
+    def _write_capacity(self) -> None:
+        self._state.tide[:, state.CAPACITY] = np.minimum(np.append(self._capacity, np.inf), NO_LIMIT)
+
+    def _write_optional(self, ids: Ints, weight: Floats | None, cap: Floats | None) -> None:
+        """Write weights and caps; nobody pays for them before the first flow that has one."""
+        s, room = self._state, len(self._state.route)
+        if weight is not None and not s.weight.size:
+            self._state = s = s._replace(weight=np.ones(room))
+        if cap is not None and not s.cap.size:
+            self._state = s = s._replace(cap=np.full(room, np.inf))
+        if s.weight.size:
+            s.weight[ids] = 1.0 if weight is None else weight
+        if s.cap.size:
+            s.cap[ids] = np.inf if cap is None else cap
+
+    def _bring(self, links: Ints, now: float) -> None:
+        time.bring_all(self._state, links, now)
+
+    def _connect(self, now: float, ids: Ints) -> None:
+        """Put flows on their links, in parts that have been brought up to now."""
+        time.bring_parts(self._state, ids, now)
+        self._room(state.wanted(self._state, ids, self._more, self._touched))
+        merged = parts.connect(self._state, ids, now, self._absorbed)
+        self._room(parts.wanted(self._state, ids, self._absorbed, merged, self._more, self._touched))
+        parts.gather(self._state, ids, self._absorbed, merged)
+
+    def _room(self, count: int) -> None:
+        """Make room for ``more`` flows on the lists that are touched."""
+        touched = self._touched[:count]
+        used = state.make_room(self._state, touched, self._more, self._used)
+        if used < 0:
+            self._repack()
+        else:
+            self._used = used
+        self._more[touched] = 0
+
+    def _repack(self) -> None:
+        """Strike flows that have ended off all lists, so that their numbers can be used again, and make the room that is wanted."""
+        s = self._state
+        most = s.list[:, state.LENGTH] + self._more
+        need = int(most.sum() * 1.25) + 5 * len(most) if s.list[:, state.LENGTH].any() else int(most.sum())
+        pool = np.empty(need, dtype=np.int32)
+        self._used = state.repack(s, self._more, pool)
+        self._state = s._replace(pool=pool)
+        self._free = np.flatnonzero(s.route[: self._top, -1] == state.ENDED)
+
+    def _numbers(self, flows: int) -> Ints:
+        """Return free numbers for so many flows."""
+        if not self.live:
+            self._top, self._free = 0, np.empty(0, dtype=np.int64)
+        room = len(self._state.route)
+        if len(self._free) < flows and self._top + flows > room and 2 * (self.live + flows) <= room:
+            self._repack()
+        if len(self._free) >= flows:
+            ids, self._free = self._free[:flows], self._free[flows:]
+            return ids
+        if self._top + flows > room:
+            self._enlarge(max(256, flows if not self.live else 2 * (self._top + flows)))
+        self._top += flows
+        return np.arange(self._top - flows, self._top)
+
+    def _enlarge(self, room: int) -> None:
+        s, old = self._state, len(self._state.route)
+        more = room - old
+        self._state = s._replace(
+            route=np.concatenate([s.route, np.zeros((more, s.route.shape[1]), dtype=s.route.dtype)]),
+            amount=np.concatenate([s.amount, np.zeros((3, more))], axis=1),
+            number=np.concatenate([s.number, np.zeros((4, more), dtype=np.int32)], axis=1),
+            weight=np.concatenate([s.weight, np.ones(more)]) if s.weight.size else s.weight,
+            cap=np.concatenate([s.cap, np.full(more, np.inf)]) if s.cap.size else s.cap,
+        )

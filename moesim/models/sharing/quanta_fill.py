@@ -1,0 +1,402 @@
+"""Rates of one quantum: water-filling by bytes, in which a flow takes no more than it has left.
+
+A quantum of ``h`` seconds gives link k the room for ``capacity[k] * h`` bytes. Levels rise together from zero; a flow stops at what it has
+left (it ends within the quantum), at its own cap, or when one of its links is full. What a flow leaves over goes to all others on its
+links at once, so that no link is overdrawn over the quantum and none is left idle that somebody could use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.quanta_order import in_order
+from moesim.models.sharing.quanta_state import (
+    BEGAN,
+    BORN,
+    CAPACITY,
+    END,
+    ENDED,
+    ENDING,
+    FIRST,
+    FLOWS,
+    FOLLOWING,
+    FREE,
+    GONE,
+    HEAD,
+    JOINED,
+    LASTS,
+    LEFT,
+    LENGTH,
+    LEVEL,
+    LOAD,
+    MARK,
+    NEXT,
+    OWN,
+    OWN_WEIGHT,
+    PART,
+    RISERS,
+    RISING,
+    SERVICE,
+    STALE,
+    START,
+    SUM,
+    THEN,
+    UNTIL,
+    USED,
+    WEIGHT,
+    State,
+    rate_of,
+)
+
+SAME = 1e-12
+"""Ends that differ by less than this share are one instant: rounding of one division and one sum is thousands of times smaller."""
+
+
+@njit(cache=True, error_model="numpy")
+def _sink(key: Floats, heap: Ints, count: int, at: int, value: float, item: int) -> None:
+    """Put an item at place ``at`` of a heap, or below."""
+    while True:
+        child = 2 * at + 1
+        if child >= count:
+            break
+        if child + 1 < count and key[child + 1] < key[child]:
+            child += 1
+        if key[child] >= value:
+            break
+        key[at], heap[at] = key[child], heap[child]
+        at = child
+    key[at], heap[at] = value, item
+
+
+@njit(cache=True, error_model="numpy")
+def _settle(route: NDArray[Any], tide: Floats, link: Floats, f: int, limit: int, code: int, rate: float, weight: float, mark: int) -> None:
+    """Let a flow rise no further; ``code`` is link ``limit``, or -1 - ``limit`` if the flow ends."""
+    hops = route.shape[1] - 2
+    route[f, hops + 1] = mark
+    route[f, hops] = code
+    link[limit, OWN] += rate
+    link[limit, OWN_WEIGHT] += weight
+    for h in range(hops):
+        k = route[f, h]
+        if k < 0:
+            break
+        tide[k, USED] += rate
+        tide[k, RISING] -= weight
+        tide[k, RISERS] -= 1.0
+
+
+@njit(cache=True, error_model="numpy")
+def _settle_all(  # noqa: PLR0917
+    route: NDArray[Any], tide: Floats, flows: NDArray[np.int32], count: int, weights: Floats, limit: int, level: float, mark: int
+) -> None:
+    """Let the flows that a link limits rise no further; what the link itself carries is added up by the caller."""
+    hops, weighted = route.shape[1] - 2, weights.size > 0
+    weight = 1.0
+    for i in range(count):
+        f = flows[i]
+        if route[f, hops + 1] == mark:  # a route that crosses a link twice is on its list twice
+            continue
+        route[f, hops + 1] = mark
+        route[f, hops] = limit
+        if weighted:
+            weight = weights[f]
+        rate = weight * level
+        for h in range(hops):
+            k = route[f, h]
+            if k < 0:
+                break
+            if k != limit:
+                tide[k, USED] += rate
+                tide[k, RISING] -= weight
+                tide[k, RISERS] -= 1.0
+
+
+@njit(cache=True, error_model="numpy")
+def _begin(p: int, head: int, tide: Floats, link: Floats, place: Ints, lists: Ints, key: Floats, heap: Ints) -> tuple[int, float, float, int]:
+    """Empty the links of a part; return how many have flows, how soon one and all can be done, and the length of the longest list."""
+    count, soonest, bound, longest = 0, np.inf, 0.0, 0
+    before = -1
+    k = head
+    while k >= 0:
+        following = place[k, FOLLOWING]
+        used = tide[k, USED]
+        tide[k, USED] = link[k, GONE] = link[k, OWN] = link[k, OWN_WEIGHT] = link[k, SERVICE] = link[k, UNTIL] = link[k, SUM] = 0.0
+        link[k, LEVEL] = np.inf
+        if place[k, FLOWS] > 0:
+            tide[k, RISING], tide[k, RISERS] = link[k, WEIGHT], place[k, FLOWS]
+            needs = link[k, LOAD] / tide[k, CAPACITY]
+            bound = max(bound, needs)
+            soonest = min(soonest, link[k, LOAD] / used if used > 0 else needs)
+            key[count], heap[count] = tide[k, CAPACITY] / link[k, WEIGHT], k
+            count += 1
+            longest = max(longest, lists[k, LENGTH])
+            before = k
+        else:
+            lists[k, LENGTH] = 0
+            link[k, LOAD] = 0.0
+            if k != p and before >= 0:  # nobody is left on it: it is free to belong elsewhere
+                place[before, FOLLOWING] = following
+                place[k, PART] = -1
+            else:
+                before = k
+        k = following
+    for i in range(count // 2 - 1, -1, -1):
+        _sink(key, heap, count, i, key[i], heap[i])
+    return count, soonest, bound, longest
+
+
+@njit(cache=True, error_model="numpy")
+def _still_rising(route: NDArray[Any], pool: NDArray[np.int32], first: int, length: int, mark: int, rising: NDArray[np.int32]) -> tuple[int, int]:
+    """Write the flows of a link that still rise; strike those that ended off its list. Return how many rise, and the list's length."""
+    kept = first
+    count = 0
+    last = route.shape[1] - 1
+    for i in range(first, first + length):
+        f = pool[i]
+        state = route[f, last]
+        pool[kept] = f
+        kept += state != ENDED
+        rising[count] = f
+        count += (state != ENDED) & (state != mark)
+    return count, kept - first
+
+
+@njit(cache=True, error_model="numpy")
+def _levels(  # noqa: C901, PLR0912, PLR0917
+    route: NDArray[Any],
+    left: Floats,
+    following_end: NDArray[np.int32],
+    weights: Floats,
+    caps: Floats,
+    tide: Floats,
+    link: Floats,
+    lists: Ints,
+    pool: NDArray[np.int32],
+    key: Floats,
+    heap: Ints,
+    rising: NDArray[np.int32],
+    mark: int,
+    count: int,
+    lasts: float,
+) -> int:
+    """Settle all flows of a part, link by link in order of level; return the first of a list of those that end within ``lasts``."""
+    weighted, capped, last = weights.size > 0, caps.size > 0, route.shape[1] - 1
+    first = -1
+    reached, weight, cap = 0.0, 1.0, np.inf
+    while count > 0:
+        k = heap[0]
+        many = 0
+        level = 0.0
+        if tide[k, RISERS] > 0:
+            following = np.inf if count < 2 else (key[1] if count < 3 else min(key[1], key[2]))
+            following *= 1 + 1e-13
+            level = max((tide[k, CAPACITY] - tide[k, USED]) / tide[k, RISING], reached)
+            if level > following:
+                _sink(key, heap, count, 0, level, k)
+                continue
+            many, lists[k, LENGTH] = _still_rising(route, pool, lists[k, START], lists[k, LENGTH], mark, rising)
+            while many > 0 and level <= following:
+                kept, sum_of_weights = 0, 0.0
+                for i in range(many):
+                    f = rising[i]
+                    if weighted:
+                        weight = weights[f]
+                    if capped:
+                        cap = caps[f]
+                    if left[f] > min(weight * level, cap) * lasts and cap > weight * level:
+                        rising[kept] = f
+                        kept += 1
+                        sum_of_weights += weight
+                    elif route[f, last] != mark:  # a route that crosses a link twice is on its list twice
+                        if left[f] <= min(weight * level, cap) * lasts:
+                            _settle(route, tide, link, f, k, -1 - k, left[f] / lasts, weight, mark)
+                            following_end[f] = first
+                            first = f
+                        else:
+                            _settle(route, tide, link, f, k, k, cap, weight, mark)
+                if kept == many:
+                    reached = link[k, LEVEL] = level
+                    _settle_all(route, tide, rising, many, weights, k, level, mark)
+                    link[k, OWN] += sum_of_weights * level
+                    link[k, OWN_WEIGHT] += sum_of_weights
+                    tide[k, USED] += sum_of_weights * level
+                    kept = 0
+                elif kept > 0:
+                    tide[k, RISING], tide[k, RISERS] = sum_of_weights, kept
+                    level = max((tide[k, CAPACITY] - tide[k, USED]) / sum_of_weights, reached)
+                many = kept
+        if many > 0:
+            _sink(key, heap, count, 0, level, k)
+        else:
+            count -= 1
+            if count > 0:
+                _sink(key, heap, count, 0, key[count], heap[count])
+    return first
+
+
+@njit(cache=True, error_model="numpy")
+def _until_first_end(  # noqa: PLR0917
+    route: NDArray[Any],
+    left: Floats,
+    end: Floats,
+    following_end: NDArray[np.int32],
+    weight: Floats,
+    cap: Floats,
+    link: Floats,
+    pool: NDArray[np.int32],
+    start: int,
+    length: int,
+) -> tuple[int, float]:
+    """Find the first end at the rates found, which are exact until then; return the first of a list of flows that end then, and when."""
+    hops = route.shape[1] - 2
+    soonest, first = np.inf, -1
+    for i in range(start, start + length):
+        f = pool[i]
+        soonest = min(soonest, left[f] / rate_of(link, weight, cap, f, route[f, hops]))
+    for i in range(start, start + length):
+        f = pool[i]
+        if left[f] / rate_of(link, weight, cap, f, route[f, hops]) <= soonest * (1 + SAME):
+            end[f] = soonest
+            following_end[f] = first
+            first = f
+            route[f, hops] = -1 - route[f, hops]
+    return first, soonest
+
+
+@njit(cache=True, error_model="numpy")
+def _count(f: int, following: NDArray[np.int32]) -> int:
+    count = 0
+    while f >= 0:
+        count += 1
+        f = following[f]
+    return count
+
+
+@njit(cache=True, error_model="numpy")
+def _first_guess(  # noqa: PLR0917
+    f: int,
+    flows: NDArray[np.int32],
+    keys: Floats,
+    route: NDArray[Any],
+    left: Floats,
+    following_end: NDArray[np.int32],
+    weights: Floats,
+    tide: Floats,
+    link: Floats,
+) -> None:
+    """Write the flows that end within a quantum, and when they would if no rate changed."""
+    hops, weighted = route.shape[1] - 2, weights.size > 0
+    for i in range(len(flows)):
+        k = -1 - route[f, hops]
+        flows[i] = f
+        # Links keep the weight of their flows that still run, and their room, where the filling had sums of its own.
+        tide[k, RISING] = link[k, OWN_WEIGHT]
+        room = link[k, FREE] = max(tide[k, CAPACITY] - (tide[k, USED] - link[k, OWN]), link[k, OWN])
+        keys[i] = left[f] / (weights[f] if weighted else 1.0) * (link[k, OWN_WEIGHT] / room) if room > 0 else 0.0
+        f = following_end[f]
+
+
+@njit(cache=True, error_model="numpy")
+def _share_out(  # noqa: PLR0917
+    order: NDArray[np.int32],
+    flows: NDArray[np.int32],
+    keys: Floats,
+    route: NDArray[Any],
+    left: Floats,
+    weights: Floats,
+    caps: Floats,
+    tide: Floats,
+    link: Floats,
+    lasts: float,
+) -> None:
+    """Write when flows end within a quantum.
+
+    The flows that one link limits share what it has for them (its capacity without what passes for others): each end hands its part to
+    those that are left. An end never comes later than if the flow had to share all its links evenly with all flows that cross them, and
+    never before each of them could have carried the bytes of all flows that have ended on it.
+    """
+    hops, weighted, capped = route.shape[1] - 2, weights.size > 0, caps.size > 0
+    for j in range(len(order)):
+        i = order[j]
+        f = flows[i]
+        k = -1 - route[f, hops]
+        weight = weights[f] if weighted else 1.0
+        service, room, end = left[f] / weight, link[k, FREE], link[k, UNTIL]
+        if room > 0:
+            end += max((service - link[k, SERVICE]) * tide[k, RISING] / room, 0.0)
+        link[k, SERVICE], link[k, UNTIL] = service, end
+        tide[k, RISING] -= weight
+        slowest = 0.0
+        for h in range(hops):
+            q = route[f, h]
+            if q < 0:
+                break
+            slowest = max(slowest, link[q, WEIGHT] / tide[q, CAPACITY])
+            link[q, SUM] += left[f]
+        end = min(end, service * slowest)
+        if capped:
+            end = max(end, left[f] / caps[f])
+        for h in range(hops):
+            q = route[f, h]
+            if q < 0:
+                break
+            end = max(end, link[q, SUM] / tide[q, CAPACITY])
+        keys[i] = min(end, lasts)
+
+
+@njit(cache=True, error_model="numpy")
+def _chain(order: NDArray[np.int32], flows: NDArray[np.int32], keys: Floats, end: Floats, following_end: NDArray[np.int32]) -> int:
+    """Chain flows up in order; return the first."""
+    first = -1
+    for j in range(len(order) - 1, -1, -1):
+        f = flows[order[j]]
+        end[f] = keys[order[j]]
+        following_end[f] = first
+        first = f
+    return first
+
+
+@njit(cache=True, error_model="numpy")
+def announce(s: State, p: int) -> None:
+    """Write when something happens next in a part: its next end, or the end of its quantum."""
+    f = s.part[p, FIRST]
+    s.span[p, THEN] = s.span[p, BEGAN] + (s.amount[END, f] if f >= 0 else s.span[p, LASTS])
+
+
+@njit(cache=True, error_model="numpy")
+def start_quantum(s: State, p: int, share: float, guard: float) -> None:
+    """Find rates and ends of the quantum of a part that begins now."""
+    s.part[p, MARK] = 3 - s.part[p, MARK]
+    count, soonest, bound, longest = _begin(p, s.part[p, HEAD], s.tide, s.link, s.place, s.list, s.key, s.heap)
+    began = s.span[p, BEGAN]
+    lasts = share * (bound + began - s.span[p, JOINED])
+    if guard > 0:
+        lasts = min(lasts, 2.0 * share * guard * (soonest + began - s.span[p, BORN]))
+    lasts = max(lasts, 1e-15 * began, 1e-300)
+    left, end, following = s.amount[LEFT], s.amount[END], s.number[NEXT]
+    rising = np.empty(longest + 1, dtype=np.int32)
+    first = _levels(
+        s.route, left, following, s.weight, s.cap, s.tide, s.link, s.list, s.pool, s.key, s.heap, rising, s.part[p, MARK], count, lasts
+    )
+    if first < 0:
+        which = len(s.place) + p
+        first, lasts = _until_first_end(
+            s.route, left, end, following, s.weight, s.cap, s.link, s.pool, s.list[which, START], s.list[which, LENGTH]
+        )
+        s.part[p, ENDING] = 0
+    else:
+        many = _count(first, following)
+        flows, keys = np.empty(many, dtype=np.int32), np.empty(many)
+        _first_guess(first, flows, keys, s.route, left, following, s.weight, s.tide, s.link)
+        _share_out(in_order(keys), flows, keys, s.route, left, s.weight, s.cap, s.tide, s.link, lasts)
+        first = _chain(in_order(keys), flows, keys, end, following)
+        s.part[p, ENDING] = 1
+    s.part[p, FIRST] = first
+    s.span[p, LASTS] = lasts
+    s.part[p, STALE] = 0
+    announce(s, p)

@@ -1,0 +1,298 @@
+"""Parts: links that live flows connect. Each part has a quantum of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from moesim.facts.arrays import Bools, Ints
+from moesim.models.sharing.quanta_fill import start_quantum
+from moesim.models.sharing.quanta_state import (
+    ASKED,
+    BEGAN,
+    BORN,
+    BUSY,
+    CHECKED,
+    ENDED,
+    FIRST,
+    FLOWS,
+    FOLLOWING,
+    GONE,
+    HEAD,
+    JOINED,
+    LASTS,
+    LEFT,
+    LENGTH,
+    LOAD,
+    MANY,
+    MARK,
+    PART,
+    ROOM,
+    STALE,
+    START,
+    THEN,
+    THROUGH,
+    UNTIL,
+    USED,
+    WEIGHT,
+    State,
+    enlist,
+)
+
+
+@njit(cache=True, error_model="numpy")
+def _found(s: State, p: int, now: float, joined: float, born: float) -> None:
+    """Make a part without flows out of nothing; it has one link, after which it is named."""
+    s.part[p, HEAD], s.place[p, PART], s.place[p, FOLLOWING] = p, p, -1
+    s.part[p, MANY], s.part[p, FIRST], s.part[p, MARK], s.part[p, STALE], s.part[p, CHECKED] = 0, -1, 1, 1, 0
+    s.span[p, BEGAN], s.span[p, LASTS], s.span[p, THEN], s.span[p, JOINED], s.span[p, BORN] = now, 0.0, now, joined, born
+    s.tide[p, USED] = s.link[p, GONE] = 0.0
+    s.list[len(s.place) + p, LENGTH] = 0
+    s.active[0] += 1
+    s.active[s.active[0]] = p
+
+
+@njit(cache=True, error_model="numpy")
+def _attach(s: State, k: int, p: int) -> None:
+    """Add a link that is free to a part."""
+    s.place[k, PART], s.place[k, FOLLOWING], s.part[p, HEAD] = p, s.part[p, HEAD], k
+    s.tide[k, USED] = s.link[k, GONE] = 0.0
+
+
+@njit(cache=True, error_model="numpy")
+def _forget(s: State, p: int) -> None:
+    """Strike a part off the list of parts."""
+    for i in range(1, s.active[0] + 1):
+        if s.active[i] == p:
+            s.active[i] = s.active[s.active[0]]
+            s.active[0] -= 1
+            break
+    s.list[len(s.place) + p, LENGTH] = 0
+
+
+@njit(cache=True, error_model="numpy")
+def dissolve(s: State, p: int) -> None:
+    """Let the links of a part without flows go."""
+    k = s.part[p, HEAD]
+    while k >= 0:
+        following = s.place[k, FOLLOWING]
+        s.place[k, PART] = -1
+        s.link[k, LOAD] = s.link[k, GONE] = 0.0
+        s.list[k, LENGTH] = 0
+        k = following
+    _forget(s, p)
+
+
+@njit(cache=True, error_model="numpy")
+def _merge(s: State, p: int, other: int) -> int:
+    """Make one part of two, both brought up to now; return the larger, which takes in the smaller. Lists of flows come later."""
+    if s.part[p, MANY] < s.part[other, MANY]:
+        p, other = other, p
+    k = s.part[other, HEAD]
+    while k >= 0:
+        following = s.place[k, FOLLOWING]
+        s.place[k, PART], s.place[k, FOLLOWING], s.part[p, HEAD] = p, s.part[p, HEAD], k
+        k = following
+    s.part[p, MANY] += s.part[other, MANY]
+    s.span[p, BORN] = min(s.span[p, BORN], s.span[other, BORN])
+    s.part[p, CHECKED] = max(s.part[p, CHECKED], s.part[other, CHECKED])
+    return int(p)
+
+
+@njit(cache=True, error_model="numpy")
+def connect(s: State, ids: Ints, now: float, absorbed: Ints) -> int:
+    """Put new flows on their links; parts that they connect become one.
+
+    Lists must have room for the flows on links; writes pairs (part, part that took it in) and returns how many: see :func:`gather`.
+    """
+    count = 0
+    for f in ids:
+        p = -1
+        for h in range(s.route.shape[1] - 2):
+            k = s.route[f, h]
+            if k == -1:
+                break
+            if k < 0:  # a link that cannot be full
+                if s.place[-2 - k, FLOWS] == 0:
+                    s.link[-2 - k, UNTIL] = now
+                s.place[-2 - k, FLOWS] += 1
+                continue
+            other = s.place[k, PART]
+            if other < 0 and p < 0:
+                _found(s, k, now, now, now)
+                p = k
+            elif other < 0:
+                _attach(s, k, p)
+            elif p < 0:
+                p = other
+            elif other != p:
+                larger = _merge(s, p, other)
+                absorbed[2 * count] = other if larger == p else p
+                absorbed[2 * count + 1] = larger
+                count += 1
+                p = larger
+            enlist(s, k, f)
+            s.place[k, FLOWS] += 1
+            s.link[k, LOAD] += s.amount[LEFT, f]
+            s.link[k, WEIGHT] += s.weight[f] if s.weight.size else 1.0
+        s.part[p, MANY] += 1
+        s.span[p, JOINED] = now
+    return count
+
+
+@njit(cache=True, error_model="numpy")
+def wanted(s: State, ids: Ints, absorbed: Ints, count: int, more: Ints, touched: Ints) -> int:  # noqa: PLR0917
+    """Count how many flows the list of each part gets; write these lists, and return how many there are."""
+    links = len(s.place)
+    many = 0
+    for i in range(count):
+        small, large = links + absorbed[2 * i], links + absorbed[2 * i + 1]
+        if more[large] == 0 and (s.list[small, LENGTH] > 0 or more[small] > 0):
+            touched[many] = large
+            many += 1
+        more[large] += s.list[small, LENGTH] + more[small]
+    for f in ids:
+        which = links + s.place[s.route[f, 0], PART]
+        if more[which] == 0:
+            touched[many] = which
+            many += 1
+        more[which] += 1
+    return many
+
+
+@njit(cache=True, error_model="numpy")
+def gather(s: State, ids: Ints, absorbed: Ints, count: int) -> None:
+    """Give parts the flows of parts that they took in, then new ones; their lists must have room."""
+    links = len(s.place)
+    for i in range(count):
+        small, large = absorbed[2 * i], absorbed[2 * i + 1]
+        first = s.list[links + small, START]
+        for j in range(first, first + s.list[links + small, LENGTH]):
+            f = s.pool[j]
+            if s.route[f, -1] != ENDED:
+                s.route[f, -1] = s.part[large, MARK]
+                enlist(s, links + large, f)
+        _forget(s, small)
+    for f in ids:
+        p = s.place[s.route[f, 0], PART]
+        s.route[f, -1] = s.part[p, MARK]
+        enlist(s, links + p, f)
+        s.part[p, CHECKED] = max(s.part[p, CHECKED], s.part[p, MANY])
+
+
+@njit(cache=True, error_model="numpy")
+def start_over(s: State, ids: Ints, now: float, binding: Bools) -> None:
+    """Take all flows, brought up to now, off their links, and see again which of these may be full; they wait to be connected anew."""
+    for k in range(len(binding)):
+        if s.place[k, PART] < 0 and s.place[k, FLOWS] > 0:
+            s.link[k, BUSY] += now - s.link[k, UNTIL]
+    while s.active[0] > 0:
+        dissolve(s, s.active[1])
+    s.place[:, FLOWS] = 0
+    hops = s.route.shape[1] - 2
+    s.link[:, WEIGHT] = 0.0
+    old = np.empty(hops, dtype=np.int64)
+    for f in ids:
+        count = 0
+        for h in range(hops):
+            k = s.route[f, h]
+            if k == -1:
+                break
+            if k < -1 and binding[-2 - k]:
+                s.link[-2 - k, THROUGH] += s.amount[ASKED, f] - s.amount[LEFT, f]
+            old[count] = k
+            count += 1
+        at = 0
+        for h in range(count):
+            k = -2 - old[h] if old[h] < 0 else old[h]
+            if k >= len(binding) or binding[k]:
+                s.route[f, at] = k
+                at += 1
+        for h in range(count):
+            k = -2 - old[h]
+            if old[h] < 0 and not binding[k]:
+                s.route[f, at] = old[h]
+                at += 1
+
+
+@njit(cache=True, error_model="numpy")
+def _root(union: Ints, k: int) -> int:
+    while union[k] != k:
+        union[k] = union[union[k]]
+        k = union[k]
+    return k
+
+
+@njit(cache=True, error_model="numpy")
+def fall_apart(s: State, p: int, share: float, guard: float) -> None:
+    """See whether the links of a part are still connected, make parts of the pieces if not, and start their quanta."""
+    links = len(s.place)
+    which = links + p
+    flows = s.pool[s.list[which, START] : s.list[which, START] + s.list[which, LENGTH]]
+    union = s.heap  # free between fillings
+    k = s.part[p, HEAD]
+    while k >= 0:
+        union[k] = k
+        k = s.place[k, FOLLOWING]
+    for f in flows:
+        root = _root(union, s.route[f, 0])
+        for h in range(1, s.route.shape[1] - 2):
+            if s.route[f, h] < 0:
+                break
+            other = _root(union, s.route[f, h])
+            union[max(root, other)] = min(root, other)
+            root = min(root, other)
+    whole = True
+    for f in flows:
+        if _root(union, s.route[f, 0]) != _root(union, s.route[flows[0], 0]):
+            whole = False
+            break
+    s.part[p, CHECKED] = s.part[p, MANY]
+    if whole:
+        start_quantum(s, p, share, guard)
+        return
+    _break_up(s, p, flows.copy(), union.copy())
+    pieces = s.active[1 : 1 + s.active[0]].copy()
+    for piece in pieces:
+        if s.part[piece, STALE] and s.part[piece, CHECKED] == -1:
+            s.part[piece, CHECKED] = s.part[piece, MANY]
+            start_quantum(s, piece, share, guard)
+
+
+@njit(cache=True, error_model="numpy")
+def _break_up(s: State, p: int, flows: Ints, union: Ints) -> None:
+    """Make one part of each piece; pieces are named after the first of their links, and their flows stay where they are in the pool."""
+    links = len(s.place)
+    now, joined, born, mark = s.span[p, BEGAN], s.span[p, JOINED], s.span[p, BORN], s.part[p, MARK]
+    to = s.list[links + p, START]
+    k = s.part[p, HEAD]
+    chain = np.empty(links, dtype=np.int64)
+    count = 0
+    while k >= 0:
+        chain[count] = k
+        count += 1
+        k = s.place[k, FOLLOWING]
+    _forget(s, p)
+    for i in range(count):
+        k = chain[i]
+        s.place[k, PART] = -1
+        if s.place[k, FLOWS] > 0 and _root(union, k) == k:
+            _found(s, k, now, joined, born)
+            s.part[k, CHECKED], s.part[k, MARK] = -1, mark
+    for i in range(count):
+        k = chain[i]
+        if s.place[k, FLOWS] == 0:
+            s.list[k, LENGTH] = 0
+            s.link[k, LOAD] = 0.0
+        elif _root(union, k) != k:
+            _attach(s, k, _root(union, k))
+    for f in flows:
+        s.part[_root(union, s.route[f, 0]), MANY] += 1
+    s.list[links + p, ROOM] = 0  # what it had is dealt out below
+    for i in range(count):
+        k = chain[i]
+        if s.place[k, PART] == k:
+            s.list[links + k, START], s.list[links + k, LENGTH], s.list[links + k, ROOM] = to, 0, s.part[k, MANY]
+            to += s.part[k, MANY]
+    for f in flows:
+        enlist(s, links + _root(union, s.route[f, 0]), f)

@@ -1,0 +1,156 @@
+"""What the core of :mod:`moesim.models.sharing.quanta` knows about flows, links and parts, as arrays that compiled code shares."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats, Ints
+
+# Rows of State.amount: bytes asked for, bytes still to carry, and when the flow ends, in s since its quantum began.
+ASKED, LEFT, END = range(3)
+# Rows of State.number: the flow that ends next in the same part, the pair that is counted, the two counters.
+NEXT, PAIR, SOURCE, DESTINATION = range(4)
+# Columns of State.tide, what a filling changes all the time: B/s in use, weight and number of flows still rising; capacity.
+USED, RISING, RISERS, CAPACITY = range(4)
+# Columns of State.link: totals; bytes to carry and weight of its flows; bytes of flows that ended in this quantum; rate and weight of flows
+# that this link limits, and their level (B/s for weight 1); service given to each weight, until when; what they have; a sum for many uses.
+THROUGH, BUSY, LOAD, WEIGHT, GONE, OWN, OWN_WEIGHT, LEVEL, SERVICE, UNTIL, FREE, SUM = range(12)
+# Columns of State.place: flows on a link, its part (-1: none), the next link of the same part.
+FLOWS, PART, FOLLOWING = range(3)
+# Columns of State.span: when the quantum of a part began, how long it lasts, when something happens next, when flows joined last,
+# when they joined first.
+BEGAN, LASTS, THEN, JOINED, BORN = range(5)
+# Columns of State.part: first link; flows; first flow to end; the mark of a settled flow; 1 if rates must be found anew; 1 if rates
+# change within this quantum; flows when it was last seen whether the part has fallen apart.
+HEAD, MANY, FIRST, MARK, STALE, ENDING, CHECKED = range(7)
+# Columns of State.list: where in State.pool a list starts, how long it is, how long it may grow.
+START, LENGTH, ROOM = range(3)
+# A flow that is no longer on its way has this mark; others have 1 or 2.
+ENDED = 0
+
+
+class State(NamedTuple):
+    """K links and one that stands for no link; at most one part a link, named after one of its links."""
+
+    route: NDArray[Any]  # int16 or int32[F, H + 2]: links that may be full, then -2 - link for those that cannot, then -1; limit; mark
+    amount: Floats  # [3, F]
+    number: NDArray[np.int32]  # [4, F]
+    weight: Floats  # [F], or empty: all 1
+    cap: Floats  # [F], or empty: none
+    tide: Floats  # [K + 1, 4]
+    link: Floats  # [K + 1, 12]
+    place: Ints  # [K + 1, 3]
+    span: Floats  # [K + 1, 5]
+    part: Ints  # [K + 1, 7]
+    list: Ints  # [2 K + 2, 3], the flows on each link, then the flows of each part
+    pool: NDArray[np.int32]
+    active: Ints  # [K + 2], how many parts there are, then which
+    key: Floats  # [K + 1], heap of levels
+    heap: Ints  # [K + 1], links of the heap
+    carried: Floats  # [pairs]
+
+
+@njit(cache=True, error_model="numpy")
+def rate_of(link: Floats, weight: Floats, cap: Floats, f: int, limit: int) -> float:
+    """Return the rate of a flow that link ``limit`` limits and that goes on after its quantum."""
+    level = link[limit, LEVEL]
+    if weight.size:
+        level *= weight[f]
+    return min(cap[f], level) if cap.size else level
+
+
+@njit(cache=True, error_model="numpy")
+def enlist(s: State, which: int, flow: int) -> None:
+    """Append to a list that has room."""
+    s.pool[s.list[which, START] + s.list[which, LENGTH]] = flow
+    s.list[which, LENGTH] += 1
+
+
+@njit(cache=True, error_model="numpy")
+def repack(s: State, more: Ints, pool: NDArray[np.int32]) -> int:
+    """Move all lists to another pool, without flows that ended, each with room for ``more`` and some spare; return how much is used."""
+    mark = s.route.shape[1] - 1
+    to = 0
+    for which in range(len(s.list)):
+        first, length = s.list[which, START], s.list[which, LENGTH]
+        s.list[which, START] = to
+        kept = to
+        for i in range(first, first + length):
+            if s.route[s.pool[i], mark] != ENDED:
+                pool[kept] = s.pool[i]
+                kept += 1
+        s.list[which, LENGTH] = kept - to
+        s.list[which, ROOM] = room_for(kept - to, more[which])
+        to += s.list[which, ROOM]
+    return to
+
+
+@njit(cache=True, error_model="numpy")
+def room_for(length: int, more: int) -> int:
+    """Return how long a list may grow that has and gets some flows."""
+    return length + more if length == 0 or more == 0 else (length + more) * 5 // 4 + 4
+
+
+@njit(cache=True, error_model="numpy")
+def write(  # noqa: PLR0917 - numba takes flat arrays, by position
+    s: State, ids: Ints, route: NDArray[np.int32], binding: NDArray[np.bool_], pair: Ints, size: Floats, watch: NDArray[np.int32]
+) -> None:
+    """Write new flows; links that may be full come first on a route, and a flow that crosses none gets the link that stands for none."""
+    hops = route.shape[1]
+    for i in range(len(ids)):
+        f = ids[i]
+        at = 0
+        for h in range(hops):
+            if route[i, h] >= 0 and binding[route[i, h]]:
+                s.route[f, at] = route[i, h]
+                at += 1
+        if at == 0:
+            s.route[f, 0] = len(s.place) - 1
+            at = 1
+        for h in range(hops):
+            if route[i, h] >= 0 and not binding[route[i, h]]:
+                s.route[f, at] = -2 - route[i, h]
+                at += 1
+        s.route[f, at : len(s.route[f]) - 1] = -1
+        s.route[f, -1] = 1  # on its way
+        s.amount[ASKED, f] = s.amount[LEFT, f] = size[i]
+        s.number[PAIR, f] = pair[i]
+        s.number[SOURCE, f], s.number[DESTINATION, f] = watch[i, 0], watch[i, 1]
+
+
+@njit(cache=True, error_model="numpy")
+def wanted(s: State, ids: Ints, more: Ints, touched: Ints) -> int:
+    """Count how many flows the list of each link gets; write the links, and return how many there are."""
+    count = 0
+    for f in ids:
+        for h in range(s.route.shape[1] - 2):
+            k = s.route[f, h]
+            if k < 0:
+                break
+            if more[k] == 0:
+                touched[count] = k
+                count += 1
+            more[k] += 1
+    return count
+
+
+@njit(cache=True, error_model="numpy")
+def make_room(s: State, touched: Ints, more: Ints, used: int) -> int:
+    """Move lists that grow too long to the end of the pool; return how much of it is used, or -1 if it is too small."""
+    need = 0
+    for which in touched:
+        if s.list[which, LENGTH] + more[which] > s.list[which, ROOM]:
+            need += room_for(s.list[which, LENGTH], more[which])
+    if used + need > len(s.pool):
+        return -1
+    for which in touched:
+        first, length = s.list[which, START], s.list[which, LENGTH]
+        if length + more[which] > s.list[which, ROOM]:
+            s.pool[used : used + length] = s.pool[first : first + length]
+            s.list[which, START], s.list[which, ROOM] = used, room_for(length, more[which])
+            used += s.list[which, ROOM]
+    return used
