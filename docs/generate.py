@@ -32,7 +32,9 @@ from moesim.facts import contracts
 from moesim.facts.gpu import Gpu
 from moesim.facts.gpu_figures import FIGURES
 from moesim.facts.model import Attention, MoeModel
-from moesim.facts.scenario import Parallel, Policy, Scenario, Workload
+from moesim.facts.scenario import Parallel, Policy, Rebalance, Scenario, Sharing, Workload
+from moesim.models.placement.file import WrittenSlots
+from moesim.models.topology.wiring import Vertex, WiredLink, Wiring
 
 FOLDER = Path(__file__).parent / "reference"
 MARK = "<!-- Written by docs/generate.py from the code. Do not edit: change the code and run it again. -->\n\n"
@@ -243,6 +245,15 @@ def scenario_page() -> str:
         "### gpu",
         prose(Gpu),
         keys(Gpu),
+        "### wiring",
+        prose(Wiring),
+        keys(Wiring),
+        "### vertex",
+        prose(Vertex),
+        keys(Vertex),
+        "### wiredlink",
+        prose(WiredLink),
+        keys(WiredLink),
         "## parallel",
         prose(Parallel),
         keys(Parallel),
@@ -251,9 +262,18 @@ def scenario_page() -> str:
         keys(Workload),
         "## routing, exchange, compute, schedule",
         CHOICES,
+        "## sharing",
+        prose(Sharing),
+        keys(Sharing),
         "## policy",
         prose(Policy),
         keys(Policy),
+        "### rebalance",
+        prose(Rebalance),
+        keys(Rebalance),
+        "### writtenslots",
+        prose(WrittenSlots),
+        keys(WrittenSlots),
         "## compare",
         COMPARE,
         "## Overrides",

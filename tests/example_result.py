@@ -181,6 +181,11 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "dispatch_library_bytes": off.sum(axis=(2, 3)).ravel() * ROW_BYTES / GPUS,
         "combine_library_bytes": off.sum(axis=(2, 3)).ravel() * ROW_BYTES / GPUS,
         "copies": copies.sum(axis=(2, 3)).ravel(),
+        "aux_loss": np.full(STEPS * LAYERS, np.nan),
+        "aux_loss_sequence": np.full(STEPS * LAYERS, np.nan),
+        "aux_loss_batch": np.full(STEPS * LAYERS, np.nan),
+        "aux_loss_device": np.full(STEPS * LAYERS, np.nan),
+        "router_z_loss": np.full(STEPS * LAYERS, np.nan),
     }
     layer_of_expert = np.repeat(np.arange(LAYERS), EXPERTS)
     experts = {

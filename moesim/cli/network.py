@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COLLECTIVES = ("alltoall", "all_reduce", "all_gather", "reduce_scatter", "broadcast", "reduce", "sendrecv")
 ALGORITHMS = ("ring", "tree", "hierarchical", "direct")
 FIDELITIES = ("pipelined", "steps")
+MODES = ("auto", "exact", "fast", "coarse", "bound")
 
 HELP = """Play traffic alone on the cluster of FILE: how long it takes, which link holds it up, and why.
 
@@ -57,6 +58,8 @@ Sizes are the bytes of a GPU's buffer: 64M and 64MiB are 2^26 bytes, as in nccl-
 @click.option("--fidelity", type=click.Choice(FIDELITIES), help="Pieces in a pipeline, or step by step; pipelined if not given.")
 @click.option("--skew", type=click.FloatRange(min=0, max=10), metavar="SIGMA", help="Spread of the log-normal popularity of destinations.")
 @click.option("--bins", type=click.IntRange(min=1, max=1000), default=24, show_default=True, help="Bins of time, at most.")
+@click.option("--mode", type=click.Choice(MODES), help="How exactly links are shared; auto if neither this nor the file says it.")
+@click.option("--verify", is_flag=True, help="Play a sample of the traffic again exactly, and say by how much it was off.")
 @click.option("-o", "--out", metavar="FOLDER", help="Write the answer, tables and pictures there.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to print the answer."

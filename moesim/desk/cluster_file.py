@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from moesim.desk.scenario_file import Reading, text_of
 from moesim.desk.shape import field_types
 from moesim.desk.structure import problems_of, structure
 from moesim.desk.yaml_tree import Place, parse_yaml
-from moesim.facts.scenario import Scenario
+from moesim.facts.scenario import Scenario, Sharing
 
 
 @section
@@ -32,6 +32,8 @@ class ClusterFile:
         Of the random numbers of skewed traffic.
     cluster : plug-in
         Links and routes.
+    sharing : section
+        How exactly links are shared.
     plugins : list of path
         Python files with topologies of your own, relative to the file.
     """
@@ -39,6 +41,7 @@ class ClusterFile:
     name: Text = "network"
     seed: Seed = 0
     cluster: Annotated[Any, PluginOf("topology")]
+    sharing: Sharing = field(default_factory=Sharing)
     plugins: tuple[str, ...] = ()
 
 

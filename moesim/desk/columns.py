@@ -74,6 +74,11 @@ COLUMNS: dict[str, dict[str, str]] = {
         "dispatch_library_bytes": "bytes of dispatch by which the library of the exchange reckons its bandwidth, mean over GPUs",
         "combine_library_bytes": "bytes of combine by which the library of the exchange reckons its bandwidth, mean over GPUs",
         "copies": "token copies sent to other GPUs by dispatch",
+        "aux_loss": "balance loss of the router over the tokens of each GPU, mean over GPUs; nan where the routing has no scores",
+        "aux_loss_sequence": "the same over each sequence of two contexts",
+        "aux_loss_batch": "the same over all tokens of the step",
+        "aux_loss_device": "the same with ranks in the place of experts; nan where the ranks do not divide the experts",
+        "router_z_loss": "mean squared log of the sum of the exponentials of the router's logits; nan where the routing has no scores",
     },
     "experts": {
         "moe_layer": "MoE layer, from 0",

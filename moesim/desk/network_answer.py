@@ -74,6 +74,7 @@ def answer(
             for link in range(cluster.links)
         ],
         "over_time": over_time(result),
+        "sharing": dict(result.sharing),
         "notes": list(notes),
         "units": UNITS,
     }

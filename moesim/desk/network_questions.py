@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
+
+from numpy.typing import ArrayLike
 
 from moesim.base.errors import UsageError
 from moesim.base.units import parse_quantity
@@ -81,6 +83,8 @@ class Asked:
     algorithm: str | None
     channels: int | None
     fidelity: str | None
+    mode: str | None = None
+    verify: bool = False
 
     @property
     def operation(self) -> str:
@@ -111,6 +115,9 @@ class Asked:
             for name in ("algorithm", "channels", "fidelity"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"--{name} has no meaning with {self.operation}: every GPU sends straight to its partners")
+        if self.verify and self.mode in {"exact", "bound"}:
+            why = "there is nothing to compare" if self.mode == "exact" else "a bound is not meant to be near"
+            raise UsageError(f"--verify has no meaning with --mode {self.mode}: {why}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,14 +165,19 @@ def _find(asked: Asked, ready: Callable[[], None]) -> Found:
 
 
 class Bench:
-    """One cluster, ready to play on."""
+    """One cluster, ready to play on; what the command line says of sharing comes before what its file says."""
 
-    def __init__(self, file: ClusterFile) -> None:
+    def __init__(self, file: ClusterFile, asked: Asked) -> None:
         self.file = file
+        self.sharing = replace(file.sharing, mode=asked.mode or file.sharing.mode, verify=asked.verify or file.sharing.verify)
         self.graph = file.cluster.graph()
         self.cluster = file.cluster.build()
         self.latency = self.cluster.route_latency()
         self._beside = side_by_side(self.graph, self.cluster)
+
+    def play(self, stages: Sequence[ArrayLike], **more: Any) -> NetworkResult:
+        """Let traffic run; see :func:`moesim.engine.network.play`."""
+        return play(self.cluster, stages, sharing=self.sharing, **more)
 
     def explained(self, result: NetworkResult) -> tuple[NetworkResult, Shortfall | None]:
         """Return a result, and why it took so long."""
@@ -173,7 +185,7 @@ class Bench:
 
 
 def _bench(asked: Asked, *more: str) -> Bench:
-    return Bench(load_cluster(asked.file, (*asked.overrides, *more)))
+    return Bench(load_cluster(asked.file, (*asked.overrides, *more)), asked)
 
 
 def _matrix(asked: Asked, path: str, ready: Callable[[], None]) -> Found:
@@ -181,7 +193,7 @@ def _matrix(asked: Asked, path: str, ready: Callable[[], None]) -> Found:
     matrix = read_matrix(path, bench.cluster.gpus)
     ready()
     notes = [f"the diagonal of {path} is ignored: those bytes stay on their GPU"] if matrix.diagonal().any() else []
-    result, why = bench.explained(play(bench.cluster, [matrix], bins=asked.bins))
+    result, why = bench.explained(bench.play([matrix], bins=asked.bins))
     return Found(name=bench.file.name, question=f"traffic of {path}", result=result, why=why, graph=bench.graph, notes=notes)
 
 
@@ -189,10 +201,10 @@ def _layer(asked: Asked, layer: int, ready: Callable[[], None]) -> Found:
     read = cache(read_trace)
     scenario = load_scenario(asked.file, asked.overrides, read_trace=read)
     exchange = dispatch_of_layer(scenario, layer, step=asked.step or 0, read_trace=read)
-    bench = Bench(ClusterFile(name=scenario.name, seed=scenario.seed, cluster=scenario.cluster))
+    bench = Bench(ClusterFile(name=scenario.name, seed=scenario.seed, cluster=scenario.cluster, sharing=scenario.sharing), asked)
     stages = [stage.bytes for stage in exchange.dispatch]
     ready()
-    result, why = bench.explained(play(bench.cluster, stages, ranks=scenario.parallel.ep, together=exchange.pipelined, bins=asked.bins))
+    result, why = bench.explained(bench.play(stages, ranks=scenario.parallel.ep, together=exchange.pipelined, bins=asked.bins))
     question = f"dispatch of MoE layer {layer}, step {asked.step or 0}, by exchange {type(scenario.exchange).kind}"
     notes = ["this is the time of the bytes: launches, waiting for slow peers and costs per message are part of moesim run"]
     return Found(name=scenario.name, question=question, result=result, why=why, graph=bench.graph, notes=notes)
@@ -205,7 +217,7 @@ def _incast(asked: Asked, words: str, ready: Callable[[], None]) -> Found:
     counts = _counts("--incast", words)
     ready()
     for senders, bins in zip(counts, _bins(asked, counts), strict=True):
-        result, why = bench.explained(play(bench.cluster, [incast(bench.cluster, receiver, senders, size)], bins=bins))
+        result, why = bench.explained(bench.play([incast(bench.cluster, receiver, senders, size)], bins=bins))
         rows.append(
             {
                 "senders": senders,
@@ -289,9 +301,9 @@ def _together(bench: Bench, asked: Asked, size: float, *, bins: int) -> tuple[Ne
     ranks = asked.ep or gpus
     if asked.operation == "alltoall":
         matrix = all_to_all(gpus, ranks, size, skew=asked.skew or 0.0, seed=bench.file.seed)
-        return bench.explained(play(bench.cluster, [matrix], ranks=ranks, bins=bins))
+        return bench.explained(bench.play([matrix], ranks=ranks, bins=bins))
     if asked.operation == "sendrecv":
-        return bench.explained(play(bench.cluster, [neighbour_to_neighbour(gpus, ranks, size)], ranks=ranks, bins=bins, bus_factor=1.0))
+        return bench.explained(bench.play([neighbour_to_neighbour(gpus, ranks, size)], ranks=ranks, bins=bins, bus_factor=1.0))
     if gpus % ranks:
         raise UsageError(f"{gpus} GPUs do not divide into groups of {ranks} ranks")
     plans = [
@@ -308,7 +320,7 @@ def _together(bench: Bench, asked: Asked, size: float, *, bins: int) -> tuple[Ne
     if asked.fidelity != "steps":
         plans = [pipelined(plan, bench.latency) for plan in plans]
     factor = FACTORS[asked.operation](ranks)
-    return bench.explained(play_plans(bench.cluster, plans, bus_factor=factor, bins=bins))
+    return bench.explained(play_plans(bench.cluster, plans, bus_factor=factor, bins=bins, sharing=bench.sharing))
 
 
 def _operation(asked: Asked) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moesim.base.units import format_quantity
+from moesim.models.sharing.told import told
 
 MEANING = {
     "skew": "the fullest port over the mean port",
@@ -112,7 +113,9 @@ def _found(answer: Mapping[str, Any]) -> list[str]:
     sent = f"{last} takes {format_quantity(finish, 's')}; GPUs send {asked} to each other, {crossing}."
     bandwidth = f"algbw {format_quantity(answer['algbw'], 'B/s')}, busbw {format_quantity(answer['busbw'], 'B/s')}; a port ({port}, "
     bandwidth += f"{format_quantity(rate, 'B/s')} each way) moves {format_quantity(rate * why['share_of_port'], 'B/s')} on average, "
-    lines = [sent, f"{bandwidth}{100 * why['share_of_port']:.3g} % of its rate.", "", "Why not all of it"]
+    shared = told(answer["sharing"])
+    lines = [sent, f"{bandwidth}{100 * why['share_of_port']:.3g} % of its rate.", f"{shared[0].upper()}{shared[1:]}."]
+    lines += ["", "Why not all of it"]
     steps = [["", format_quantity(why["ideal_s"], "s"), f"every {port} port equally loaded and never idle"]]
     steps += [[f"x {factor:.3f}", name, MEANING[name]] for name, factor in why["factors"].items()]
     steps.append([f"= {why['slowdown']:.3f}", format_quantity(finish, "s"), f"{100 * why['share_of_port']:.3g} % of the rate of the ports"])

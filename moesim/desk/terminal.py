@@ -9,6 +9,7 @@ from typing import Any
 
 from moesim.desk.words import PHASES, imbalance, line, show, value_of
 from moesim.facts.record import Result, Value
+from moesim.models.sharing.told import told
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Drops": ("drop_rate", "fully_dropped_tokens", "capacity_utilisation", "padding_waste"),
@@ -91,6 +92,8 @@ def table(result: Result, folder: Path | str, *, width: int = 100, colour: bool 
     )
     console.print(Text(result.scenario.name, style="bold"))
     console.print(" · ".join(_about(result)))
+    if "sharing" in result.facts:
+        console.print(told(result.facts["sharing"]), soft_wrap=True)
     _section(console, "Step", [_step_time(result), *_lines(result, ("tokens_per_second",))])
     _section(console, "Where the time goes (mean over GPUs)", _shares(result), right=2)
     _section(console, "Drops", _lines(result, SECTIONS["Drops"]))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from moesim.facts.cluster import Cluster
+from moesim.facts.collective import GradientCalls
 from moesim.facts.scenario import Scenario
+from moesim.models.sharing.told import assumption
 
 
-def assumptions(scenario: Scenario, cluster: Cluster, compute_basis: str, *, barrier: bool, overlap: bool) -> tuple[str, ...]:
+def assumptions(
+    scenario: Scenario, cluster: Cluster, compute_basis: str, *, barrier: bool, overlap: bool, shared: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Return the modelling assumptions of a run as sentences.
 
     Parameters
@@ -19,12 +26,15 @@ def assumptions(scenario: Scenario, cluster: Cluster, compute_basis: str, *, bar
         Whether the exchanges that were played hold their bytes back until the last rank is there.
     overlap : bool
         Whether the program leaves any two tasks of a GPU free to run at once.
+    shared : mapping
+        How exactly links were shared (:meth:`moesim.engine.fabric.Fabric.report`).
     """
     lines = [
         (
             "Flows share every link max-min fairly; a flow starts to move after the latency of its route. Congestion control, packet loss "
             "and retransmission are not modelled."
         ),
+        assumption(shared),
         "No byte of an all-to-all moves before all ranks of the group have arrived."
         if barrier
         else "Two ranks of an all-to-all start to exchange when both have arrived; a rank leaves it when all ranks have arrived and "
@@ -43,7 +53,19 @@ def assumptions(scenario: Scenario, cluster: Cluster, compute_basis: str, *, bar
         ),
     ]
     if scenario.workload.phase == "training":
-        lines.append("Gradient all-reduce of dense layers, the optimiser step and recomputation are not part of the step time.")
+        lines += _training(scenario.schedule)
     lines += [f"Model: {note}" for note in scenario.model.notes]
     lines.append("moesim predicts balance, drops and time. It does not predict loss or quality.")
     return tuple(lines)
+
+
+def _training(schedule: object) -> list[str]:
+    """Return what is left out of a training step."""
+    if not isinstance(schedule, GradientCalls):
+        return ["Gradient all-reduce, the optimiser step and recomputation are not part of the step time."]
+    how = f"{schedule.operation} ({schedule.algorithm}, {schedule.fidelity})"
+    free = "adding them up, the optimiser step and recomputation take no time"
+    lines = [f"Gradients are exchanged by {how} beside the backward pass and share links with tokens; {free}."]
+    if schedule.operation == "reduce_scatter":
+        lines.append("Memory is counted as if optimiser states were not sharded, although gradients are reduced to shares.")
+    return lines

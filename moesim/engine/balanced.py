@@ -29,12 +29,12 @@ def fresh_policies(scenario: Scenario, setting: Setting) -> Policies:
     )
 
 
-def kept_shares(load: StepLoad) -> Floats:
-    """Return float[L], the share of its routes that each layer keeps."""
-    return np.array([layer.kept.routing.counts.sum() / max(layer.chosen.counts.sum(), 1) for layer in load.layers])
+def kept_shares(load: StepLoad, top_k: int) -> Floats:
+    """Return float[L], the routes that each layer keeps, as a share of k of every token; at most 1."""
+    return np.array([min(layer.kept.routing.counts.sum() / max(layer.chosen.tokens * top_k, 1), 1.0) for layer in load.layers])
 
 
-def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, tokens: int, shares: Sequence[float] | Floats) -> float:
+def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, tokens: int, share: float) -> float:
     """Return the seconds of a step whose routes are spread evenly over experts and GPUs, everything else equal.
 
     Parameters
@@ -44,16 +44,21 @@ def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, to
     placement : Placement
     tokens : int
         Of the step to compare with, over all GPUs; each GPU gets an equal share.
-    shares : float[L]
-        The share of its routes that each layer keeps: even loads alone would drop fewer, and the comparison would be of more work.
+    share : float
+        The share of its routes that the step keeps: even loads alone would drop fewer, and the comparison would be of more work.
+
+    Notes
+    -----
+    Even means even over layers too: all layers have the same routing, so their costs are worked out once, and the network carries the
+    same traffic again and again.
     """
     per_gpu = max(1, round(tokens / setting.gpus))
     even = dataclasses.replace(setting, workload=dataclasses.replace(setting.workload, tokens_per_gpu=per_gpu))
     policies = dataclasses.replace(fresh_policies(scenario, even), choose=plugin("gate", "as_given")().begin(even))
     machine = Machine(scenario, even, policies, placement)
     drawn = plugin("source", "balanced")().begin(even)(0)
-    layers = [thinned(layer, float(share)) for layer, share in zip(drawn.layers, shares, strict=True)]
-    mark = machine.play(machine.load(Routing(layers=layers), 0), 0)
+    layer = thinned(drawn.layers[0], share)
+    mark = machine.play(machine.load(Routing(layers=[layer] * len(drawn.layers)), 0, alike=True), 0)
     return mark.end - mark.start
 
 
@@ -73,5 +78,5 @@ def balanced_steps(scenario: Scenario, setting: Setting, placement: Placement, t
     seconds = np.empty(len(tokens))
     for count in sorted(set(tokens)):
         same = np.flatnonzero(np.asarray(tokens) == count)
-        seconds[same] = balanced_step(scenario, setting, placement, count, np.mean([shares[int(step)] for step in same], axis=0))
+        seconds[same] = balanced_step(scenario, setting, placement, count, float(np.mean([shares[int(step)] for step in same])))
     return seconds

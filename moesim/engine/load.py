@@ -8,7 +8,7 @@ import numpy as np
 
 from moesim.base.errors import LawBroken, PluginError
 from moesim.facts.arrays import Floats, Ints
-from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Limit
+from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Learn, Limit
 from moesim.facts.placement import Placement
 from moesim.facts.program import BACKWARD, COLLECTIVES, FORWARD, GROUP_CALLS, Program, Work
 from moesim.facts.routing import Assignment, Kept, LayerRouting, Routing
@@ -53,7 +53,16 @@ class Policies:
     kernels: Kernels
 
 
-def load_step(setting: Setting, program: Program, policies: Policies, placement: Placement, routing: Routing, step: int) -> StepLoad:
+def load_step(
+    setting: Setting,
+    program: Program,
+    policies: Policies,
+    placement: Placement,
+    routing: Routing,
+    step: int,
+    *,
+    alike: bool = False,
+) -> StepLoad:
     """Work out what a step costs before it runs.
 
     Parameters
@@ -66,6 +75,8 @@ def load_step(setting: Setting, program: Program, policies: Policies, placement:
     routing : Routing
         What the source drew.
     step : int
+    alike : bool
+        Layers with the same routing (the same object) and the same placement cost the same, and are worked out once.
 
     Returns
     -------
@@ -79,40 +90,23 @@ def load_step(setting: Setting, program: Program, policies: Policies, placement:
     directions = (FORWARD, BACKWARD) if any(task.work.direction == BACKWARD for task in program.tasks) else (FORWARD,)
     if len(routing.layers) != len(setting.model.moe_layers):
         raise PluginError(f"the source drew {len(routing.layers)} layers, but the model has {len(setting.model.moe_layers)} MoE layers")
-    slot_rank = placement.rank_of_slot
-    local = _local_index(slot_rank, setting.parallel.ep)
+    local = _local_index(placement.rank_of_slot, setting.parallel.ep)
     layers: list[LayerLoad] = []
     seconds: dict[Work, Floats] = {}
     dense_seconds: dict[tuple[str, str, bytes], Floats] = {}
     expert_rows: list[Ints] = []
+    known: dict[tuple[int, bytes], tuple[LayerLoad, Ints]] = {}
     for moe_layer in range(len(setting.model.moe_layers)):
-        chosen = policies.choose(routing.layers[moe_layer], step=step, moe_layer=moe_layer)
-        kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
-        assignment = policies.bind(kept, placement, step=step, moe_layer=moe_layer)
-        _check_tokens(chosen, kept, assignment, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
-        travelling = assignment
-        if kept.sent is not None:
-            travelling = policies.bind(kept.sent, placement, step=step, moe_layer=moe_layer)
-            _check_tokens(chosen, kept.sent, travelling, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
-            _check_computed(kept, kept.sent, step, moe_layer)
-        rows_of_slot = np.zeros((setting.gpus, local.max(initial=0) + 1), dtype=np.int64)
-        padding = np.zeros(setting.gpus, dtype=np.int64)
-        columns = np.broadcast_to(local, assignment.destination.shape)
-        np.add.at(rows_of_slot, (assignment.destination, columns), assignment.slot_counts + assignment.slot_padding)
-        np.add.at(padding, assignment.destination, assignment.slot_padding)
+        drawn = routing.layers[moe_layer]
+        key = (id(drawn), placement.expert_of_slot[moe_layer].tobytes())
+        if alike and key in known:
+            load, rows_of_slot = known[key]
+        else:
+            load, rows_of_slot = _load_layer(setting, policies, placement, drawn, directions, local, step, moe_layer)
+            if alike:
+                known[key] = load, rows_of_slot
+        layers.append(load)
         expert_rows.append(rows_of_slot)
-        exchange = {direction: policies.carry(travelling, direction=direction) for direction in directions}
-        _check_exchange(exchange[FORWARD], travelling, step, moe_layer)
-        layers.append(
-            LayerLoad(
-                chosen=chosen,
-                kept=kept,
-                exchange=exchange,
-                rows=rows_of_slot.sum(axis=1),
-                padding=padding,
-                tokens=np.diff(chosen.token_start),
-            )
-        )
     for task in program.tasks:
         work = task.work
         if work.phase in COLLECTIVES or work.phase in GROUP_CALLS or work in seconds:
@@ -121,8 +115,8 @@ def load_step(setting: Setting, program: Program, policies: Policies, placement:
             seconds[work] = policies.kernels.experts(expert_rows[work.moe_layer], direction=work.direction)
             continue
         tokens = layers[max(work.moe_layer, 0)].tokens
-        key = (work.phase, work.direction, tokens.tobytes())
-        if key not in dense_seconds:
+        what = (work.phase, work.direction, tokens.tobytes())
+        if what not in dense_seconds:
             cost = dense_work(
                 work.phase,
                 setting.model,
@@ -131,9 +125,49 @@ def load_step(setting: Setting, program: Program, policies: Policies, placement:
                 work.direction,
                 workload_phase=setting.workload.phase,
             )
-            dense_seconds[key] = policies.kernels.dense(cost.flops, cost.moved, dtype=cost.dtype)
-        seconds[work] = dense_seconds[key]
+            dense_seconds[what] = policies.kernels.dense(cost.flops, cost.moved, dtype=cost.dtype)
+        seconds[work] = dense_seconds[what]
     return StepLoad(layers=tuple(layers), seconds=seconds, routing=routing, tokens=int(layers[0].tokens.sum()))
+
+
+def _load_layer(
+    setting: Setting,
+    policies: Policies,
+    placement: Placement,
+    drawn: LayerRouting,
+    directions: tuple[str, ...],
+    local: Ints,
+    step: int,
+    moe_layer: int,
+) -> tuple[LayerLoad, Ints]:
+    """Return what one MoE layer asks for, and int[G, slots of a GPU], the rows of each local expert."""
+    chosen = policies.choose(drawn, step=step, moe_layer=moe_layer)
+    kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
+    if isinstance(policies.choose, Learn):
+        policies.choose.learn(kept, step=step, moe_layer=moe_layer)
+    assignment = policies.bind(kept, placement, step=step, moe_layer=moe_layer)
+    _check_tokens(chosen, kept, assignment, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
+    travelling = assignment
+    if kept.sent is not None:
+        travelling = policies.bind(kept.sent, placement, step=step, moe_layer=moe_layer)
+        _check_tokens(chosen, kept.sent, travelling, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
+        _check_computed(kept, kept.sent, step, moe_layer)
+    rows_of_slot = np.zeros((setting.gpus, local.max(initial=0) + 1), dtype=np.int64)
+    padding = np.zeros(setting.gpus, dtype=np.int64)
+    columns = np.broadcast_to(local, assignment.destination.shape)
+    np.add.at(rows_of_slot, (assignment.destination, columns), assignment.slot_counts + assignment.slot_padding)
+    np.add.at(padding, assignment.destination, assignment.slot_padding)
+    exchange = {direction: policies.carry(travelling, direction=direction) for direction in directions}
+    _check_exchange(exchange[FORWARD], travelling, step, moe_layer)
+    load = LayerLoad(
+        chosen=chosen,
+        kept=kept,
+        exchange=exchange,
+        rows=rows_of_slot.sum(axis=1),
+        padding=padding,
+        tokens=np.diff(chosen.token_start),
+    )
+    return load, rows_of_slot
 
 
 def _local_index(rank_of_slot: Ints, ranks: int) -> Ints:

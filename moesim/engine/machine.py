@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from typing import Any
 
 import numpy as np
 import simpy
@@ -56,9 +54,9 @@ class Machine:
             self._fabric = Fabric(self.env, self.setting.cluster, self._sharing, port=self._port)
         return self._fabric
 
-    def load(self, routing: Routing, step: int) -> StepLoad:
-        """Work out what a step asks for."""
-        return load_step(self.setting, self.program, self.policies, self.placement, routing, step)
+    def load(self, routing: Routing, step: int, *, alike: bool = False) -> StepLoad:
+        """Work out what a step asks for; ``alike``: layers with the same routing and placement cost the same."""
+        return load_step(self.setting, self.program, self.policies, self.placement, routing, step, alike=alike)
 
     def play(self, load: StepLoad, step: int) -> Mark:
         """Run one step on the clock; the next can start when every GPU has finished it.
@@ -81,13 +79,21 @@ class Machine:
             gpus=self.setting.gpus,
             gradients=self._gradients,
         )
-        finished: list[float] = []
-        self.env.process(self._driver(run, finished))
-        self.env.run()
-        if not finished:
-            raise Stuck(describe_stuck(run, self.env.now))
-        self.marks.append(Mark(start, finished[0], self.fabric.busy, self.fabric.carried_on_link))
+        done = run.all_done()
+        try:
+            self.env.run(until=done)
+        except RuntimeError:
+            # SimPy's way to say that its queue is empty and the event has not happened.
+            if done.triggered:
+                raise
+            raise Stuck(describe_stuck(run, self.env.now)) from None
+        self.marks.append(Mark(start, self.env.now, self.fabric.busy, self.fabric.carried_on_link))
         return self.marks[-1]
+
+    def finish(self) -> None:
+        """Let what is still on its way after the last step arrive, and check the laws of the network."""
+        self.env.run()
+        self.fabric.check()
 
     def _prepare(self, load: StepLoad) -> None:
         """Tell the fabric what the exchanges of a step ask of it."""
@@ -103,10 +109,6 @@ class Machine:
                 flows = [int(np.count_nonzero(stage.bytes)) for stage in stages]
                 most = max(most, sum(flows) if exchange.pipelined else max(flows, default=0))
         self.fabric.expect(most)
-
-    def _driver(self, run: StepRun, finished: list[float]) -> Generator[simpy.Event, Any, None]:
-        yield run.all_done()
-        finished.append(self.env.now)
 
 
 def _gradient_plans(schedule: object, setting: Setting, placement: Placement) -> GradientPlans | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.collective import CollectivePlan
 from moesim.facts.network import NetworkResult
 from moesim.facts.program import FORWARD
-from moesim.facts.scenario import Scenario, Setting
+from moesim.facts.scenario import Scenario, Setting, Sharing
 from moesim.facts.trace import Trace
 from moesim.facts.traffic import Exchange
 from moesim.models.collective.prepared import prepare
@@ -47,6 +48,7 @@ def play(
     bins: int = 1,
     together: bool = False,
     bus_factor: float | None = None,
+    sharing: Sharing | None = None,
 ) -> NetworkResult:
     """Let traffic that starts at 0 share an idle fabric, max-min fairly, until its last byte has arrived.
 
@@ -66,6 +68,8 @@ def play(
         All stages start at once, as in a kernel that forwards chunk by chunk.
     bus_factor : float, optional
         Bus bandwidth over algorithm bandwidth; that of an all-to-all, (n - 1) / n, if left out.
+    sharing : Sharing, optional
+        How exactly links are shared; ``auto`` if left out.
 
     Returns
     -------
@@ -95,10 +99,15 @@ def play(
 
     factor = (group - 1) / group if bus_factor is None else bus_factor
     size = float(asked.sum() / cluster.gpus / factor) if factor > 0 else 0.0
-    return _play(cluster, asked, begin, ranks=group, size=size, bus_factor=factor, bins=bins)
+    flows = [int(np.count_nonzero(matrix)) for matrix in matrices]
+    most = sum(flows) if together else max(flows, default=0)
+    open_fabric = partial(_fabric, cluster=cluster, sharing=sharing, flows=most)
+    return _play(cluster, asked, begin, open_fabric, ranks=group, size=size, bus_factor=factor, bins=bins)
 
 
-def play_plans(cluster: Cluster, plans: Sequence[CollectivePlan], *, bus_factor: float, bins: int = 1) -> NetworkResult:
+def play_plans(
+    cluster: Cluster, plans: Sequence[CollectivePlan], *, bus_factor: float, bins: int = 1, sharing: Sharing | None = None
+) -> NetworkResult:
     """Let collective operations that start at 0, one per group of GPUs, share an idle fabric until the last has ended.
 
     Parameters
@@ -109,7 +118,7 @@ def play_plans(cluster: Cluster, plans: Sequence[CollectivePlan], *, bus_factor:
         Of groups without a common GPU, equal in their numbers of ranks and bytes.
     bus_factor : float
         Bus bandwidth over algorithm bandwidth of the operation.
-    bins : int
+    bins, sharing
         As for :func:`play`.
 
     Raises
@@ -123,12 +132,24 @@ def play_plans(cluster: Cluster, plans: Sequence[CollectivePlan], *, bus_factor:
         calls = [GroupCall(env, fabric, prepare(plan)) for plan in plans]
         _when_all(env, [call.arrive(rank) for call in calls for rank in call.ranks], done)
 
-    return _play(cluster, asked, begin, ranks=len(plans[0].ranks), size=plans[0].bytes, bus_factor=bus_factor, bins=bins)
+    most = sum(max((len(stage.source) for stage in plan.stages), default=0) for plan in plans)
+    open_fabric = partial(_fabric, cluster=cluster, sharing=sharing, flows=most)
+    return _play(cluster, asked, begin, open_fabric, ranks=len(plans[0].ranks), size=plans[0].bytes, bus_factor=bus_factor, bins=bins)
 
 
-def _play(cluster: Cluster, asked: Floats, begin: Begin, *, ranks: int, size: float, bus_factor: float, bins: int) -> NetworkResult:
+def _play(
+    cluster: Cluster,
+    asked: Floats,
+    begin: Begin,
+    open_fabric: Callable[[simpy.Environment], Fabric],
+    *,
+    ranks: int,
+    size: float,
+    bus_factor: float,
+    bins: int,
+) -> NetworkResult:
     env = simpy.Environment()
-    fabric = _fabric(env, cluster)
+    fabric = open_fabric(env)
     edges, totals = [0.0], [np.zeros(cluster.links)]
     if asked.any():
         over = env.event()
@@ -147,6 +168,7 @@ def _play(cluster: Cluster, asked: Floats, begin: Begin, *, ranks: int, size: fl
         busy=fabric.busy,
         edges=np.array(edges),
         moved=np.diff(np.array(totals), axis=0),
+        sharing=fabric.report(),
     )
 
 
@@ -186,8 +208,10 @@ def dispatch_of_layer(scenario: Scenario, layer: int, *, step: int, read_trace: 
     return machine.load(draw(step), step).layers[layer].exchange[FORWARD]
 
 
-def _fabric(env: simpy.Environment, cluster: Cluster) -> Fabric:
-    return Fabric(env, cluster)
+def _fabric(env: simpy.Environment, *, cluster: Cluster, sharing: Sharing | None, flows: int) -> Fabric:
+    fabric = Fabric(env, cluster, sharing)
+    fabric.expect(flows)
+    return fabric
 
 
 def _off_diagonal(stage: ArrayLike, cluster: Cluster) -> Floats:
@@ -249,7 +273,7 @@ def _sample(
         yield env.timeout(width) | over
         if width > FOREVER:
             raise Stuck(f"not all bytes have arrived after {env.now:.3g} s, and nothing moves")
-        if len(edges) > 1 and over.processed and env.now - edges[-1] < CLOSE * width:
+        if len(edges) > 1 and env.now - edges[-1] < CLOSE * width:
             edges[-1], totals[-1] = env.now, fabric.carried_on_link  # a bin of next to no time would hold nothing but rounding errors
         elif env.now > edges[-1]:
             edges.append(env.now)

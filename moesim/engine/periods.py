@@ -14,6 +14,7 @@ from moesim.engine.repeats import FEWEST, Period, Repeats
 from moesim.engine.verifying import Inputs, Verifying
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.scenario import Sharing
+from moesim.models.sharing import core as cores
 from moesim.models.sharing.core import Core, make_core
 from moesim.models.sharing.modes import EXACT, MODES, Mode, choose_mode
 
@@ -203,6 +204,7 @@ class Periods:
             "mode": mode.name,
             "quantum": mode.quantum,
             "guard": mode.guard,
+            "compiled": cores.can_compile(),
             "error_bound": {"makespan": mode.makespan, "rank_mean": mode.rank_mean, "rank_worst": mode.rank_worst},
             "drain_ratio": self._took / self._bound if self._bound > 0 else None,
             "busy_periods": dict(sorted(self._counted.items())),

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from moesim.base.errors import PluginError
-from moesim.facts.contracts import View
+from moesim.facts.contracts import Plan, View
 from moesim.facts.placement import Placement
 from moesim.facts.scenario import Setting
 
 
-def first_placement(plan: Any, setting: Setting) -> Placement:
-    """Return where the experts are when a run begins, checked against law L11.
+def first_placement(plan: Any, setting: Setting, begun: Plan | None = None) -> Placement:
+    """Return where the experts are when a run begins, checked against law L11; ``begun`` is the plan of the run, if it goes on.
 
     Raises
     ------
@@ -21,8 +21,10 @@ def first_placement(plan: Any, setting: Setting) -> Placement:
         If the plug-in returns none, or one that breaks the law.
     """
     model = setting.model
-    placement = plan.begin(setting)(View(step=0, loads=np.zeros((0, len(model.moe_layers), model.experts), dtype=np.int64), placement=None))
+    placement = (plan.begin(setting) if begun is None else begun)(
+        View(step=0, loads=np.zeros((0, len(model.moe_layers), model.experts), dtype=np.int64), placement=None)
+    )
     if placement is None:
         raise PluginError(f"placement {plan.kind!r} returned nothing at its first call: experts must be somewhere from the start")
     placement.check(layers=len(model.moe_layers), experts=model.experts, ranks=setting.parallel.ep, who=f"placement {plan.kind!r}")
-    return placement  # type: ignore[no-any-return]
+    return placement

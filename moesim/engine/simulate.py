@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from moesim.engine.assumptions import assumptions
 from moesim.engine.balanced import balanced_steps, fresh_policies, kept_shares
 from moesim.engine.machine import Machine
 from moesim.engine.placing import first_placement
+from moesim.engine.rebalancing import Rebalancing
 from moesim.engine.tables import build_tables
 from moesim.engine.tally import Tally
 from moesim.engine.warnings import warnings
@@ -28,6 +30,7 @@ from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
 from moesim.measure.collect import measure_all
 from moesim.models.bounds import no_communication
+from moesim.models.gate.losses import layer_losses
 
 
 def simulate(
@@ -73,18 +76,29 @@ def simulate(
         seed=scenario.seed,
         read_trace=read_trace,
     )
-    placement = first_placement(scenario.policy.placement, setting)
+    plan = scenario.policy.placement.begin(setting)
+    placement = first_placement(scenario.policy.placement, setting, plan)
     machine = Machine(scenario, setting, fresh_policies(scenario, setting), placement)
+    rebalancing = Rebalancing(machine, plan, scenario.policy.rebalance, f"placement {scenario.policy.placement.kind!r}")
     program: Program = machine.program
     compute_basis = machine.policies.kernels.basis
     draw = scenario.routing.begin(setting)
-    tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing)
+    losses = partial(
+        layer_losses,
+        scoring=getattr(scenario.policy.gate, "scoring", scenario.model.scoring),
+        top_k=scenario.model.top_k,
+        sequence_length=2 * scenario.workload.context,  # a token attends to half of its sequence on average
+        ranks=scenario.parallel.ep,
+    )
+    tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing, losses=losses)
     notes: list[str] = []
     barrier = False
     bases = {"compute": compute_basis, "network": cluster.basis, "routing": "exact", "accounting": "assumed"}
     shares: list[Floats] = []
     floors: list[float] = []
     for step in range(scenario.steps):
+        if step:
+            rebalancing.before(step)
         routing = draw(step)
         bases["routing"] = weakest([bases["routing"], routing.basis])
         notes += [note for note in routing.notes if note not in notes]
@@ -92,25 +106,27 @@ def simulate(
         mark = machine.play(load, step)
         barrier = barrier or any(exchange.barrier for layer in load.layers for exchange in layer.exchange.values())
         if step >= scenario.warmup:
-            shares.append(kept_shares(load))
+            shares.append(kept_shares(load, scenario.model.top_k))
             floors.append(no_communication(program, load.seconds, setting.groups))
         tally.add(step, load, mark)
+        rebalancing.learn(load)
         if progress is not None:
             progress(step + 1, scenario.steps)
-    machine.fabric.check()
+    machine.finish()
     tables = build_tables(machine.recorder, tally, setting=setting, placement=placement, keep_spans=keep_spans)
     bounds = {
         "step_time_if_balanced": balanced_steps(scenario, setting, placement, tally.tokens[scenario.warmup :], shares),
         "step_time_if_no_communication": np.array(floors),
     }
+    shared = machine.fabric.report()
     metrics = measure_all(Record(scenario=scenario, cluster=cluster, tables=tables, bounds=bounds), bases)
     return Result(
         scenario=scenario,
         tables=tables,
         metrics=metrics,
-        warnings=(*notes, *warnings(scenario, cluster, tables)),
-        assumptions=assumptions(scenario, cluster, compute_basis, barrier=barrier, overlap=may_overlap(program)),
-        facts={**_facts(scenario, setting, tally), "sharing": machine.fabric.report()},
+        warnings=(*notes, *warnings(scenario, cluster, tables, shared)),
+        assumptions=assumptions(scenario, cluster, compute_basis, barrier=barrier, overlap=may_overlap(program), shared=shared),
+        facts={**_facts(scenario, setting, tally), "sharing": shared},
         routing=tally.routing(f"moesim {__version__}, routing of {scenario.name!r}, seed {scenario.seed}"),
         meta={
             "moesim": __version__,

@@ -91,12 +91,9 @@ def _phase_seconds(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[
 def _occupied(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[str, Floats]:
     """Return float[steps, G], seconds in which a GPU has a task under way: any, one of computing, on gradients, or any but those."""
     of_gradients = spans["lane"] == GRADIENTS
-    lanes = {
-        "at all": np.ones(len(spans), dtype=np.bool_),
-        "computing": spans["lane"] == "compute",
-        "gradients": of_gradients,
-        "tokens": ~of_gradients,
-    }
+    lanes = {"at all": np.ones(len(spans), dtype=np.bool_), "computing": spans["lane"] == "compute"}
+    if of_gradients.any():
+        lanes |= {"gradients": of_gradients, "tokens": ~of_gradients}
     order = np.lexsort((spans["start_s"], spans["gpu"], spans["step"]))
     step, gpu, start, end = (spans[name][order] for name in ("step", "gpu", "start_s", "end_s"))
     occupied = {name: np.zeros((len(numbers), gpus)) for name in lanes}
@@ -106,7 +103,7 @@ def _occupied(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[str, 
         part = slice(first, last)
         for name, mask in chosen.items():
             occupied[name][step[first] - numbers[0], gpu[first]] = _covered(start[part][mask[part]], end[part][mask[part]])
-    return occupied
+    return {"gradients": np.zeros((len(numbers), gpus)), "tokens": occupied["at all"], **occupied}
 
 
 def _covered(start: Floats, end: Floats) -> float:

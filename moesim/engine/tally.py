@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +15,9 @@ from moesim.engine.load import LayerLoad, StepLoad
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
-from moesim.facts.routing import Routing
+from moesim.facts.routing import LayerRouting, Routing
 from moesim.facts.trace import Trace
+from moesim.models.gate.losses import Losses
 from moesim.models.source.traces import trace_of
 
 
@@ -36,6 +39,7 @@ class Tally:
     model: MoeModel
     warmup: int
     keep_routing: bool
+    losses: Callable[[LayerRouting], Losses] | None = None
     marks: list[Mark] = field(default_factory=list)
     layer_rows: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     rank_rows: dict[str, list[NDArray[Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -91,6 +95,17 @@ class Tally:
         self.repeats.append(-1 if load.routing.repeats is None else load.routing.repeats)
         self.routes, self.dropped = routes, dropped
 
+    def _losses(self, chosen: LayerRouting) -> dict[str, float]:
+        """Return the auxiliary losses of one layer; NaN where the routing has no scores to compute them from."""
+        known = None if chosen.scores is None or self.losses is None else self.losses(chosen)
+        return {
+            "aux_loss": known.micro_batch if known else math.nan,
+            "aux_loss_sequence": known.sequence if known else math.nan,
+            "aux_loss_batch": known.batch if known else math.nan,
+            "aux_loss_device": known.device if known else math.nan,
+            "router_z_loss": known.z if known else math.nan,
+        }
+
     def _layer(
         self,
         step: int,
@@ -125,6 +140,7 @@ class Tally:
             "dispatch_library_bytes": counted["dispatch"],
             "combine_library_bytes": counted["combine"],
             "copies": copies,
+            **self._losses(layer.chosen),
         }
         for name, value in row.items():
             self.layer_rows[name].append(value)

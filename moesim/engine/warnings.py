@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from moesim.base.units import format_quantity
 from moesim.facts.cluster import Cluster
 from moesim.facts.record import Table
 from moesim.facts.scenario import Scenario
+from moesim.models.sharing.told import without_compiler
 
 
-def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table]) -> tuple[str, ...]:
+def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], shared: Mapping[str, Any]) -> tuple[str, ...]:
     """Return sentences about a finished run, each with its numbers.
 
     Parameters
@@ -19,8 +21,16 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table]) 
     cluster : Cluster
     tables : mapping of str to Table
         Of the measured steps.
+    shared : mapping
+        How exactly links were shared (:meth:`moesim.engine.fabric.Fabric.report`).
     """
-    found = [_memory(cluster, tables), _oversubscription(scenario, tables), *_routing(scenario), _variants(scenario)]
+    found = [
+        without_compiler(shared),
+        _memory(cluster, tables),
+        _oversubscription(scenario, tables),
+        *_routing(scenario),
+        _variants(scenario),
+    ]
     return tuple(sentence for sentence in found if sentence)
 
 
@@ -49,18 +59,19 @@ def _routing(scenario: Scenario) -> list[str]:
     model, gate = scenario.model, scenario.policy.gate
     recorded = getattr(scenario.routing, "trace", None) is not None
     sentences = []
-    if model.top_groups < model.groups and not recorded:
+    limited = gate.kind in {"group_limited", "loss_free"}
+    if model.top_groups < model.groups and not recorded and not limited:
         sentences.append(
             f"{model.name} lets a token choose from {model.top_groups} of {model.groups} groups of experts, but {scenario.routing.kind} "
             "routing chooses from all of them: bytes between nodes are overestimated"
         )
-    if model.hash_layers and not recorded:
+    if model.hash_layers and not recorded and gate.kind != "hash":
         sentences.append(
             f"the first {model.hash_layers} MoE layers of {model.name} route by token id; {scenario.routing.kind} routing treats them "
             "like the others"
         )
     scoring = getattr(gate, "scoring", None)
-    if scoring is not None and scoring != model.scoring:
+    if scoring is not None and scoring != model.scoring and gate.kind != "hash":
         sentences.append(
             f"policy.gate scores by {scoring}, but {model.name} scores by {model.scoring}: write policy.gate.scoring={model.scoring}"
         )

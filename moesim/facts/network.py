@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class NetworkResult:
         Where the bins of time begin and end, in s: equal widths, but for the last, which may be shorter.
     moved : float[B, K]
         Bytes that went over each link in each bin.
+    sharing : mapping
+        How exactly links were shared.
     """
 
     cluster: Cluster
@@ -47,6 +50,7 @@ class NetworkResult:
     busy: Floats
     edges: Floats
     moved: Floats
+    sharing: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("asked", "carried", "busy", "edges", "moved"):

@@ -62,6 +62,12 @@ def weight_bytes(model: MoeModel, slots: int, phase: str) -> float:
     return total
 
 
+def expert_bytes(model: MoeModel, phase: str, *, optimiser: bool = True) -> float:
+    """Return the bytes of one routed expert of one layer, in training with its gradients and optimiser states unless told otherwise."""
+    states = GRADIENT_BYTES + OPTIMISER_BYTES if phase == "training" and optimiser else 0.0
+    return float(model.expert_parameters) * (DTYPE_BYTES[model.expert_dtype] + states)
+
+
 def activation_bytes(model: MoeModel, workload: Workload, rows_received: ArrayLike, *, tokens: ArrayLike | None = None) -> Floats:
     """Return the bytes of activations, exchange buffers and cache on a GPU.
 

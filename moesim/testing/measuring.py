@@ -97,7 +97,8 @@ def _record(tables: Mapping[str, Table], steps: int) -> Record:
 
 _BOUNDS = {"step_time_if_balanced": 0.75, "step_time_if_no_communication": 0.5}
 
-_PHASES = ("attention", "dense", "gate", "shared", "expert", "dispatch_transfer", "combine_transfer", "waiting", "gradient", "gradient_exposed")
+_COMPUTING = ("attention", "dense", "gate", "shared", "expert")
+_PHASES = (*_COMPUTING, "dispatch_transfer", "combine_transfer", "waiting", "gradient", "gradient_exposed")
 
 
 def _tables(*, quiet: bool) -> dict[str, Table]:

@@ -342,3 +342,43 @@ def test_links_may_come_from_a_plugin_beside_the_file(folder: Path) -> None:
         SLOTS["topology"].known.pop("apart_of_network_test", None)
     assert done.exit_code == 2
     assert "gpu:0 has no route to gpu:1" in done.stderr
+
+
+def test_modes_of_sharing_are_chosen_told_and_written(folder: Path) -> None:
+    for mode in ("auto", "exact", "fast", "coarse", "bound"):
+        found = answer("two.yaml", "--size", "4M", "--skew", 0.8, "--mode", mode)
+        assert found["sharing"]["mode"] == ("exact" if mode == "auto" else mode)
+        assert sum(found["sharing"]["busy_periods"].values()) == 1
+    # What starts together cannot end before the bound, and fairly shared it ends later here.
+    ends = {mode: answer("two.yaml", "--size", "4M", "--skew", 0.8, "--mode", mode)["finish_s"] for mode in ("exact", "fast", "bound")}
+    assert ends["bound"] <= ends["exact"] * (1 + 1e-9)
+    assert ends["fast"] == pytest.approx(ends["exact"], rel=0.01)
+    done = invoke("two.yaml", "--size", "4M", "--mode", "fast", "--verify")
+    assert done.exit_code == 0, done.output
+    assert "Links shared in quanta (fast, 1 % of the time to go" in done.stdout
+    assert "measured here in 1 busy period: " in done.stdout
+    assert "Links shared exactly." in invoke("two.yaml", "--size", "4M").stdout
+
+
+def test_the_file_says_how_links_are_shared_unless_the_command_does(folder: Path) -> None:
+    (folder / "coarse.yaml").write_text(ONE + "sharing: {mode: coarse, verify: true}\n")
+    assert answer("coarse.yaml", "--size", "4M")["sharing"]["verified"]["periods"] == 1
+    assert answer("coarse.yaml", "--size", "4M", "--mode", "exact")["sharing"]["mode"] == "exact"
+    assert answer("one.yaml", "sharing.mode=fast", "--size", "4M")["sharing"]["mode"] == "fast"
+    assert answer("small.yaml", "--layer", 0, "sharing.mode=coarse")["sharing"]["mode"] == "coarse"
+    assert answer("small.yaml", "--layer", 0, "--mode", "bound")["sharing"]["mode"] == "bound"
+
+
+@pytest.mark.parametrize(("mode", "why"), [("exact", "there is nothing to compare"), ("bound", "a bound is not meant to be near")])
+def test_verifying_what_needs_no_verifying_is_refused(mode: str, why: str) -> None:
+    done = invoke("one.yaml", "--mode", mode, "--verify")
+    assert done.exit_code == 2
+    assert why in done.stderr
+
+
+def test_other_operations_are_shared_in_the_mode_asked_for_too() -> None:
+    for words in (["--collective", "all_reduce"], ["--collective", "sendrecv"], ["--incast", "1,2"]):
+        assert (
+            answer("one.yaml", *words, "--mode", "coarse", *([] if "--incast" in words else ["--size", "1M"]))["sharing"]["mode"]
+            == "coarse"
+        )

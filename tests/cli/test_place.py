@@ -349,3 +349,22 @@ def test_an_export_that_cannot_be_written_fails_after_the_answer(folder: Path) -
     done = invoke("loads.npy", "--gpus", 8, "--export", "sglang", "-o", "no/such/p.json")
     assert done.exit_code == 1
     assert "cannot write no/such/p.json" in done.stderr.replace("\\", "/")
+
+
+def test_routes_of_all_sources_count(folder: Path) -> None:
+    # Two ranks, each with its own hot expert.
+    counts = np.asarray([[[[90, 0, 5, 5], [0, 90, 5, 5]]]])
+    np.savez("by-source.npz", counts=counts, axes=["step", "layer", "source", "expert"], experts=4)
+    check_answer(answer("by-source.npz", "--slots", 6, "--gpus", 2), np.asarray([[90, 90, 10, 10]]), 6, 2)
+
+
+def test_some_layers_of_a_model_are_planned_but_only_tensorrt_llm_takes_them(folder: Path) -> None:
+    lines = ["layer,expert,token_count", *(f"{layer},{expert},{expert + 1}" for layer in (2, 7) for expert in range(64))]
+    (folder / "two.csv").write_text("\n".join(lines) + "\n")
+    words = ["two.csv", "--slots", 64, "--gpus", 8, "--model", "deepseek-v2-lite"]
+    assert answer(*words, "--export", "tensorrt-llm", "-o", "p.yaml")["layers"] == [2, 7]
+    assert list(yaml.safe_load((folder / "p.yaml").read_text())["initial_global_assignments"]) == [2, 7]
+    done = invoke(*words, "--export", "sglang", "-o", "p.json")
+    assert done.exit_code == 2
+    assert "sglang needs a row for every MoE layer of the model, but only 2 of them were planned" in done.stderr
+    assert not (folder / "p.json").exists()

@@ -27,7 +27,8 @@ def with_columns(result: Result, facts: dict[str, Any] | None = None, **tables: 
 
 def four_gpus(result: Result, **tables: dict[str, Any]) -> Result:
     """Return a run on two nodes of two GPUs."""
-    parts = ("attention_s", "dense_s", "gate_s", "shared_s", "expert_s", "dispatch_transfer_s", "combine_transfer_s", "idle_s")
+    computing = ("attention_s", "dense_s", "gate_s", "shared_s", "expert_s")
+    parts = (*computing, "dispatch_transfer_s", "combine_transfer_s", "gradient_exposed_s", "idle_s")
     gpus = {"gpu": np.arange(4), "node": [0, 0, 1, 1], "waiting_s": [0.2, 0.4, 0.1, 0.3]} | {name: np.full(4, 0.1) for name in parts}
     return with_columns(result, {"gpus": 4, "nodes": 2}, gpus=gpus, **tables)
 

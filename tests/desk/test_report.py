@@ -241,6 +241,7 @@ def test_the_timeline_shows_where_waiting_is_longest() -> None:
             "layer": np.array([1, 2, 3]),
             "direction": np.array(["forward"] * 3),
             "phase": np.array(["dispatch"] * 3),
+            "lane": np.array(["communication"] * 3),
             "waiting_s": np.array([1.0, 5.0, 2.0]),
             "start_s": np.array([0.0, 10.0, 20.0]),
             "end_s": np.array([5.0, 16.0, 29.0]),

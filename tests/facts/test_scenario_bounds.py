@@ -4,6 +4,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from moesim.desk.docstrings import field_notes
+from moesim.desk.schema import schema_of
 from moesim.facts.model import MoeModel
 from moesim.facts.scenario import Scenario, Workload
 
@@ -30,4 +31,6 @@ def test_a_count_beyond_its_bound_is_refused_by_name(section, field, most):
 @pytest.mark.parametrize(("section", "field", "most"), BOUNDS)
 def test_the_documentation_of_a_field_names_its_bound(section, field, most):
     assert f"{most:,}" in field_notes(section)[field]
-    assert TypeAdapter(section).json_schema()["properties"][field]["maximum"] == most
+    definitions = {}
+    schema_of(section, definitions)
+    assert definitions[section.__name__]["properties"][field]["maximum"] == most

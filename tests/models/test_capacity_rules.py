@@ -108,8 +108,8 @@ def test_vmoe_rounds_to_a_multiple_of_four():
     # 50 x 2 x 1.0 / 7 = 14.3: 15 rounded up, 14 rounded to the nearest, 16 as a multiple of 4.
     given = np.asarray([50])
     assert [int(vmoe_capacity(given, 2, 7, 1.0, how, of)[0]) for how, of in (("ceil", 0), ("round", 0), ("ceil", 4))] == [15, 14, 16]
-    # Halves go to the even number, as Python rounds: 5 / 2 = 2.5.
-    assert vmoe_capacity(np.asarray([5]), 1, 2, 1.0, "round", 0).tolist() == [2]
+    # Halves go to the even number, as Python rounds: 5 / 2 = 2.5, 7 / 2 = 3.5.
+    assert vmoe_capacity(np.asarray([5, 7]), 1, 2, 1.0, "round", 0).tolist() == [2, 4]
 
 
 def test_batch_priority_keeps_the_surest_tokens():

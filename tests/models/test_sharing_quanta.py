@@ -291,11 +291,16 @@ def test_l2_l8_looking_at_links_changes_nothing(system, data, moments):
 @settings(deadline=None, max_examples=60)
 @given(systems(most_links=4, most_flows=8), systems(most_links=4, most_flows=8))
 def test_l10_islands_do_not_notice_each_other(one, two):
-    alone = [driven(*part[:3], quantum=0.05).all_from(part[3]) for part in (one, two)]
+    alone = [driven(*part[:3], quantum=0.05) for part in (one, two)]
+    ends = [drive.all_from(part[3]) for drive, part in zip(alone, (one, two), strict=True)]
     away = len(one[0])
     routes = [*one[1], *[[link + away for link in route] for route in two[1]]]
-    together = driven([*one[0], *two[0]], routes, [*one[2], *two[2]], quantum=0.05).all_from([*one[3], *two[3]])
-    np.testing.assert_array_equal(together, np.concatenate(alone))
+    together = driven([*one[0], *two[0]], routes, [*one[2], *two[2]], quantum=0.05)
+    # Ends of one instant are told together, at the first of them; nothing else may differ by a bit.
+    np.testing.assert_allclose(together.all_from([*one[3], *two[3]]), np.concatenate(ends), rtol=2e-12)
+    np.testing.assert_array_equal(together.core.busy, np.concatenate([drive.core.busy for drive in alone]))
+    np.testing.assert_array_equal(together.core.through, np.concatenate([drive.core.through for drive in alone]))
+    np.testing.assert_array_equal(together.core.carried, np.concatenate([drive.core.carried for drive in alone]))
 
 
 @settings(deadline=None, max_examples=60)
@@ -361,8 +366,10 @@ def test_a_part_that_falls_apart_lets_its_pieces_go_their_own_ways():
     assert drive.core.busy == pytest.approx([9.7, 4.2], rel=EXACT)  # neither link is ever idle before its last flow ends: bytes / 10
 
 
-@settings(max_examples=100)
-@given(st.one_of(st.lists(st.floats(0.0, 1.0), max_size=200), st.lists(st.sampled_from([0.0, 1e-300, 1e-9, 0.5, 1.0, 1e300]), max_size=200)))
+@settings(max_examples=100, deadline=None)  # the first example compiles
+@given(
+    st.one_of(st.lists(st.floats(0.0, 1.0), max_size=200), st.lists(st.sampled_from([0.0, 1e-300, 1e-9, 0.5, 1.0, 1e300]), max_size=200))
+)
 def test_ends_are_put_in_order_stably(keys):
     keys = np.array(keys, dtype=float)
     np.testing.assert_array_equal(in_order(keys), np.argsort(keys, kind="stable"))

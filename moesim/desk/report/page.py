@@ -18,6 +18,7 @@ from moesim.desk.result_files import Parcel
 from moesim.desk.tables import unit_of
 from moesim.desk.words import change, definitions, imbalance, interval, line, show, value_of, waiting_share
 from moesim.facts.record import Result, Table
+from moesim.models.sharing.told import told
 
 HERE = Path(__file__).parent / "templates"
 LONGEST = 64
@@ -271,6 +272,8 @@ def provenance(result: Result, summary: Mapping[str, Any]) -> list[tuple[str, st
             ", ".join(f"{slot} {getattr(scenario, slot).kind}" for slot in ("cluster", "routing", "exchange", "compute", "schedule")),
         ),
     ]
+    if "sharing" in result.facts:
+        rows.append(("network", told(result.facts["sharing"])))
     trace = result.facts.get("trace")
     if isinstance(trace, Mapping):
         rows.append(("trace", " · ".join(str(trace[key]) for key in ("name", "digest", "origin") if trace.get(key))))

@@ -162,364 +162,601 @@ def _sift(key: Floats, entry: Whole32, size: int, place: int, value: float, item
 
 
 @njit(cache=True, error_model="numpy")
-def _speed(s: State, f: int, group: int, links: int) -> float:
+def _speed(flow_real: Floats, f: int, group: int, links: int) -> float:
     """Return what a flow gets per unit of its group's virtual time: its weight, or its cap where it runs at that."""
-    return float(s.flow_real[f, CAP] if group >= links else s.flow_real[f, WEIGHT])
+    return float(flow_real[f, CAP] if group >= links else flow_real[f, WEIGHT])
 
 
 @njit(cache=True, error_model="numpy")
-def _cross(s: State, group: int, f: int, sign: int, weighted: bool) -> None:
+def _cross(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    group: int,
+    f: int,
+    sign: int,
+    weighted: bool,
+) -> None:
     """Count flow f among (1) or no more among (-1) the flows of a group on the other links of its route."""
-    crossing, neighbours, shared = s.crossing[group], s.neighbours[group], s.shared[group]
-    for h in range(s.flow_whole[f, BINDING]):
-        c = s.route[f, h]
+    place_of, near, flows = crossing[group], neighbours[group], shared[group]
+    for h in range(flow_whole[f, BINDING]):
+        c = route[f, h]
         if c == group:
             continue
-        place = crossing[c] - 1
+        place = place_of[c] - 1
         if place < 0:
-            place = s.link_whole[NEIGHBOURS, group]
-            neighbours[place] = c
-            shared[place] = 0
-            crossing[c] = place + 1
+            place = link_whole[NEIGHBOURS, group]
+            near[place] = c
+            flows[place] = 0
+            place_of[c] = place + 1
             if weighted:
-                s.shared_weight[group, place] = 0.0
-            s.link_whole[NEIGHBOURS, group] = place + 1
-        shared[place] += sign
+                shared_weight[group, place] = 0.0
+            link_whole[NEIGHBOURS, group] = place + 1
+        flows[place] += sign
         if weighted:
-            s.shared_weight[group, place] += sign * s.flow_real[f, WEIGHT]
-        if shared[place] == 0:
-            last = s.link_whole[NEIGHBOURS, group] - 1
-            s.link_whole[NEIGHBOURS, group] = last
-            crossing[c] = 0
+            shared_weight[group, place] += sign * flow_real[f, WEIGHT]
+        if flows[place] == 0:
+            last = link_whole[NEIGHBOURS, group] - 1
+            link_whole[NEIGHBOURS, group] = last
+            place_of[c] = 0
             if place < last:
-                neighbours[place], shared[place] = neighbours[last], shared[last]
-                crossing[neighbours[place]] = place + 1
+                near[place], flows[place] = near[last], flows[last]
+                place_of[near[place]] = place + 1
                 if weighted:
-                    s.shared_weight[group, place] = s.shared_weight[group, last]
+                    shared_weight[group, place] = shared_weight[group, last]
 
 
 @njit(cache=True, error_model="numpy")
-def _enter(s: State, f: int, group: int, left: float, links: int, weighted: bool) -> None:
+def _enter(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    f: int,
+    group: int,
+    left: float,
+    links: int,
+    weighted: bool,
+) -> None:
     """Let a flow with ``left`` bytes to go into a group."""
-    if s.link_whole[OWN, group] == 0:
+    if link_whole[OWN, group] == 0:
         # An empty group may count its virtual time anew: small numbers are precise numbers.
-        s.link_real[SERVICE, group] = 0.0
-    s.link_whole[OWN, group] += 1
-    s.flow_whole[f, GROUP] = group
-    s.flow_real[f, TAG] = s.link_real[SERVICE, group] + left / _speed(s, f, group, links)
-    s.link_whole[HEAP, group] = _meld(s.link_whole[HEAP, group], f, s.flow_real, s.flow_whole)
+        link_real[SERVICE, group] = 0.0
+    link_whole[OWN, group] += 1
+    flow_whole[f, GROUP] = group
+    flow_real[f, TAG] = link_real[SERVICE, group] + left / _speed(flow_real, f, group, links)
+    link_whole[HEAP, group] = _meld(link_whole[HEAP, group], f, flow_real, flow_whole)
     if group < links:
-        _cross(s, group, f, 1, weighted)
+        _cross(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, 1, weighted)
 
 
 @njit(cache=True, error_model="numpy")
-def _unheap(s: State, f: int, links: int) -> float:
+def _unheap(flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, f: int, links: int) -> float:
     """Take a flow out of the heap of its group; return the bytes that it still has to carry."""
-    group = s.flow_whole[f, GROUP]
-    s.link_whole[HEAP, group] = _take(f, s.link_whole[HEAP, group], s.flow_real, s.flow_whole)
-    return float((s.flow_real[f, TAG] - s.link_real[SERVICE, group]) * _speed(s, f, group, links))
+    group = flow_whole[f, GROUP]
+    link_whole[HEAP, group] = _take(f, link_whole[HEAP, group], flow_real, flow_whole)
+    return float((flow_real[f, TAG] - link_real[SERVICE, group]) * _speed(flow_real, f, group, links))
 
 
 @njit(cache=True, error_model="numpy")
-def _discount(s: State, f: int, links: int, weighted: bool) -> None:
+def _discount(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    f: int,
+    links: int,
+    weighted: bool,
+) -> None:
     """Count a flow no more among those of its group."""
-    group = s.flow_whole[f, GROUP]
-    s.link_whole[OWN, group] -= 1
+    group = flow_whole[f, GROUP]
+    link_whole[OWN, group] -= 1
     if group < links:
-        _cross(s, group, f, -1, weighted)
+        _cross(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, -1, weighted)
 
 
 @njit(cache=True, error_model="numpy")
-def _exit(s: State, f: int, links: int, weighted: bool) -> float:
+def _exit(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    f: int,
+    links: int,
+    weighted: bool,
+) -> float:
     """Take a flow out of its group; return the bytes that it still has to carry."""
-    left = _unheap(s, f, links)
-    _discount(s, f, links, weighted)
+    left = _unheap(flow_whole, flow_real, link_whole, link_real, f, links)
+    _discount(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, f, links, weighted)
     return left
 
 
 @njit(cache=True, error_model="numpy")
-def _is_fixed(s: State, f: int, links: int, number: int) -> bool:
+def _is_fixed(flow_whole: Whole32, link_whole: Whole32, f: int, links: int, number: int) -> bool:
     """Return whether this filling has given flow f its rate."""
-    group = s.flow_whole[f, GROUP]
+    group = flow_whole[f, GROUP]
     if group < links:
-        return bool(s.link_whole[FIXED, group] != 0)
-    return bool(s.flow_whole[f, SETTLED] == number)
+        return bool(link_whole[FIXED, group] != 0)
+    return bool(flow_whole[f, SETTLED] == number)
 
 
 @njit(cache=True, error_model="numpy")
-def _at_cap(s: State, f: int, part: int, links: int, number: int, weighted: bool) -> bool:
+def _at_cap(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    counts: Ints,
+    f: int,
+    part: int,
+    links: int,
+    number: int,
+    weighted: bool,
+) -> bool:
     """Give a flow its cap as its rate, and take that off its links; return what :func:`_fix` returns."""
     group = links + part
-    if s.flow_whole[f, GROUP] != group:
-        left = _exit(s, f, links, weighted)
-        _enter(s, f, group, left, links, weighted)
-        s.counts[MOVES] += 1
-    s.flow_whole[f, SETTLED] = number
+    if flow_whole[f, GROUP] != group:
+        left = _exit(route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted)
+        _enter(
+            route,
+            flow_whole,
+            flow_real,
+            link_whole,
+            link_real,
+            crossing,
+            neighbours,
+            shared,
+            shared_weight,
+            f,
+            group,
+            left,
+            links,
+            weighted,
+        )
+        counts[MOVES] += 1
+    flow_whole[f, SETTLED] = number
     short = False
-    for h in range(s.flow_whole[f, BINDING]):
-        c = s.route[f, h]
-        s.open[c, LEFT] -= s.flow_real[f, CAP]
-        s.open[c, WEIGHTS] -= s.flow_real[f, WEIGHT]
-        s.open[c, COUNT] -= 1.0
-        if s.open[c, LEFT] < 0.0 and s.link_whole[CANDIDATE, c] == 0:
+    for h in range(flow_whole[f, BINDING]):
+        c = route[f, h]
+        open_[c, LEFT] -= flow_real[f, CAP]
+        open_[c, WEIGHTS] -= flow_real[f, WEIGHT]
+        open_[c, COUNT] -= 1.0
+        if open_[c, LEFT] < 0.0 and link_whole[CANDIDATE, c] == 0:
             short = True
     return short
 
 
 @njit(cache=True, error_model="numpy")
-def _gather(s: State, link: int, links: int, number: int, weighted: bool) -> None:
+def _gather(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    listed: Whole32,
+    counts: Ints,
+    link: int,
+    links: int,
+    number: int,
+    weighted: bool,
+) -> None:
     """Make all flows of a link that have no rate yet members of its group."""
-    to = s.link_whole[FIRST, link]
-    for place in range(s.link_whole[FIRST, link], s.link_whole[LAST, link]):
-        f = s.listed[place]
-        if s.flow_whole[f, ALIVE] == 0:
+    to = link_whole[FIRST, link]
+    for place in range(link_whole[FIRST, link], link_whole[LAST, link]):
+        f = listed[place]
+        if flow_whole[f, ALIVE] == 0:
             continue  # it has ended: the list gets shorter
-        s.listed[to] = f
+        listed[to] = f
         to += 1
-        if s.flow_whole[f, GROUP] != link and not _is_fixed(s, f, links, number):
-            left = _exit(s, f, links, weighted)
-            _enter(s, f, link, left, links, weighted)
-            s.counts[MOVES] += 1
-    s.link_whole[LAST, link] = to
+        if flow_whole[f, GROUP] != link and not _is_fixed(flow_whole, link_whole, f, links, number):
+            left = _exit(
+                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted
+            )
+            _enter(
+                route,
+                flow_whole,
+                flow_real,
+                link_whole,
+                link_real,
+                crossing,
+                neighbours,
+                shared,
+                shared_weight,
+                f,
+                link,
+                left,
+                links,
+                weighted,
+            )
+            counts[MOVES] += 1
+    link_whole[LAST, link] = to
 
 
 @njit(cache=True, error_model="numpy")
-def _fix(s: State, link: int, level: float, weighted: bool) -> bool:
+def _fix(
+    link_whole: Whole32,
+    open_: Floats,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    link: int,
+    level: float,
+    weighted: bool,
+) -> bool:
     """Take what the flows of a group use at a level off the other links that they cross.
 
     Returns true if a link that is no candidate has less than nothing left.
     """
-    neighbours, shared, before, whole, open_ = s.neighbours[link], s.shared[link], s.before[link], s.link_whole, s.open
+    near, flows, had = neighbours[link], shared[link], before[link]
     short = False
-    for place in range(whole[NEIGHBOURS, link]):
-        c = neighbours[place]
+    for place in range(link_whole[NEIGHBOURS, link]):
+        c = near[place]
         left = open_[c, LEFT]
-        before[place] = left
+        had[place] = left
         if weighted:
-            open_[c, WEIGHTS] -= s.shared_weight[link, place]
-            open_[c, COUNT] -= shared[place]
-            left -= s.shared_weight[link, place] * level
+            open_[c, WEIGHTS] -= shared_weight[link, place]
+            open_[c, COUNT] -= flows[place]
+            left -= shared_weight[link, place] * level
         else:
-            open_[c, WEIGHTS] -= shared[place]
-            left -= shared[place] * level
+            open_[c, WEIGHTS] -= flows[place]
+            left -= flows[place] * level
         open_[c, LEFT] = left
-        if left < 0.0 and whole[CANDIDATE, c] == 0:
+        if left < 0.0 and link_whole[CANDIDATE, c] == 0:
             short = True
     return short
 
 
 @njit(cache=True, error_model="numpy")
-def _undo(s: State, part: int, level: float) -> None:
+def _undo(
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    neighbours: Whole32,
+    shared: Whole32,
+    before: Floats,
+    candidates: Whole32,
+    part_whole: Ints,
+    part: int,
+    level: float,
+) -> None:
     """Take the levels of all groups at ``level`` and above back, from the last to the first, to the last bit; all weights are 1."""
-    begin = s.part_whole[BEGIN, part]
-    last = begin + s.part_whole[FILLED, part] - 1
-    while last >= begin and s.link_real[LEVEL, s.candidates[last]] >= level:
-        link = s.candidates[last]
-        neighbours, shared, before = s.neighbours[link], s.shared[link], s.before[link]
-        for place in range(s.link_whole[NEIGHBOURS, link]):
-            s.open[neighbours[place], LEFT] = before[place]
-            s.open[neighbours[place], WEIGHTS] += shared[place]
-        s.link_whole[FIXED, link] = 0
+    begin = part_whole[BEGIN, part]
+    last = begin + part_whole[FILLED, part] - 1
+    while last >= begin and link_real[LEVEL, candidates[last]] >= level:
+        link = candidates[last]
+        near, flows, had = neighbours[link], shared[link], before[link]
+        for place in range(link_whole[NEIGHBOURS, link]):
+            open_[near[place], LEFT] = had[place]
+            open_[near[place], WEIGHTS] += flows[place]
+        link_whole[FIXED, link] = 0
         last -= 1
-    s.part_whole[FILLED, part] = last + 1 - begin
+    part_whole[FILLED, part] = last + 1 - begin
 
 
 @njit(cache=True, error_model="numpy")
-def _clear(s: State, part: int) -> None:
+def _clear(link_whole: Whole32, link_real: Floats, open_: Floats, members: Whole32, part_whole: Ints, part: int) -> None:
     """Take all levels of a component back."""
-    for place in range(s.part_whole[BEGIN, part], s.part_whole[END, part]):
-        link = s.members[place]
-        s.open[link, LEFT] = s.link_real[CAPACITY, link]
-        s.open[link, WEIGHTS] = s.link_real[TOTAL, link]
-        s.open[link, COUNT] = s.link_whole[FLOWS, link]
-        s.link_whole[FIXED, link] = 0
-    s.part_whole[FILLED, part] = 0
+    for place in range(part_whole[BEGIN, part], part_whole[END, part]):
+        link = members[place]
+        open_[link, LEFT] = link_real[CAPACITY, link]
+        open_[link, WEIGHTS] = link_real[TOTAL, link]
+        open_[link, COUNT] = link_whole[FLOWS, link]
+        link_whole[FIXED, link] = 0
+    part_whole[FILLED, part] = 0
 
 
 @njit(cache=True, error_model="numpy")
-def _heap_up(s: State, part: int, count: int) -> int:
+def _heap_up(
+    link_whole: Whole32, open_: Floats, candidates: Whole32, part_whole: Ints, key: Floats, entry: Whole32, part: int, count: int
+) -> int:
     """Make a heap of the candidates whose levels are not fixed, by their shares; return its size."""
-    begin = s.part_whole[BEGIN, part]
+    begin = part_whole[BEGIN, part]
     size = 0
-    for place in range(begin + s.part_whole[FILLED, part], begin + s.part_whole[CANDIDATES, part]):
-        link = s.candidates[place]
-        if s.open[link, count] > 0:
-            s.key[size], s.entry[size] = s.open[link, LEFT] / s.open[link, WEIGHTS], link
+    for place in range(begin + part_whole[FILLED, part], begin + part_whole[CANDIDATES, part]):
+        link = candidates[place]
+        if open_[link, count] > 0:
+            key[size], entry[size] = open_[link, LEFT] / open_[link, WEIGHTS], link
             size += 1
         else:
-            s.link_whole[CANDIDATE, link] = 0
+            link_whole[CANDIDATE, link] = 0
     for place in range(size // 2 - 1, -1, -1):
-        _sift(s.key, s.entry, size, place, s.key[place], s.entry[place])
+        _sift(key, entry, size, place, key[place], entry[place])
     return size
 
 
 @njit(cache=True, error_model="numpy")
-def _scarcest(s: State, size: int, level: float, count: int) -> tuple[int, float]:
+def _scarcest(link_whole: Whole32, open_: Floats, key: Floats, entry: Whole32, size: int, level: float, count: int) -> tuple[int, float]:
     """Bring the link with the smallest share to the top of the heap; return the heap's size and that share."""
     while size > 0:
-        link = s.entry[0]
-        if s.open[link, count] > 0:
+        link = entry[0]
+        if open_[link, count] > 0:
             # Rounding must not let a level fall below the one before it.
-            share = max(s.open[link, LEFT] / s.open[link, WEIGHTS], level)
-            if share <= s.key[0] * (1 + 1e-13):
+            share = max(open_[link, LEFT] / open_[link, WEIGHTS], level)
+            if share <= key[0] * (1 + 1e-13):
                 return size, share
-            _sift(s.key, s.entry, size, 0, share, link)
+            _sift(key, entry, size, 0, share, link)
             continue
-        s.link_whole[CANDIDATE, link] = 0
-        size = _pop(s, size)
+        link_whole[CANDIDATE, link] = 0
+        size = _pop(key, entry, size)
     return 0, np.inf
 
 
 @njit(cache=True, error_model="numpy")
-def _pop(s: State, size: int) -> int:
+def _pop(key: Floats, entry: Whole32, size: int) -> int:
     """Take the top off the heap of candidates; return its size."""
     size -= 1
     if size > 0:
-        _sift(s.key, s.entry, size, 0, s.key[size], s.entry[size])
+        _sift(key, entry, size, 0, key[size], entry[size])
     return size
 
 
 @njit(cache=True, error_model="numpy")
-def _fill(s: State, part: int, weighted: bool) -> None:
+def _fill(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    listed: Whole32,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    key: Floats,
+    entry: Whole32,
+    counts: Ints,
+    part: int,
+    weighted: bool,
+) -> None:
     """Find the levels of a component, and when its next flow ends.
 
     Only links that were bottlenecks before (the candidates) are looked at; if another one would carry more than it can, it becomes a
     candidate too and the filling starts again. When a flow ends, the levels below its own stay as they are: up to there, filling meets
     the same links with the same shares, for a link on its route that was scarcer would have limited it. So a partial filling keeps these.
     """
-    begin = s.part_whole[BEGIN, part]
-    whole, real = s.link_whole, s.link_real
+    begin = part_whole[BEGIN, part]
     count = COUNT if weighted else WEIGHTS
-    links = s.crossing.shape[0]
-    if s.part_whole[DIRTY, part] == WHOLLY:
-        _clear(s, part)
+    links = crossing.shape[0]
+    if part_whole[DIRTY, part] == WHOLLY:
+        _clear(link_whole, link_real, open_, members, part_whole, part)
     short = True
     while short:
-        s.counts[FILLS] += 1
-        number = int(s.counts[FILLS] % 2147483647)
-        filled = begin + s.part_whole[FILLED, part]
-        level = real[LEVEL, s.candidates[filled - 1]] if filled > begin else 0.0
-        size = _heap_up(s, part, count)
+        counts[FILLS] += 1
+        number = int(counts[FILLS] % 2147483647)
+        filled = begin + part_whole[FILLED, part]
+        level = link_real[LEVEL, candidates[filled - 1]] if filled > begin else 0.0
+        size = _heap_up(link_whole, open_, candidates, part_whole, key, entry, part, count)
         next_capped = 0
         short = False
         while True:
-            size, share = _scarcest(s, size, level, count)
-            if next_capped < len(s.capped):
-                f = s.capped[next_capped]
-                at = s.flow_real[f, CAP] / s.flow_real[f, WEIGHT]
+            size, share = _scarcest(link_whole, open_, key, entry, size, level, count)
+            if next_capped < len(capped):
+                f = capped[next_capped]
+                at = flow_real[f, CAP] / flow_real[f, WEIGHT]
                 if at <= share:
                     next_capped += 1
-                    mine = whole[COMPONENT, s.route[f, 0]] == part
-                    if s.flow_whole[f, ALIVE] != 0 and mine and not _is_fixed(s, f, links, number):
+                    mine = link_whole[COMPONENT, route[f, 0]] == part
+                    if flow_whole[f, ALIVE] != 0 and mine and not _is_fixed(flow_whole, link_whole, f, links, number):
                         level = max(level, at)
-                        short = _at_cap(s, f, part, links, number, weighted) or short
+                        short = (
+                            _at_cap(
+                                route,
+                                flow_whole,
+                                flow_real,
+                                link_whole,
+                                link_real,
+                                open_,
+                                crossing,
+                                neighbours,
+                                shared,
+                                shared_weight,
+                                counts,
+                                f,
+                                part,
+                                links,
+                                number,
+                                weighted,
+                            )
+                            or short
+                        )
                     continue
             if size == 0:
                 break
-            link, level = s.entry[0], share
-            if s.open[link, count] > whole[OWN, link]:
-                _gather(s, link, links, number, weighted)
-            real[LEVEL, link] = level
-            whole[FIXED, link] = 1
-            short = _fix(s, link, level, weighted) or short
-            s.candidates[filled] = link
+            link, level = entry[0], share
+            if open_[link, count] > link_whole[OWN, link]:
+                _gather(
+                    route,
+                    flow_whole,
+                    flow_real,
+                    link_whole,
+                    link_real,
+                    crossing,
+                    neighbours,
+                    shared,
+                    shared_weight,
+                    listed,
+                    counts,
+                    link,
+                    links,
+                    number,
+                    weighted,
+                )
+            link_real[LEVEL, link] = level
+            link_whole[FIXED, link] = 1
+            short = _fix(link_whole, open_, neighbours, shared, shared_weight, before, link, level, weighted) or short
+            candidates[filled] = link
             filled += 1
-            size = _pop(s, size)
-        s.part_whole[CANDIDATES, part] = s.part_whole[FILLED, part] = filled - begin
-        short = short and _more_candidates(s, part)
+            size = _pop(key, entry, size)
+        part_whole[CANDIDATES, part] = part_whole[FILLED, part] = filled - begin
+        short = short and _more_candidates(link_whole, link_real, open_, members, candidates, part_whole, part)
         if short:
-            _clear(s, part)
-    _plan_end(s, part)
+            _clear(link_whole, link_real, open_, members, part_whole, part)
+    _plan_end(flow_real, link_whole, link_real, crossing, candidates, part_whole, part_real, part)
 
 
 @njit(cache=True, error_model="numpy")
-def _plan_end(s: State, part: int) -> None:
+def _plan_end(
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    crossing: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    part: int,
+) -> None:
     """Work out when the next flow of a component ends at the present levels."""
-    begin = s.part_whole[BEGIN, part]
+    begin = part_whole[BEGIN, part]
     step = np.inf
-    for place in range(begin, begin + s.part_whole[FILLED, part]):
-        link = s.candidates[place]
-        first = s.link_whole[HEAP, link]
+    for place in range(begin, begin + part_whole[FILLED, part]):
+        link = candidates[place]
+        first = link_whole[HEAP, link]
         if first >= 0:
-            step = min(step, (s.flow_real[first, TAG] - s.link_real[SERVICE, link]) / s.link_real[LEVEL, link])
-    own = s.crossing.shape[0] + part
-    s.link_real[LEVEL, own] = 1.0
-    if s.link_whole[HEAP, own] >= 0:
-        step = min(step, s.flow_real[s.link_whole[HEAP, own], TAG] - s.link_real[SERVICE, own])
-    s.part_real[STEP, part] = max(step, 0.0)
-    s.part_real[NEXT_END, part] = s.part_real[TIME, part] + s.part_real[STEP, part]
-    s.part_whole[DIRTY, part] = CLEAN
+            step = min(step, (flow_real[first, TAG] - link_real[SERVICE, link]) / link_real[LEVEL, link])
+    own = crossing.shape[0] + part
+    link_real[LEVEL, own] = 1.0
+    if link_whole[HEAP, own] >= 0:
+        step = min(step, flow_real[link_whole[HEAP, own], TAG] - link_real[SERVICE, own])
+    part_real[STEP, part] = max(step, 0.0)
+    part_real[NEXT_END, part] = part_real[TIME, part] + part_real[STEP, part]
+    part_whole[DIRTY, part] = CLEAN
 
 
 @njit(cache=True, error_model="numpy")
-def _more_candidates(s: State, part: int) -> bool:
+def _more_candidates(
+    link_whole: Whole32, link_real: Floats, open_: Floats, members: Whole32, candidates: Whole32, part_whole: Ints, part: int
+) -> bool:
     """Make candidates of the links that would carry more than they can; return whether there are any."""
     more = False
-    begin = s.part_whole[BEGIN, part]
-    for place in range(begin, s.part_whole[END, part]):
-        link = s.members[place]
-        if s.link_whole[CANDIDATE, link] == 0 and s.open[link, LEFT] < -OVERFULL * s.link_real[CAPACITY, link]:
-            s.link_whole[CANDIDATE, link] = 1
-            s.candidates[begin + s.part_whole[CANDIDATES, part]] = link
-            s.part_whole[CANDIDATES, part] += 1
+    begin = part_whole[BEGIN, part]
+    for place in range(begin, part_whole[END, part]):
+        link = members[place]
+        if link_whole[CANDIDATE, link] == 0 and open_[link, LEFT] < -OVERFULL * link_real[CAPACITY, link]:
+            link_whole[CANDIDATE, link] = 1
+            candidates[begin + part_whole[CANDIDATES, part]] = link
+            part_whole[CANDIDATES, part] += 1
             more = True
     return more
 
 
 @njit(cache=True, error_model="numpy")
-def _load(s: State, link: int) -> float:
+def _load(link_whole: Whole32, link_real: Floats, open_: Floats, link: int) -> float:
     """Return what a link carries at the present levels, in B/s."""
-    unused = 0.0 if s.link_whole[FIXED, link] != 0 else s.open[link, LEFT]
-    return float(s.link_real[CAPACITY, link] - unused)
+    unused = 0.0 if link_whole[FIXED, link] != 0 else open_[link, LEFT]
+    return float(link_real[CAPACITY, link] - unused)
 
 
 @njit(cache=True, error_model="numpy")
-def _pass_time(s: State, part: int, step: float, now: float) -> None:
+def _pass_time(
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    part: int,
+    step: float,
+    now: float,
+) -> None:
     """Let a component run at its present levels until ``now``, ``step`` seconds after its own time."""
-    begin = s.part_whole[BEGIN, part]
+    begin = part_whole[BEGIN, part]
     if step > 0:
-        for place in range(begin, s.part_whole[END, part]):
-            link = s.members[place]
-            if s.link_whole[FLOWS, link] > 0:
-                s.link_real[THROUGH, link] += _load(s, link) * step
-        for place in range(begin, begin + s.part_whole[FILLED, part]):
-            link = s.candidates[place]
-            s.link_real[SERVICE, link] += s.link_real[LEVEL, link] * step
-        s.link_real[SERVICE, s.crossing.shape[0] + part] += step
-    s.part_real[TIME, part] = now
+        for place in range(begin, part_whole[END, part]):
+            link = members[place]
+            if link_whole[FLOWS, link] > 0:
+                link_real[THROUGH, link] += _load(link_whole, link_real, open_, link) * step
+        for place in range(begin, begin + part_whole[FILLED, part]):
+            link = candidates[place]
+            link_real[SERVICE, link] += link_real[LEVEL, link] * step
+        link_real[SERVICE, crossing.shape[0] + part] += step
+    part_real[TIME, part] = now
 
 
 @njit(cache=True, error_model="numpy")
-def _off(s: State, f: int, left: float, now: float, pending: Ints, woken: Ints, woke: int) -> int:
+def _off(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    part_whole: Ints,
+    carried: Floats,
+    f: int,
+    left: float,
+    now: float,
+    pending: Ints,
+    woken: Ints,
+    woke: int,
+) -> int:
     """Take a flow that is in no group any more off its links and counters; return how many counters have reached zero so far."""
-    brought = s.flow_real[f, ASKED] - left
-    s.flow_whole[f, ALIVE] = 0
-    s.carried[s.flow_whole[f, PAIR]] += brought
-    s.part_whole[PART_FLOWS, s.link_whole[COMPONENT, s.route[f, 0]]] -= 1
-    for h in range(s.route.shape[1]):
-        link = s.route[f, h]
+    brought = flow_real[f, ASKED] - left
+    flow_whole[f, ALIVE] = 0
+    carried[flow_whole[f, PAIR]] += brought
+    part_whole[PART_FLOWS, link_whole[COMPONENT, route[f, 0]]] -= 1
+    for h in range(route.shape[1]):
+        link = route[f, h]
         if link < 0:
             break
-        if h < s.flow_whole[f, BINDING]:
-            s.link_whole[FLOWS, link] -= 1
+        if h < flow_whole[f, BINDING]:
+            link_whole[FLOWS, link] -= 1
             # What is left of a sum of weights when the last of them has gone is rounding.
-            s.link_real[TOTAL, link] = s.link_real[TOTAL, link] - s.flow_real[f, WEIGHT] if s.link_whole[FLOWS, link] > 0 else 0.0
-            s.open[link, WEIGHTS] -= s.flow_real[f, WEIGHT]
-            s.open[link, COUNT] -= 1.0
-            if s.link_whole[FLOWS, link] == 0:
-                s.link_real[BUSY, link] += now - s.link_real[SINCE, link]
+            link_real[TOTAL, link] = link_real[TOTAL, link] - flow_real[f, WEIGHT] if link_whole[FLOWS, link] > 0 else 0.0
+            open_[link, WEIGHTS] -= flow_real[f, WEIGHT]
+            open_[link, COUNT] -= 1.0
+            if link_whole[FLOWS, link] == 0:
+                link_real[BUSY, link] += now - link_real[SINCE, link]
         else:
-            s.link_real[THROUGH, link] += brought - s.flow_real[f, BOOKED]
-            s.link_whole[ELSEWHERE, link] -= 1
-            if s.link_whole[ELSEWHERE, link] == 0:
-                s.link_real[BUSY, link] += now - s.link_real[SINCE, link]
-    return _count_down(s, f, pending, woken, woke)
+            link_real[THROUGH, link] += brought - flow_real[f, BOOKED]
+            link_whole[ELSEWHERE, link] -= 1
+            if link_whole[ELSEWHERE, link] == 0:
+                link_real[BUSY, link] += now - link_real[SINCE, link]
+    return _count_down(flow_whole, f, pending, woken, woke)
 
 
 @njit(cache=True, error_model="numpy")
-def _count_down(s: State, f: int, pending: Ints, woken: Ints, woke: int) -> int:
+def _count_down(flow_whole: Whole32, f: int, pending: Ints, woken: Ints, woke: int) -> int:
     """Take a flow off its two counters; return how many counters have reached zero so far."""
-    for counter in (s.flow_whole[f, SOURCE], s.flow_whole[f, DESTINATION]):
+    for counter in (flow_whole[f, SOURCE], flow_whole[f, DESTINATION]):
         pending[counter] -= 1
         if pending[counter] == 0:
             woken[woke] = counter
@@ -528,37 +765,63 @@ def _count_down(s: State, f: int, pending: Ints, woken: Ints, woke: int) -> int:
 
 
 @njit(cache=True, error_model="numpy")
-def _end_flows(s: State, part: int, pending: Ints, woken: Ints, weighted: bool) -> int:
+def _end_flows(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    carried: Floats,
+    entry: Whole32,
+    counts: Ints,
+    part: int,
+    pending: Ints,
+    woken: Ints,
+    weighted: bool,
+) -> int:
     """Let the flows end that end next in a component; return how many counters have reached zero."""
-    links = s.crossing.shape[0]
-    now, step = s.part_real[NEXT_END, part], s.part_real[STEP, part]
-    begin = s.part_whole[BEGIN, part]
+    links = crossing.shape[0]
+    now, step = part_real[NEXT_END, part], part_real[STEP, part]
+    begin = part_whole[BEGIN, part]
     within = step * (1 + TIE) + 4e-16 * now
     # Who ends is decided before time passes: afterwards what is left is lost in rounding.
     ended = 0
     lowest = np.inf
-    for place in range(begin, begin + s.part_whole[FILLED, part] + 1):
-        group = s.candidates[place] if place < begin + s.part_whole[FILLED, part] else links + part
-        level, service = s.link_real[LEVEL, group], s.link_real[SERVICE, group]
-        while s.link_whole[HEAP, group] >= 0:
-            f = s.link_whole[HEAP, group]
-            if (s.flow_real[f, TAG] - service) / level > within:
+    for place in range(begin, begin + part_whole[FILLED, part] + 1):
+        group = candidates[place] if place < begin + part_whole[FILLED, part] else links + part
+        level, service = link_real[LEVEL, group], link_real[SERVICE, group]
+        while link_whole[HEAP, group] >= 0:
+            f = link_whole[HEAP, group]
+            if (flow_real[f, TAG] - service) / level > within:
                 break
-            _unheap(s, f, links)
-            s.entry[ended] = f
+            _unheap(flow_whole, flow_real, link_whole, link_real, f, links)
+            entry[ended] = f
             ended += 1
             lowest = min(lowest, level)
-    _pass_time(s, part, step, now)
-    if weighted or len(s.capped) > 0:
-        s.part_whole[DIRTY, part] = WHOLLY
+    _pass_time(link_whole, link_real, open_, crossing, members, candidates, part_whole, part_real, part, step, now)
+    if weighted or len(capped) > 0:
+        part_whole[DIRTY, part] = WHOLLY
     else:
-        _undo(s, part, lowest)
+        _undo(link_whole, link_real, open_, neighbours, shared, before, candidates, part_whole, part, lowest)
     woke = 0
     for place in range(ended):
-        s.counts[ENDS] += 1
-        _discount(s, s.entry[place], links, weighted)
-        woke = _off(s, s.entry[place], 0.0, now, pending, woken, woke)
-    s.part_whole[DIRTY, part] = max(s.part_whole[DIRTY, part], PARTLY)
+        counts[ENDS] += 1
+        _discount(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, entry[place], links, weighted)
+        woke = _off(
+            route, flow_whole, flow_real, link_whole, link_real, open_, part_whole, carried, entry[place], 0.0, now, pending, woken, woke
+        )
+    part_whole[DIRTY, part] = max(part_whole[DIRTY, part], PARTLY)
     return woke
 
 
@@ -568,8 +831,31 @@ def bring(s: State, part: int, now: float, weighted: bool) -> None:
     step = now - s.part_real[TIME, part]
     if s.part_whole[PART_FLOWS, part] > 0 and step > 0:
         if s.part_whole[DIRTY, part] != CLEAN:
-            _fill(s, part, weighted)
-        _pass_time(s, part, step, now)
+            _fill(
+                s.route,
+                s.flow_whole,
+                s.flow_real,
+                s.link_whole,
+                s.link_real,
+                s.open,
+                s.crossing,
+                s.neighbours,
+                s.shared,
+                s.shared_weight,
+                s.before,
+                s.listed,
+                s.members,
+                s.candidates,
+                s.part_whole,
+                s.part_real,
+                s.capped,
+                s.key,
+                s.entry,
+                s.counts,
+                part,
+                weighted,
+            )
+        _pass_time(s.link_whole, s.link_real, s.open, s.crossing, s.members, s.candidates, s.part_whole, s.part_real, part, step, now)
     s.part_real[TIME, part] = now
     s.part_whole[DIRTY, part] = WHOLLY
 
@@ -630,13 +916,29 @@ def _leave_caps(s: State, weighted: bool) -> Floats:
     for place in range(len(s.capped)):
         f = s.capped[place]
         if s.flow_whole[f, ALIVE] != 0 and s.flow_whole[f, GROUP] >= links:
-            left[place] = _exit(s, f, links, weighted)
+            left[place] = _exit(
+                s.route,
+                s.flow_whole,
+                s.flow_real,
+                s.link_whole,
+                s.link_real,
+                s.crossing,
+                s.neighbours,
+                s.shared,
+                s.shared_weight,
+                f,
+                links,
+                weighted,
+            )
     return left
 
 
 @njit(cache=True, error_model="numpy")
 def _renumber(s: State, parts: int, joined: Whole32, weighted: bool) -> int:
-    """Give the joined components the numbers 0, 1 …, and each its links in one row; return how many there are."""
+    """Give the joined components the numbers 0, 1 …, and each its links in one row; return how many there are.
+
+    Components that were not touched, and so need not be filled anew, keep their candidates in the order in which these were fixed.
+    """
     links = s.crossing.shape[0]
     number = np.full(parts, -1, dtype=np.int64)
     kept = 0
@@ -646,43 +948,70 @@ def _renumber(s: State, parts: int, joined: Whole32, weighted: bool) -> int:
             kept += 1
     # Flows at their caps leave their old groups before the numbers change.
     at_cap = _leave_caps(s, weighted)
-    flows = np.zeros(kept, dtype=np.int64)
-    time = np.empty(kept)
-    for part in range(parts):
-        to = number[_root(joined, part)]
-        flows[to] += s.part_whole[PART_FLOWS, part]
-        if joined[part] == part:
-            time[to] = s.part_real[TIME, part]
+    old_whole, old_real, old_candidates = s.part_whole[:, :parts].copy(), s.part_real[:, :parts].copy(), s.candidates.copy()
     size = np.zeros(kept + 1, dtype=np.int64)
     for link in range(links):
-        part = s.link_whole[COMPONENT, link]
-        if part >= 0:
-            s.link_whole[COMPONENT, link] = number[_root(joined, part)]
+        if s.link_whole[COMPONENT, link] >= 0:
+            s.link_whole[COMPONENT, link] = number[_root(joined, s.link_whole[COMPONENT, link])]
             size[s.link_whole[COMPONENT, link] + 1] += 1
     for part in range(kept):
         size[part + 1] += size[part]
-        s.part_whole[BEGIN, part] = s.part_whole[END, part] = size[part]
-        s.part_whole[CANDIDATES, part] = 0
-        s.part_whole[PART_FLOWS, part] = flows[part]
-        s.part_whole[DIRTY, part] = WHOLLY
-        s.part_whole[FILLED, part] = 0
-        s.part_real[TIME, part] = time[part]
-        s.link_whole[HEAP, links + part] = -1
-        s.link_whole[OWN, links + part] = 0
-        s.link_real[SERVICE, links + part] = 0.0
+        s.part_whole[PART_FLOWS, part] = 0
+    for part in range(parts):
+        to = number[_root(joined, part)]
+        s.part_whole[PART_FLOWS, to] += old_whole[PART_FLOWS, part]
+        if joined[part] != part:
+            continue
+        begin = size[to]
+        s.part_real[:, to] = old_real[:, part]
+        s.part_whole[BEGIN, to] = s.part_whole[END, to] = begin
+        s.part_whole[DIRTY, to] = old_whole[DIRTY, part]
+        s.part_whole[CANDIDATES, to] = s.part_whole[FILLED, to] = 0
+        if old_whole[DIRTY, part] != WHOLLY:
+            s.part_whole[CANDIDATES, to], s.part_whole[FILLED, to] = old_whole[CANDIDATES, part], old_whole[FILLED, part]
+            for place in range(old_whole[CANDIDATES, part]):
+                s.candidates[begin + place] = old_candidates[old_whole[BEGIN, part] + place]
     for link in range(links):
         part = s.link_whole[COMPONENT, link]
-        if part >= 0:
-            s.members[s.part_whole[END, part]] = link
-            s.part_whole[END, part] += 1
-            if s.link_whole[CANDIDATE, link] != 0:
-                s.candidates[s.part_whole[BEGIN, part] + s.part_whole[CANDIDATES, part]] = link
-                s.part_whole[CANDIDATES, part] += 1
+        if part < 0:
+            continue
+        s.members[s.part_whole[END, part]] = link
+        s.part_whole[END, part] += 1
+        if s.link_whole[CANDIDATE, link] != 0 and s.part_whole[DIRTY, part] == WHOLLY:
+            s.candidates[s.part_whole[BEGIN, part] + s.part_whole[CANDIDATES, part]] = link
+            s.part_whole[CANDIDATES, part] += 1
+    _return_to_caps(s, kept, at_cap, weighted)
+    return kept
+
+
+@njit(cache=True, error_model="numpy")
+def _return_to_caps(s: State, parts: int, left: Floats, weighted: bool) -> None:
+    """Put the flows that :func:`_leave_caps` took out into the groups of their components' new numbers."""
+    links = s.crossing.shape[0]
+    for part in range(parts):
+        s.link_whole[HEAP, links + part] = -1
+        s.link_whole[OWN, links + part] = 0
+        s.link_real[LEVEL, links + part] = 1.0
+        s.link_real[SERVICE, links + part] = 0.0
     for place in range(len(s.capped)):
         f = s.capped[place]
-        if at_cap[place] >= 0.0:
-            _enter(s, f, links + s.link_whole[COMPONENT, s.route[f, 0]], at_cap[place], links, weighted)
-    return kept
+        if left[place] >= 0.0:
+            _enter(
+                s.route,
+                s.flow_whole,
+                s.flow_real,
+                s.link_whole,
+                s.link_real,
+                s.crossing,
+                s.neighbours,
+                s.shared,
+                s.shared_weight,
+                f,
+                links + s.link_whole[COMPONENT, s.route[f, 0]],
+                left[place],
+                links,
+                weighted,
+            )
 
 
 @njit(cache=True, error_model="numpy")
@@ -724,7 +1053,22 @@ def start(s: State, flows: Ints, now: float, left: Floats, weighted: bool) -> No
             whole[CANDIDATE, scarcest] = 1
             s.candidates[s.part_whole[BEGIN, part] + s.part_whole[CANDIDATES, part]] = scarcest
             s.part_whole[CANDIDATES, part] += 1
-        _enter(s, f, scarcest, left[index], links, weighted)
+        _enter(
+            s.route,
+            s.flow_whole,
+            s.flow_real,
+            s.link_whole,
+            s.link_real,
+            s.crossing,
+            s.neighbours,
+            s.shared,
+            s.shared_weight,
+            f,
+            scarcest,
+            left[index],
+            links,
+            weighted,
+        )
 
 
 @njit(cache=True, error_model="numpy")
@@ -778,7 +1122,30 @@ def advance(s: State, horizon: float, now: float, pending: Ints, woken: Ints, we
             if s.part_whole[PART_FLOWS, part] == 0:
                 continue
             if s.part_whole[DIRTY, part] != CLEAN:
-                _fill(s, part, weighted)
+                _fill(
+                    s.route,
+                    s.flow_whole,
+                    s.flow_real,
+                    s.link_whole,
+                    s.link_real,
+                    s.open,
+                    s.crossing,
+                    s.neighbours,
+                    s.shared,
+                    s.shared_weight,
+                    s.before,
+                    s.listed,
+                    s.members,
+                    s.candidates,
+                    s.part_whole,
+                    s.part_real,
+                    s.capped,
+                    s.key,
+                    s.entry,
+                    s.counts,
+                    part,
+                    weighted,
+                )
             if s.part_real[NEXT_END, part] < soonest:
                 soonest = s.part_real[NEXT_END, part]
                 first = part
@@ -793,7 +1160,31 @@ def advance(s: State, horizon: float, now: float, pending: Ints, woken: Ints, we
         if soonest > horizon:
             return horizon, 0
         now = soonest
-        woke = _end_flows(s, first, pending, woken, weighted)
+        woke = _end_flows(
+            s.route,
+            s.flow_whole,
+            s.flow_real,
+            s.link_whole,
+            s.link_real,
+            s.open,
+            s.crossing,
+            s.neighbours,
+            s.shared,
+            s.shared_weight,
+            s.before,
+            s.members,
+            s.candidates,
+            s.part_whole,
+            s.part_real,
+            s.capped,
+            s.carried,
+            s.entry,
+            s.counts,
+            first,
+            pending,
+            woken,
+            weighted,
+        )
         if woke:
             return now, woke
 
@@ -898,10 +1289,44 @@ def stop(s: State, flows: Ints, now: float, pending: Ints, woken: Ints, left: Fl
             s.flow_whole[f, WAITING] = 0
             for h in range(s.flow_whole[f, BINDING]):
                 s.link_whole[RESERVED, s.route[f, h]] -= 1
-            woke = _count_down(s, f, pending, woken, woke)
+            woke = _count_down(s.flow_whole, f, pending, woken, woke)
             continue
-        left[index] = min(max(_exit(s, f, links, weighted), 0.0), s.flow_real[f, ASKED])
-        woke = _off(s, f, left[index], now, pending, woken, woke)
+        left[index] = min(
+            max(
+                _exit(
+                    s.route,
+                    s.flow_whole,
+                    s.flow_real,
+                    s.link_whole,
+                    s.link_real,
+                    s.crossing,
+                    s.neighbours,
+                    s.shared,
+                    s.shared_weight,
+                    f,
+                    links,
+                    weighted,
+                ),
+                0.0,
+            ),
+            s.flow_real[f, ASKED],
+        )
+        woke = _off(
+            s.route,
+            s.flow_whole,
+            s.flow_real,
+            s.link_whole,
+            s.link_real,
+            s.open,
+            s.part_whole,
+            s.carried,
+            f,
+            left[index],
+            now,
+            pending,
+            woken,
+            woke,
+        )
     return woke
 
 
@@ -927,12 +1352,35 @@ def so_far(s: State, part: int, now: float, busy: Floats, through: Floats, weigh
     if s.part_whole[PART_FLOWS, part] == 0:
         return
     if s.part_whole[DIRTY, part] != CLEAN:
-        _fill(s, part, weighted)
+        _fill(
+            s.route,
+            s.flow_whole,
+            s.flow_real,
+            s.link_whole,
+            s.link_real,
+            s.open,
+            s.crossing,
+            s.neighbours,
+            s.shared,
+            s.shared_weight,
+            s.before,
+            s.listed,
+            s.members,
+            s.candidates,
+            s.part_whole,
+            s.part_real,
+            s.capped,
+            s.key,
+            s.entry,
+            s.counts,
+            part,
+            weighted,
+        )
     for place in range(s.part_whole[BEGIN, part], s.part_whole[END, part]):
         link = s.members[place]
         if s.link_whole[FLOWS, link] > 0:
             busy[link] += now - s.link_real[SINCE, link]
-            through[link] += _load(s, link) * (now - s.part_real[TIME, part])
+            through[link] += _load(s.link_whole, s.link_real, s.open, link) * (now - s.part_real[TIME, part])
 
 
 @njit(cache=True, error_model="numpy")
@@ -948,7 +1396,7 @@ def so_far_elsewhere(s: State, now: float, busy: Floats, through: Floats) -> Non
         group = s.flow_whole[f, GROUP]
         part = s.link_whole[COMPONENT, s.route[f, 0]]
         service = s.link_real[SERVICE, group] + s.link_real[LEVEL, group] * (now - s.part_real[TIME, part])
-        left = (s.flow_real[f, TAG] - service) * _speed(s, f, group, links)
+        left = (s.flow_real[f, TAG] - service) * _speed(s.flow_real, f, group, links)
         for h in range(s.flow_whole[f, BINDING], s.route.shape[1]):
             link = s.route[f, h]
             if link < 0:

@@ -161,8 +161,10 @@ class Delays:
         while True:
             start = self._waiting[0][0] if self._waiting else np.inf
             now, woke = self._core.advance(min(horizon, start), pending, woken)
-            if woke or horizon < start or not self._waiting:
+            if woke or not self._waiting:
                 return now, woke
+            if horizon < start:
+                return horizon, 0  # a core that has run empty may be at its last end, but others are still to start
             while self._waiting and self._waiting[0][0] == start:
                 self._begin(start, heapq.heappop(self._waiting)[2], pending)
 

@@ -1,4 +1,19 @@
-"""The approximate sharing core: max-min fair rates for a short quantum at a time, for flows that come and go."""
+"""The approximate sharing core: max-min fair rates for a short quantum at a time, for flows that come and go.
+
+Links that flows connect form a part, and each part has quanta of its own. One filling a quantum says how many *bytes* each flow carries in
+it: no flow more than it has left, no link more than its capacity times the length of the quantum, and max-min fair between these bounds
+(:mod:`~moesim.models.sharing.quanta_fill`). So what a flow that ends leaves over goes to all others on its links, whoever limits them, and
+the bytes of a link never exceed what it can carry. Inside the quantum, flows of the same bottleneck hand the rate of one that ends on to
+each other, which says when each ends (:mod:`~moesim.models.sharing.quanta_ends`). If nothing ends within a quantum it lasts until the first
+end, and is exact. A start, a cancellation or a change of capacity cuts the quantum of its part short at its moment; nothing else does.
+
+What makes ends wrong is the order of events within a quantum: the last flow of a receiver gets the average of its sender's rate, though it
+could use that only once the others had gone. Tried and lost: rates instead of bytes (all links but the flow's own limit go without what is
+handed on, some over capacity); holding such last flows back for the next quantum (late by more than the others are early); holding their
+pace down to the level of their other links (no gain).
+
+The fluid model is that of Bertsekas and Gallager, *Data Networks*, section 6.5.2; time and memory are those of one filling a quantum.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +22,8 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import UsageError
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing import quanta_carry as carry
+from moesim.models.sharing import quanta_join as joining
 from moesim.models.sharing import quanta_parts as parts
 from moesim.models.sharing import quanta_state as state
 from moesim.models.sharing import quanta_time as time
@@ -31,7 +48,8 @@ class QuantaCore:
     quantum : float
         Length of a quantum as a share of how long the flows of a part still need at least, plus how long ago the last of them joined.
     guard : float
-        0 or more.
+        Quanta are no longer than ``2 * guard * quantum`` of the time, counted from the first start, at which the next link will be done:
+        early ends are then as precise, relative to themselves, as late ones. 0 for no such limit.
     follows : int[N, 2]
         Which link comes right after which on some route, with K after the last and before the first: see
         :func:`moesim.models.sharing.never_full.follows_of`. Links that can never be full are left out of the sums.
@@ -57,9 +75,12 @@ class QuantaCore:
         self._top = 0
         self._free: Ints = np.empty(0, dtype=np.int64)
         self._used = 0
-        self._more: Ints = np.zeros(2 * links + 2, dtype=np.int64)
-        self._touched: Ints = np.empty(2 * links + 2, dtype=np.int64)
-        self._absorbed: Ints = np.empty(2 * links + 2, dtype=np.int64)
+        self._plan = joining.Plan(
+            more=np.zeros(2 * links + 2, dtype=np.int64),
+            touched=np.zeros(2 * links + 2, dtype=np.int64),
+            absorbed=np.zeros(2 * links + 2, dtype=np.int64),
+            merged=np.zeros(1, dtype=np.int64),
+        )
         self.live = 0
         self.busy: Floats = np.zeros(links)
         self.through: Floats = np.zeros(links)
@@ -133,9 +154,14 @@ class QuantaCore:
             Numbers of the flows, theirs until they end.
         """
         ids = self._numbers(len(pair))
-        state.write(self._state, ids, route, self._binding, pair, size, watch)
         self._write_optional(ids, weight, cap)
-        self._connect(now, ids)
+        stage = 0
+        while stage < 3:
+            stage, count, self._used = joining.admit(
+                self._state, stage, now, ids, route, self._binding, pair, size, watch, self._plan, self._used
+            )
+            if stage < 3:
+                self._repack(count)
         self.live += len(ids)
         self._now = max(self._now, now)
         return ids
@@ -201,7 +227,7 @@ class QuantaCore:
         self.busy[:] = self._state.link[: self._links, state.BUSY]
         self.through[:] = self._state.link[: self._links, state.THROUGH]
         if self.live:
-            time.so_far(self._state, now, self.busy, self.through, not self._binding.all())
+            carry.so_far(self._state, now, self.busy, self.through, not self._binding.all())
 
     def _which_bind(self) -> NDArray[np.bool_]:
         return np.ones(self._links, dtype=np.bool_) if self._follows is None else ~never_full(self._capacity, self._follows)
@@ -213,7 +239,11 @@ class QuantaCore:
         # A link that was counted as one that may be full stays one while flows are on their way.
         self._binding = binding | self._binding
         parts.start_over(self._state, ids, now, self._binding)
-        self._connect(now, ids)
+        stage = 0
+        while stage < 3:
+            stage, count, self._used = joining.connect_anew(self._state, stage, now, ids, self._plan, self._used)
+            if stage < 3:
+                self._repack(count)
 
     def _write_capacity(self) -> None:
         self._state.tide[:, state.CAPACITY] = np.minimum(np.append(self._capacity, np.inf), NO_LIMIT)
@@ -231,34 +261,17 @@ class QuantaCore:
             s.cap[ids] = np.inf if cap is None else cap
 
     def _bring(self, links: Ints, now: float) -> None:
-        time.bring_all(self._state, links, now)
+        carry.bring_all(self._state, links, now)
 
-    def _connect(self, now: float, ids: Ints) -> None:
-        """Put flows on their links, in parts that have been brought up to now."""
-        time.bring_parts(self._state, ids, now)
-        self._room(state.wanted(self._state, ids, self._more, self._touched))
-        merged = parts.connect(self._state, ids, now, self._absorbed)
-        self._room(parts.wanted(self._state, ids, self._absorbed, merged, self._more, self._touched))
-        parts.gather(self._state, ids, self._absorbed, merged)
-
-    def _room(self, count: int) -> None:
-        """Make room for ``more`` flows on the lists that are touched."""
-        touched = self._touched[:count]
-        used = state.make_room(self._state, touched, self._more, self._used)
-        if used < 0:
-            self._repack()
-        else:
-            self._used = used
-        self._more[touched] = 0
-
-    def _repack(self) -> None:
-        """Strike flows that have ended off all lists, so that their numbers can be used again, and make the room that is wanted."""
-        s = self._state
-        most = s.list[:, state.LENGTH] + self._more
-        need = int(most.sum() * 1.25) + 5 * len(most) if s.list[:, state.LENGTH].any() else int(most.sum())
-        pool = np.empty(need, dtype=np.int32)
-        self._used = state.repack(s, self._more, pool)
+    def _repack(self, count: int) -> None:
+        """Strike flows that have ended off all lists, so that their numbers can be used again; make room on the lists that are touched."""
+        s, plan = self._state, self._plan
+        most = s.list[:, state.LENGTH] + plan.more
+        # Lists that are there already get some spare room; a first join, of any size, gets what it needs.
+        pool = np.empty(int(most.sum() * 1.25) + 5 * len(most) if s.list[:, state.LENGTH].any() else int(most.sum()), dtype=np.int32)
+        self._used = joining.repack(s, plan.more, pool)
         self._state = s._replace(pool=pool)
+        plan.more[plan.touched[:count]] = 0
         self._free = np.flatnonzero(s.route[: self._top, -1] == state.ENDED)
 
     def _numbers(self, flows: int) -> Ints:
@@ -267,7 +280,7 @@ class QuantaCore:
             self._top, self._free = 0, np.empty(0, dtype=np.int64)
         room = len(self._state.route)
         if len(self._free) < flows and self._top + flows > room and 2 * (self.live + flows) <= room:
-            self._repack()
+            self._repack(0)
         if len(self._free) >= flows:
             ids, self._free = self._free[:flows], self._free[flows:]
             return ids

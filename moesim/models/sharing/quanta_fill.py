@@ -14,6 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.quanta_ends import chain, count_ends, first_guess, share_out
 from moesim.models.sharing.quanta_order import in_order
 from moesim.models.sharing.quanta_state import (
     BEGAN,
@@ -25,7 +26,6 @@ from moesim.models.sharing.quanta_state import (
     FIRST,
     FLOWS,
     FOLLOWING,
-    FREE,
     GONE,
     HEAD,
     JOINED,
@@ -91,7 +91,7 @@ def _settle(route: NDArray[Any], tide: Floats, link: Floats, f: int, limit: int,
 
 
 @njit(cache=True, error_model="numpy")
-def _settle_all(  # noqa: PLR0917
+def _settle_all(
     route: NDArray[Any], tide: Floats, flows: NDArray[np.int32], count: int, weights: Floats, limit: int, level: float, mark: int
 ) -> None:
     """Let the flows that a link limits rise no further; what the link itself carries is added up by the caller."""
@@ -117,7 +117,9 @@ def _settle_all(  # noqa: PLR0917
 
 
 @njit(cache=True, error_model="numpy")
-def _begin(p: int, head: int, tide: Floats, link: Floats, place: Ints, lists: Ints, key: Floats, heap: Ints) -> tuple[int, float, float, int]:
+def _begin(
+    p: int, head: int, tide: Floats, link: Floats, place: Ints, lists: Ints, key: Floats, heap: Ints
+) -> tuple[int, float, float, int]:
     """Empty the links of a part; return how many have flows, how soon one and all can be done, and the length of the longest list."""
     count, soonest, bound, longest = 0, np.inf, 0.0, 0
     before = -1
@@ -151,7 +153,9 @@ def _begin(p: int, head: int, tide: Floats, link: Floats, place: Ints, lists: In
 
 
 @njit(cache=True, error_model="numpy")
-def _still_rising(route: NDArray[Any], pool: NDArray[np.int32], first: int, length: int, mark: int, rising: NDArray[np.int32]) -> tuple[int, int]:
+def _still_rising(
+    route: NDArray[Any], pool: NDArray[np.int32], first: int, length: int, mark: int, rising: NDArray[np.int32]
+) -> tuple[int, int]:
     """Write the flows of a link that still rise; strike those that ended off its list. Return how many rise, and the list's length."""
     kept = first
     count = 0
@@ -240,7 +244,7 @@ def _levels(  # noqa: C901, PLR0912, PLR0917
 
 
 @njit(cache=True, error_model="numpy")
-def _until_first_end(  # noqa: PLR0917
+def _until_first_end(
     route: NDArray[Any],
     left: Floats,
     end: Floats,
@@ -266,99 +270,6 @@ def _until_first_end(  # noqa: PLR0917
             first = f
             route[f, hops] = -1 - route[f, hops]
     return first, soonest
-
-
-@njit(cache=True, error_model="numpy")
-def _count(f: int, following: NDArray[np.int32]) -> int:
-    count = 0
-    while f >= 0:
-        count += 1
-        f = following[f]
-    return count
-
-
-@njit(cache=True, error_model="numpy")
-def _first_guess(  # noqa: PLR0917
-    f: int,
-    flows: NDArray[np.int32],
-    keys: Floats,
-    route: NDArray[Any],
-    left: Floats,
-    following_end: NDArray[np.int32],
-    weights: Floats,
-    tide: Floats,
-    link: Floats,
-) -> None:
-    """Write the flows that end within a quantum, and when they would if no rate changed."""
-    hops, weighted = route.shape[1] - 2, weights.size > 0
-    for i in range(len(flows)):
-        k = -1 - route[f, hops]
-        flows[i] = f
-        # Links keep the weight of their flows that still run, and their room, where the filling had sums of its own.
-        tide[k, RISING] = link[k, OWN_WEIGHT]
-        room = link[k, FREE] = max(tide[k, CAPACITY] - (tide[k, USED] - link[k, OWN]), link[k, OWN])
-        keys[i] = left[f] / (weights[f] if weighted else 1.0) * (link[k, OWN_WEIGHT] / room) if room > 0 else 0.0
-        f = following_end[f]
-
-
-@njit(cache=True, error_model="numpy")
-def _share_out(  # noqa: PLR0917
-    order: NDArray[np.int32],
-    flows: NDArray[np.int32],
-    keys: Floats,
-    route: NDArray[Any],
-    left: Floats,
-    weights: Floats,
-    caps: Floats,
-    tide: Floats,
-    link: Floats,
-    lasts: float,
-) -> None:
-    """Write when flows end within a quantum.
-
-    The flows that one link limits share what it has for them (its capacity without what passes for others): each end hands its part to
-    those that are left. An end never comes later than if the flow had to share all its links evenly with all flows that cross them, and
-    never before each of them could have carried the bytes of all flows that have ended on it.
-    """
-    hops, weighted, capped = route.shape[1] - 2, weights.size > 0, caps.size > 0
-    for j in range(len(order)):
-        i = order[j]
-        f = flows[i]
-        k = -1 - route[f, hops]
-        weight = weights[f] if weighted else 1.0
-        service, room, end = left[f] / weight, link[k, FREE], link[k, UNTIL]
-        if room > 0:
-            end += max((service - link[k, SERVICE]) * tide[k, RISING] / room, 0.0)
-        link[k, SERVICE], link[k, UNTIL] = service, end
-        tide[k, RISING] -= weight
-        slowest = 0.0
-        for h in range(hops):
-            q = route[f, h]
-            if q < 0:
-                break
-            slowest = max(slowest, link[q, WEIGHT] / tide[q, CAPACITY])
-            link[q, SUM] += left[f]
-        end = min(end, service * slowest)
-        if capped:
-            end = max(end, left[f] / caps[f])
-        for h in range(hops):
-            q = route[f, h]
-            if q < 0:
-                break
-            end = max(end, link[q, SUM] / tide[q, CAPACITY])
-        keys[i] = min(end, lasts)
-
-
-@njit(cache=True, error_model="numpy")
-def _chain(order: NDArray[np.int32], flows: NDArray[np.int32], keys: Floats, end: Floats, following_end: NDArray[np.int32]) -> int:
-    """Chain flows up in order; return the first."""
-    first = -1
-    for j in range(len(order) - 1, -1, -1):
-        f = flows[order[j]]
-        end[f] = keys[order[j]]
-        following_end[f] = first
-        first = f
-    return first
 
 
 @njit(cache=True, error_model="numpy")
@@ -390,11 +301,11 @@ def start_quantum(s: State, p: int, share: float, guard: float) -> None:
         )
         s.part[p, ENDING] = 0
     else:
-        many = _count(first, following)
+        many = count_ends(first, following)
         flows, keys = np.empty(many, dtype=np.int32), np.empty(many)
-        _first_guess(first, flows, keys, s.route, left, following, s.weight, s.tide, s.link)
-        _share_out(in_order(keys), flows, keys, s.route, left, s.weight, s.cap, s.tide, s.link, lasts)
-        first = _chain(in_order(keys), flows, keys, end, following)
+        first_guess(first, flows, keys, s.route, left, following, s.weight, s.tide, s.link)
+        share_out(in_order(keys), flows, keys, s.route, left, s.weight, s.cap, s.tide, s.link, lasts)
+        first = chain(in_order(keys), flows, keys, end, following)
         s.part[p, ENDING] = 1
     s.part[p, FIRST] = first
     s.span[p, LASTS] = lasts

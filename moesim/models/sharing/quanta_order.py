@@ -50,7 +50,7 @@ def in_order(keys: Floats) -> NDArray[np.int32]:
 
 
 @njit(cache=True, error_model="numpy")
-def _deal(keys: Floats, order: NDArray[np.int32], start: Ints, box: NDArray[np.int32], low: float, scale: float) -> None:  # noqa: PLR0917
+def _deal(keys: Floats, order: NDArray[np.int32], start: Ints, box: NDArray[np.int32], low: float, scale: float) -> None:
     """Deal keys into boxes, and sort those that hold few; ``start`` says where each begins in ``order``."""
     count = len(keys)
     for i in range(count):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Ints
 from moesim.models.sharing.quanta_fill import start_quantum
@@ -13,7 +14,6 @@ from moesim.models.sharing.quanta_state import (
     BORN,
     BUSY,
     CHECKED,
-    ENDED,
     FIRST,
     FLOWS,
     FOLLOWING,
@@ -41,7 +41,7 @@ from moesim.models.sharing.quanta_state import (
 
 
 @njit(cache=True, error_model="numpy")
-def _found(s: State, p: int, now: float, joined: float, born: float) -> None:
+def found(s: State, p: int, now: float, joined: float, born: float) -> None:
     """Make a part without flows out of nothing; it has one link, after which it is named."""
     s.part[p, HEAD], s.place[p, PART], s.place[p, FOLLOWING] = p, p, -1
     s.part[p, MANY], s.part[p, FIRST], s.part[p, MARK], s.part[p, STALE], s.part[p, CHECKED] = 0, -1, 1, 1, 0
@@ -53,14 +53,14 @@ def _found(s: State, p: int, now: float, joined: float, born: float) -> None:
 
 
 @njit(cache=True, error_model="numpy")
-def _attach(s: State, k: int, p: int) -> None:
+def attach(s: State, k: int, p: int) -> None:
     """Add a link that is free to a part."""
     s.place[k, PART], s.place[k, FOLLOWING], s.part[p, HEAD] = p, s.part[p, HEAD], k
     s.tide[k, USED] = s.link[k, GONE] = 0.0
 
 
 @njit(cache=True, error_model="numpy")
-def _forget(s: State, p: int) -> None:
+def forget(s: State, p: int) -> None:
     """Strike a part off the list of parts."""
     for i in range(1, s.active[0] + 1):
         if s.active[i] == p:
@@ -80,11 +80,11 @@ def dissolve(s: State, p: int) -> None:
         s.link[k, LOAD] = s.link[k, GONE] = 0.0
         s.list[k, LENGTH] = 0
         k = following
-    _forget(s, p)
+    forget(s, p)
 
 
 @njit(cache=True, error_model="numpy")
-def _merge(s: State, p: int, other: int) -> int:
+def merge(s: State, p: int, other: int) -> int:
     """Make one part of two, both brought up to now; return the larger, which takes in the smaller. Lists of flows come later."""
     if s.part[p, MANY] < s.part[other, MANY]:
         p, other = other, p
@@ -97,87 +97,6 @@ def _merge(s: State, p: int, other: int) -> int:
     s.span[p, BORN] = min(s.span[p, BORN], s.span[other, BORN])
     s.part[p, CHECKED] = max(s.part[p, CHECKED], s.part[other, CHECKED])
     return int(p)
-
-
-@njit(cache=True, error_model="numpy")
-def connect(s: State, ids: Ints, now: float, absorbed: Ints) -> int:
-    """Put new flows on their links; parts that they connect become one.
-
-    Lists must have room for the flows on links; writes pairs (part, part that took it in) and returns how many: see :func:`gather`.
-    """
-    count = 0
-    for f in ids:
-        p = -1
-        for h in range(s.route.shape[1] - 2):
-            k = s.route[f, h]
-            if k == -1:
-                break
-            if k < 0:  # a link that cannot be full
-                if s.place[-2 - k, FLOWS] == 0:
-                    s.link[-2 - k, UNTIL] = now
-                s.place[-2 - k, FLOWS] += 1
-                continue
-            other = s.place[k, PART]
-            if other < 0 and p < 0:
-                _found(s, k, now, now, now)
-                p = k
-            elif other < 0:
-                _attach(s, k, p)
-            elif p < 0:
-                p = other
-            elif other != p:
-                larger = _merge(s, p, other)
-                absorbed[2 * count] = other if larger == p else p
-                absorbed[2 * count + 1] = larger
-                count += 1
-                p = larger
-            enlist(s, k, f)
-            s.place[k, FLOWS] += 1
-            s.link[k, LOAD] += s.amount[LEFT, f]
-            s.link[k, WEIGHT] += s.weight[f] if s.weight.size else 1.0
-        s.part[p, MANY] += 1
-        s.span[p, JOINED] = now
-    return count
-
-
-@njit(cache=True, error_model="numpy")
-def wanted(s: State, ids: Ints, absorbed: Ints, count: int, more: Ints, touched: Ints) -> int:  # noqa: PLR0917
-    """Count how many flows the list of each part gets; write these lists, and return how many there are."""
-    links = len(s.place)
-    many = 0
-    for i in range(count):
-        small, large = links + absorbed[2 * i], links + absorbed[2 * i + 1]
-        if more[large] == 0 and (s.list[small, LENGTH] > 0 or more[small] > 0):
-            touched[many] = large
-            many += 1
-        more[large] += s.list[small, LENGTH] + more[small]
-    for f in ids:
-        which = links + s.place[s.route[f, 0], PART]
-        if more[which] == 0:
-            touched[many] = which
-            many += 1
-        more[which] += 1
-    return many
-
-
-@njit(cache=True, error_model="numpy")
-def gather(s: State, ids: Ints, absorbed: Ints, count: int) -> None:
-    """Give parts the flows of parts that they took in, then new ones; their lists must have room."""
-    links = len(s.place)
-    for i in range(count):
-        small, large = absorbed[2 * i], absorbed[2 * i + 1]
-        first = s.list[links + small, START]
-        for j in range(first, first + s.list[links + small, LENGTH]):
-            f = s.pool[j]
-            if s.route[f, -1] != ENDED:
-                s.route[f, -1] = s.part[large, MARK]
-                enlist(s, links + large, f)
-        _forget(s, small)
-    for f in ids:
-        p = s.place[s.route[f, 0], PART]
-        s.route[f, -1] = s.part[p, MARK]
-        enlist(s, links + p, f)
-        s.part[p, CHECKED] = max(s.part[p, CHECKED], s.part[p, MANY])
 
 
 @njit(cache=True, error_model="numpy")
@@ -260,7 +179,7 @@ def fall_apart(s: State, p: int, share: float, guard: float) -> None:
 
 
 @njit(cache=True, error_model="numpy")
-def _break_up(s: State, p: int, flows: Ints, union: Ints) -> None:
+def _break_up(s: State, p: int, flows: NDArray[np.int32], union: Ints) -> None:
     """Make one part of each piece; pieces are named after the first of their links, and their flows stay where they are in the pool."""
     links = len(s.place)
     now, joined, born, mark = s.span[p, BEGAN], s.span[p, JOINED], s.span[p, BORN], s.part[p, MARK]
@@ -272,12 +191,12 @@ def _break_up(s: State, p: int, flows: Ints, union: Ints) -> None:
         chain[count] = k
         count += 1
         k = s.place[k, FOLLOWING]
-    _forget(s, p)
+    forget(s, p)
     for i in range(count):
         k = chain[i]
         s.place[k, PART] = -1
         if s.place[k, FLOWS] > 0 and _root(union, k) == k:
-            _found(s, k, now, joined, born)
+            found(s, k, now, joined, born)
             s.part[k, CHECKED], s.part[k, MARK] = -1, mark
     for i in range(count):
         k = chain[i]
@@ -285,7 +204,7 @@ def _break_up(s: State, p: int, flows: Ints, union: Ints) -> None:
             s.list[k, LENGTH] = 0
             s.link[k, LOAD] = 0.0
         elif _root(union, k) != k:
-            _attach(s, k, _root(union, k))
+            attach(s, k, _root(union, k))
     for f in flows:
         s.part[_root(union, s.route[f, 0]), MANY] += 1
     s.list[links + p, ROOM] = 0  # what it had is dealt out below

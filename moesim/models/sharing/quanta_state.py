@@ -57,10 +57,10 @@ class State(NamedTuple):
 @njit(cache=True, error_model="numpy")
 def rate_of(link: Floats, weight: Floats, cap: Floats, f: int, limit: int) -> float:
     """Return the rate of a flow that link ``limit`` limits and that goes on after its quantum."""
-    level = link[limit, LEVEL]
+    level = float(link[limit, LEVEL])
     if weight.size:
         level *= weight[f]
-    return min(cap[f], level) if cap.size else level
+    return min(float(cap[f]), level) if cap.size else level
 
 
 @njit(cache=True, error_model="numpy")
@@ -68,89 +68,3 @@ def enlist(s: State, which: int, flow: int) -> None:
     """Append to a list that has room."""
     s.pool[s.list[which, START] + s.list[which, LENGTH]] = flow
     s.list[which, LENGTH] += 1
-
-
-@njit(cache=True, error_model="numpy")
-def repack(s: State, more: Ints, pool: NDArray[np.int32]) -> int:
-    """Move all lists to another pool, without flows that ended, each with room for ``more`` and some spare; return how much is used."""
-    mark = s.route.shape[1] - 1
-    to = 0
-    for which in range(len(s.list)):
-        first, length = s.list[which, START], s.list[which, LENGTH]
-        s.list[which, START] = to
-        kept = to
-        for i in range(first, first + length):
-            if s.route[s.pool[i], mark] != ENDED:
-                pool[kept] = s.pool[i]
-                kept += 1
-        s.list[which, LENGTH] = kept - to
-        s.list[which, ROOM] = room_for(kept - to, more[which])
-        to += s.list[which, ROOM]
-    return to
-
-
-@njit(cache=True, error_model="numpy")
-def room_for(length: int, more: int) -> int:
-    """Return how long a list may grow that has and gets some flows."""
-    return length + more if length == 0 or more == 0 else (length + more) * 5 // 4 + 4
-
-
-@njit(cache=True, error_model="numpy")
-def write(  # noqa: PLR0917 - numba takes flat arrays, by position
-    s: State, ids: Ints, route: NDArray[np.int32], binding: NDArray[np.bool_], pair: Ints, size: Floats, watch: NDArray[np.int32]
-) -> None:
-    """Write new flows; links that may be full come first on a route, and a flow that crosses none gets the link that stands for none."""
-    hops = route.shape[1]
-    for i in range(len(ids)):
-        f = ids[i]
-        at = 0
-        for h in range(hops):
-            if route[i, h] >= 0 and binding[route[i, h]]:
-                s.route[f, at] = route[i, h]
-                at += 1
-        if at == 0:
-            s.route[f, 0] = len(s.place) - 1
-            at = 1
-        for h in range(hops):
-            if route[i, h] >= 0 and not binding[route[i, h]]:
-                s.route[f, at] = -2 - route[i, h]
-                at += 1
-        s.route[f, at : len(s.route[f]) - 1] = -1
-        s.route[f, -1] = 1  # on its way
-        s.amount[ASKED, f] = s.amount[LEFT, f] = size[i]
-        s.number[PAIR, f] = pair[i]
-        s.number[SOURCE, f], s.number[DESTINATION, f] = watch[i, 0], watch[i, 1]
-
-
-@njit(cache=True, error_model="numpy")
-def wanted(s: State, ids: Ints, more: Ints, touched: Ints) -> int:
-    """Count how many flows the list of each link gets; write the links, and return how many there are."""
-    count = 0
-    for f in ids:
-        for h in range(s.route.shape[1] - 2):
-            k = s.route[f, h]
-            if k < 0:
-                break
-            if more[k] == 0:
-                touched[count] = k
-                count += 1
-            more[k] += 1
-    return count
-
-
-@njit(cache=True, error_model="numpy")
-def make_room(s: State, touched: Ints, more: Ints, used: int) -> int:
-    """Move lists that grow too long to the end of the pool; return how much of it is used, or -1 if it is too small."""
-    need = 0
-    for which in touched:
-        if s.list[which, LENGTH] + more[which] > s.list[which, ROOM]:
-            need += room_for(s.list[which, LENGTH], more[which])
-    if used + need > len(s.pool):
-        return -1
-    for which in touched:
-        first, length = s.list[which, START], s.list[which, LENGTH]
-        if length + more[which] > s.list[which, ROOM]:
-            s.pool[used : used + length] = s.pool[first : first + length]
-            s.list[which, START], s.list[which, ROOM] = used, room_for(length, more[which])
-            used += s.list[which, ROOM]
-    return used

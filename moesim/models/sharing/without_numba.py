@@ -167,19 +167,22 @@ class PlainCore:
             start = np.concatenate(([0], np.cumsum(real.sum(axis=1))))
             rates = fair_rates(self._capacity, start, route[real], self._weight[flows], self._cap[flows])
             # A flow without links or a cap needs no time; its rate is made a number so that products with it are numbers.
-            rates = np.minimum(rates, NO_LIMIT)
-            self._known = flows, rates, self._left[flows] / rates
+            known: Floats = np.minimum(rates, NO_LIMIT)
+            needs: Floats = self._left[flows] / known
+            self._known = flows, known, needs
         return self._known
 
     def _carried_in(self, step: float) -> tuple[Floats, Floats, Floats]:
         """Return seconds and bytes of each link, and bytes of each flow on its way, in ``step`` seconds at present rates."""
         flows, rates, _ = self._rates()
-        moved = np.minimum(rates * step, self._left[flows])
+        moved: Floats = np.minimum(rates * step, self._left[flows])
         route = self._route[flows]
         real = route >= 0
         links = len(self._capacity)
-        through = np.bincount(route[real], weights=np.broadcast_to(moved[:, None], route.shape)[real], minlength=links)
-        busy = np.where(np.bincount(route[real], minlength=links) > 0, step, 0.0)
+        through: Floats = np.zeros(links)
+        np.add.at(through, route[real], np.broadcast_to(moved[:, None], route.shape)[real])
+        busy: Floats = np.zeros(links)
+        busy[route[real]] = step
         return busy, through, moved
 
     def _move(self, step: float) -> None:

@@ -1,0 +1,229 @@
+"""What flows and links carry in a quantum, or in what has passed of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.quanta_state import (
+    ASKED,
+    BEGAN,
+    BUSY,
+    CAPACITY,
+    END,
+    ENDED,
+    ENDING,
+    FIRST,
+    FLOWS,
+    FOLLOWING,
+    GONE,
+    HEAD,
+    LASTS,
+    LEFT,
+    LENGTH,
+    LEVEL,
+    LOAD,
+    NEXT,
+    PART,
+    SERVICE,
+    STALE,
+    START,
+    SUM,
+    THEN,
+    THROUGH,
+    UNTIL,
+    USED,
+    State,
+)
+
+
+@njit(cache=True, error_model="numpy")
+def _shares(
+    route: NDArray[Any],
+    left: Floats,
+    end: Floats,
+    following_end: NDArray[np.int32],
+    tide: Floats,
+    link: Floats,
+    place: Ints,
+    head: int,
+    first: int,
+    passed: float,
+    lasts: float,
+) -> None:
+    """Write to SUM which share of its flows' wishes each link can grant in a quantum that is cut, so that none carries more than it can.
+
+    The wish of a running flow is to have come, on the straight line, as far as it should have by now. At constant rates all links could
+    grant that; but flows that end within the quantum run ahead of it.
+    """
+    hops = route.shape[1] - 2
+    part_over = passed / lasts
+    k = head
+    while k >= 0:
+        link[k, SUM] = tide[k, USED] * passed - link[k, GONE] * part_over
+        k = place[k, FOLLOWING]
+    f = first
+    while f >= 0:
+        ahead = left[f] * ((1.0 if end[f] <= passed else passed / end[f]) - part_over)
+        for h in range(hops):
+            k = route[f, h]
+            if k < 0:
+                break
+            link[k, SUM] += ahead
+        f = following_end[f]
+    k = head
+    while k >= 0:
+        room = max(tide[k, CAPACITY] * passed - link[k, GONE], 0.0)
+        link[k, SUM] = 1.0 if link[k, SUM] <= room else room / link[k, SUM]
+        k = place[k, FOLLOWING]
+
+
+@njit(cache=True, error_model="numpy")
+def _take(
+    route: NDArray[Any],
+    left: Floats,
+    end: Floats,
+    weight: Floats,
+    cap: Floats,
+    link: Floats,
+    pool: NDArray[np.int32],
+    first: int,
+    length: int,
+    passed: float,
+    even: bool,
+    take: bool,
+) -> int:
+    """Take what running flows have carried in a quantum from them (with ``take``); add it to SERVICE unless ``even``.
+
+    A flow has come, on the straight line to where it will be at the end of the quantum, as far as its links grant. Returns how many run.
+    """
+    hops, weighted, capped = route.shape[1] - 2, weight.size > 0, cap.size > 0
+    kept = first
+    for i in range(first, first + length):
+        f = pool[i]
+        if route[f, hops + 1] == ENDED:
+            continue
+        pool[kept] = f
+        kept += 1
+        limit = route[f, hops]
+        if limit >= 0:
+            moved = link[limit, LEVEL]
+            if weighted:
+                moved *= weight[f]
+            if capped:
+                moved = min(moved, cap[f])
+            moved = min(moved * passed, left[f])
+        elif end[f] <= passed:
+            moved = left[f]
+        else:
+            moved = left[f] * (passed / end[f])
+        if not even:
+            share = 1.0
+            for h in range(hops):
+                k = route[f, h]
+                if k < 0:
+                    break
+                share = min(share, link[k, SUM])
+            moved *= share
+            for h in range(hops):
+                k = route[f, h]
+                if k < 0:
+                    break
+                link[k, SERVICE] += moved
+        if take:
+            left[f] -= moved
+    return kept - first
+
+
+@njit(cache=True, error_model="numpy")
+def _moved(s: State, p: int, left: Floats, passed: float, even: bool, take: bool) -> None:
+    """Write to SERVICE what each link of a part carried in ``passed`` seconds of its quantum; with ``take``, take it from ``left``."""
+    link, place, which, end = s.link, s.place, len(s.place) + p, s.amount[END]
+    if not even:
+        _shares(s.route, left, end, s.number[NEXT], s.tide, link, place, s.part[p, HEAD], s.part[p, FIRST], passed, s.span[p, LASTS])
+    k = s.part[p, HEAD]
+    while k >= 0:
+        link[k, SERVICE] = s.tide[k, USED] * passed if even else link[k, GONE]
+        k = place[k, FOLLOWING]
+    if take or not even:
+        s.list[which, LENGTH] = _take(
+            s.route, left, end, s.weight, s.cap, link, s.pool, s.list[which, START], s.list[which, LENGTH], passed, even, take
+        )
+
+
+@njit(cache=True, error_model="numpy")
+def bring(s: State, p: int, now: float) -> None:
+    """Bring a part up to ``now``: its quantum is over, rates must be found anew."""
+    began = s.span[p, BEGAN]
+    s.span[p, BEGAN] = s.span[p, THEN] = max(now, began)
+    if not s.part[p, STALE]:
+        close(s, p, min(max(now - began, 0.0), s.span[p, LASTS]))
+
+
+@njit(cache=True, error_model="numpy")
+def bring_parts(s: State, ids: Ints, now: float) -> None:
+    """Bring the parts that new flows touch up to ``now``."""
+    for f in ids:
+        for h in range(s.route.shape[1] - 2):
+            if s.route[f, h] < 0:
+                break
+            p = s.place[s.route[f, h], PART]
+            if p >= 0 and not (s.part[p, STALE] and s.span[p, BEGAN] >= now):
+                bring(s, p, now)
+
+
+@njit(cache=True, error_model="numpy")
+def bring_all(s: State, links: Ints, now: float) -> None:
+    """Bring the parts of some links up to ``now``."""
+    for k in links:
+        p = s.place[k, PART]
+        if p >= 0 and not (s.part[p, STALE] and s.span[p, BEGAN] >= now):
+            bring(s, p, now)
+
+
+@njit(cache=True, error_model="numpy")
+def close(s: State, p: int, passed: float) -> None:
+    """Write down what was carried in the quantum of a part, which is over after ``passed`` seconds."""
+    even = s.part[p, ENDING] == 0 or (passed >= s.span[p, LASTS] and s.part[p, FIRST] < 0)
+    _moved(s, p, s.amount[LEFT], passed, even, True)
+    link, place = s.link, s.place
+    k = s.part[p, HEAD]
+    while k >= 0:
+        link[k, THROUGH] += link[k, SERVICE]
+        link[k, LOAD] = max(link[k, LOAD] - link[k, SERVICE], 0.0)
+        link[k, GONE] = 0.0
+        if place[k, FLOWS] > 0:
+            link[k, BUSY] += passed
+        k = place[k, FOLLOWING]
+    s.part[p, STALE] = 1
+    s.part[p, FIRST] = -1
+
+
+@njit(cache=True, error_model="numpy")
+def so_far(s: State, now: float, busy: Floats, through: Floats, pruned: bool) -> None:
+    """Add to ``busy`` and ``through`` what links have done since the quanta of their parts began; change nothing that matters later."""
+    left = s.amount[LEFT].copy() if pruned else s.amount[LEFT]
+    for i in range(s.active[0]):
+        p = s.active[1 + i]
+        if not s.part[p, STALE]:
+            passed = min(max(now - s.span[p, BEGAN], 0.0), s.span[p, LASTS])
+            _moved(s, p, left, passed, s.part[p, ENDING] == 0, pruned)
+            k = s.part[p, HEAD]
+            while k >= 0:
+                if k < len(busy):
+                    through[k] += s.link[k, SERVICE]
+                    busy[k] += passed if s.place[k, FLOWS] > 0 else 0.0
+                k = s.place[k, FOLLOWING]
+        which = len(s.place) + p
+        for j in range(s.list[which, START], s.list[which, START] + s.list[which, LENGTH] if pruned else 0):
+            f = s.pool[j]
+            for h in range(s.route.shape[1] - 2):
+                if s.route[f, -1] != ENDED and s.route[f, h] < -1:
+                    through[-2 - s.route[f, h]] += s.amount[ASKED, f] - left[f]
+    for k in range(len(busy)):
+        if s.place[k, PART] < 0 and s.place[k, FLOWS] > 0:  # a link that cannot be full
+            busy[k] += now - s.link[k, UNTIL]

@@ -1,0 +1,117 @@
+"""When the flows end that end within a quantum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats
+from moesim.models.sharing.quanta_state import (
+    CAPACITY,
+    FREE,
+    OWN,
+    OWN_WEIGHT,
+    RISING,
+    SERVICE,
+    SUM,
+    UNTIL,
+    USED,
+    WEIGHT,
+)
+
+
+@njit(cache=True, error_model="numpy")
+def count_ends(f: int, following: NDArray[np.int32]) -> int:
+    """Return how many flows a list holds that starts with a flow."""
+    count = 0
+    while f >= 0:
+        count += 1
+        f = following[f]
+    return count
+
+
+@njit(cache=True, error_model="numpy")
+def first_guess(
+    f: int,
+    flows: NDArray[np.int32],
+    keys: Floats,
+    route: NDArray[Any],
+    left: Floats,
+    following_end: NDArray[np.int32],
+    weights: Floats,
+    tide: Floats,
+    link: Floats,
+) -> None:
+    """Write the flows that end within a quantum, and when they would if no rate changed."""
+    hops, weighted = route.shape[1] - 2, weights.size > 0
+    for i in range(len(flows)):
+        k = -1 - route[f, hops]
+        flows[i] = f
+        # Links keep the weight of their flows that still run, and their room, where the filling had sums of its own.
+        tide[k, RISING] = link[k, OWN_WEIGHT]
+        room = link[k, FREE] = max(tide[k, CAPACITY] - (tide[k, USED] - link[k, OWN]), link[k, OWN])
+        keys[i] = left[f] / (weights[f] if weighted else 1.0) * (link[k, OWN_WEIGHT] / room) if room > 0 else 0.0
+        f = following_end[f]
+
+
+@njit(cache=True, error_model="numpy")
+def share_out(
+    order: NDArray[np.int32],
+    flows: NDArray[np.int32],
+    keys: Floats,
+    route: NDArray[Any],
+    left: Floats,
+    weights: Floats,
+    caps: Floats,
+    tide: Floats,
+    link: Floats,
+    lasts: float,
+) -> None:
+    """Write when flows end within a quantum.
+
+    The flows that one link limits share what it has for them (its capacity without what passes for others): each end hands its part to
+    those that are left. An end never comes later than if the flow had to share all its links evenly with all flows that cross them, and
+    never before each of them could have carried the bytes of all flows that have ended on it.
+    """
+    hops, weighted, capped = route.shape[1] - 2, weights.size > 0, caps.size > 0
+    for j in range(len(order)):
+        i = order[j]
+        f = flows[i]
+        k = -1 - route[f, hops]
+        weight = weights[f] if weighted else 1.0
+        service, room, end = left[f] / weight, link[k, FREE], link[k, UNTIL]
+        if room > 0:
+            end += max((service - link[k, SERVICE]) * tide[k, RISING] / room, 0.0)
+        link[k, SERVICE], link[k, UNTIL] = service, end
+        tide[k, RISING] -= weight
+        slowest = 0.0
+        for h in range(hops):
+            q = route[f, h]
+            if q < 0:
+                break
+            slowest = max(slowest, link[q, WEIGHT] / tide[q, CAPACITY])
+            link[q, SUM] += left[f]
+        end = min(end, service * slowest)
+        if capped:
+            end = max(end, left[f] / caps[f])
+        for h in range(hops):
+            q = route[f, h]
+            if q < 0:
+                break
+            end = max(end, link[q, SUM] / tide[q, CAPACITY])
+        keys[i] = min(end, lasts)
+
+
+@njit(cache=True, error_model="numpy")
+def chain(order: NDArray[np.int32], flows: NDArray[np.int32], keys: Floats, end: Floats, following_end: NDArray[np.int32]) -> int:
+    """Chain flows up in order; return the first."""
+    first = -1
+    for j in range(len(order) - 1, -1, -1):
+        f = flows[order[j]]
+        end[f] = keys[order[j]]
+        following_end[f] = first
+        first = f
+    return first

@@ -1,0 +1,258 @@
+"""Let flows join: their numbers, their places on the lists of links, and the parts that they connect."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Bools, Floats, Ints
+from moesim.models.sharing.quanta_carry import bring_parts
+from moesim.models.sharing.quanta_parts import attach, forget, found, merge
+from moesim.models.sharing.quanta_state import (
+    ASKED,
+    CHECKED,
+    DESTINATION,
+    ENDED,
+    FLOWS,
+    JOINED,
+    LEFT,
+    LENGTH,
+    LOAD,
+    MANY,
+    MARK,
+    PAIR,
+    PART,
+    ROOM,
+    SOURCE,
+    START,
+    UNTIL,
+    WEIGHT,
+    State,
+    enlist,
+)
+
+
+class Plan(NamedTuple):
+    """What a join needs at hand: flows that lists get, which lists, pairs of parts (small, large) of which one took in the other."""
+
+    more: Ints  # [2 K + 2], zero between joins
+    touched: Ints  # [2 K + 2]
+    absorbed: Ints  # [2 K + 2]
+    merged: Ints  # [1], how many pairs
+
+
+@njit(cache=True, error_model="numpy")
+def _room_for(length: int, more: int) -> int:
+    """Return how long a list may grow that has and gets some flows."""
+    return length + more if length == 0 or more == 0 else (length + more) * 5 // 4 + 4
+
+
+@njit(cache=True, error_model="numpy")
+def repack(s: State, more: Ints, pool: NDArray[np.int32]) -> int:
+    """Move all lists to another pool, without flows that ended, each with room for ``more`` and some spare; return how much is used."""
+    mark = s.route.shape[1] - 1
+    to = 0
+    for which in range(len(s.list)):
+        first, length = s.list[which, START], s.list[which, LENGTH]
+        s.list[which, START] = to
+        kept = to
+        for i in range(first, first + length):
+            if s.route[s.pool[i], mark] != ENDED:
+                pool[kept] = s.pool[i]
+                kept += 1
+        s.list[which, LENGTH] = kept - to
+        s.list[which, ROOM] = _room_for(kept - to, more[which])
+        to += s.list[which, ROOM]
+    return to
+
+
+@njit(cache=True, error_model="numpy")
+def _write(
+    s: State, ids: Ints, route: NDArray[np.int32], binding: NDArray[np.bool_], pair: Ints, size: Floats, watch: NDArray[np.int32]
+) -> None:
+    """Write new flows; links that may be full come first on a route, and a flow that crosses none gets the link that stands for none."""
+    hops = route.shape[1]
+    for i in range(len(ids)):
+        f = ids[i]
+        at = 0
+        for h in range(hops):
+            if route[i, h] >= 0 and binding[route[i, h]]:
+                s.route[f, at] = route[i, h]
+                at += 1
+        if at == 0:
+            s.route[f, 0] = len(s.place) - 1
+            at = 1
+        for h in range(hops):
+            if route[i, h] >= 0 and not binding[route[i, h]]:
+                s.route[f, at] = -2 - route[i, h]
+                at += 1
+        s.route[f, at : len(s.route[f]) - 1] = -1
+        s.route[f, -1] = 1  # on its way
+        s.amount[ASKED, f] = s.amount[LEFT, f] = size[i]
+        s.number[PAIR, f] = pair[i]
+        s.number[SOURCE, f], s.number[DESTINATION, f] = watch[i, 0], watch[i, 1]
+
+
+@njit(cache=True, error_model="numpy")
+def _links_wanted(s: State, ids: Ints, more: Ints, touched: Ints) -> int:
+    """Count how many flows the list of each link gets; write the links, and return how many there are."""
+    count = 0
+    for f in ids:
+        for h in range(s.route.shape[1] - 2):
+            k = s.route[f, h]
+            if k < 0:
+                break
+            if more[k] == 0:
+                touched[count] = k
+                count += 1
+            more[k] += 1
+    return count
+
+
+@njit(cache=True, error_model="numpy")
+def _make_room(s: State, touched: Ints, more: Ints, used: int) -> int:
+    """Move lists that grow too long to the end of the pool; return how much of it is used, or -1 if it is too small."""
+    need = 0
+    for which in touched:
+        if s.list[which, LENGTH] + more[which] > s.list[which, ROOM]:
+            need += _room_for(s.list[which, LENGTH], more[which])
+    if used + need > len(s.pool):
+        return -1
+    for which in touched:
+        first, length = s.list[which, START], s.list[which, LENGTH]
+        if length + more[which] > s.list[which, ROOM]:
+            s.pool[used : used + length] = s.pool[first : first + length]
+            s.list[which, START], s.list[which, ROOM] = used, _room_for(length, more[which])
+            used += s.list[which, ROOM]
+    return used
+
+
+@njit(cache=True, error_model="numpy")
+def _connect(s: State, ids: Ints, now: float, absorbed: Ints) -> int:
+    """Put new flows on their links; parts that they connect become one.
+
+    Lists must have room for the flows on links; writes pairs (part, part that took it in) and returns how many: see :func:`gather`.
+    """
+    count = 0
+    for f in ids:
+        p = -1
+        for h in range(s.route.shape[1] - 2):
+            k = s.route[f, h]
+            if k == -1:
+                break
+            if k < 0:  # a link that cannot be full
+                if s.place[-2 - k, FLOWS] == 0:
+                    s.link[-2 - k, UNTIL] = now
+                s.place[-2 - k, FLOWS] += 1
+                continue
+            other = s.place[k, PART]
+            if other < 0 and p < 0:
+                found(s, k, now, now, now)
+                p = k
+            elif other < 0:
+                attach(s, k, p)
+            elif p < 0:
+                p = other
+            elif other != p:
+                larger = merge(s, p, other)
+                absorbed[2 * count] = other if larger == p else p
+                absorbed[2 * count + 1] = larger
+                count += 1
+                p = larger
+            enlist(s, k, f)
+            s.place[k, FLOWS] += 1
+            s.link[k, LOAD] += s.amount[LEFT, f]
+            s.link[k, WEIGHT] += s.weight[f] if s.weight.size else 1.0
+        s.part[p, MANY] += 1
+        s.span[p, JOINED] = now
+    return count
+
+
+@njit(cache=True, error_model="numpy")
+def _parts_wanted(s: State, ids: Ints, absorbed: Ints, count: int, more: Ints, touched: Ints) -> int:
+    """Count how many flows the list of each part gets; write these lists, and return how many there are."""
+    links = len(s.place)
+    many = 0
+    for i in range(count):
+        small, large = links + absorbed[2 * i], links + absorbed[2 * i + 1]
+        if more[large] == 0 and (s.list[small, LENGTH] > 0 or more[small] > 0):
+            touched[many] = large
+            many += 1
+        more[large] += s.list[small, LENGTH] + more[small]
+    for f in ids:
+        which = links + s.place[s.route[f, 0], PART]
+        if more[which] == 0:
+            touched[many] = which
+            many += 1
+        more[which] += 1
+    return many
+
+
+@njit(cache=True, error_model="numpy")
+def _gather(s: State, ids: Ints, absorbed: Ints, count: int) -> None:
+    """Give parts the flows of parts that they took in, then new ones; their lists must have room."""
+    links = len(s.place)
+    for i in range(count):
+        small, large = absorbed[2 * i], absorbed[2 * i + 1]
+        first = s.list[links + small, START]
+        for j in range(first, first + s.list[links + small, LENGTH]):
+            f = s.pool[j]
+            if s.route[f, -1] != ENDED:
+                s.route[f, -1] = s.part[large, MARK]
+                enlist(s, links + large, f)
+        forget(s, small)
+    for f in ids:
+        p = s.place[s.route[f, 0], PART]
+        s.route[f, -1] = s.part[p, MARK]
+        enlist(s, links + p, f)
+        s.part[p, CHECKED] = max(s.part[p, CHECKED], s.part[p, MANY])
+
+
+@njit(cache=True, error_model="numpy")
+def connect_anew(s: State, stage: int, now: float, ids: Ints, plan: Plan, used: int) -> tuple[int, int, int]:
+    """Put flows that are written down on their links and into parts.
+
+    Returns 3, or the stage at which the pool was too small for ``plan.more`` flows on the first lists of ``plan.touched``, with their
+    number: repack and call again with that stage. The last number is how much of the pool is used.
+    """
+    if stage == 0:
+        bring_parts(s, ids, now)
+        count = _links_wanted(s, ids, plan.more, plan.touched)
+        room = _make_room(s, plan.touched[:count], plan.more, used)
+        if room < 0:
+            return 1, count, used
+        plan.more[plan.touched[:count]] = 0
+        used = room
+    if stage <= 1:
+        plan.merged[0] = _connect(s, ids, now, plan.absorbed)
+        count = _parts_wanted(s, ids, plan.absorbed, plan.merged[0], plan.more, plan.touched)
+        room = _make_room(s, plan.touched[:count], plan.more, used)
+        if room < 0:
+            return 2, count, used
+        plan.more[plan.touched[:count]] = 0
+        used = room
+    _gather(s, ids, plan.absorbed, plan.merged[0])
+    return 3, 0, used
+
+
+@njit(cache=True, error_model="numpy")
+def admit(
+    s: State,
+    stage: int,
+    now: float,
+    ids: Ints,
+    route: NDArray[np.int32],
+    binding: Bools,
+    pair: Ints,
+    size: Floats,
+    watch: NDArray[np.int32],
+    plan: Plan,
+    used: int,
+) -> tuple[int, int, int]:
+    """Let flows join, with numbers that are theirs; otherwise as :func:`connect_anew`."""
+    if stage == 0:
+        _write(s, ids, route, binding, pair, size, watch)
+    return connect_anew(s, stage, now, ids, plan, used)
