@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.base.errors import LawBroken, PluginError
+from moesim.engine.batches import guests, plan_batch, with_weights
 from moesim.facts.arrays import Floats, Ints
-from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Learn, Limit
+from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Learn, Limit, PlanBatch
 from moesim.facts.placement import Placement
 from moesim.facts.program import BACKWARD, COLLECTIVES, FORWARD, GROUP_CALLS, Program, Work
 from moesim.facts.routing import Assignment, Kept, LayerRouting, Routing
@@ -21,7 +22,8 @@ from moesim.models.work import dense_work
 class LayerLoad:
     """One MoE layer of one step, as the hardware sees it.
 
-    ``rows`` and ``padding`` are int[G]: rows a GPU computes (padding included), and how many of them are padding.
+    ``rows`` and ``padding`` are int[G]: rows a GPU computes (padding included), and how many of them are padding. ``guests`` is int[G]: the
+    experts that a GPU holds for this batch beyond those of its placement.
     """
 
     chosen: LayerRouting
@@ -30,6 +32,7 @@ class LayerLoad:
     rows: Ints
     padding: Ints
     tokens: Ints
+    guests: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class Policies:
     bind: Bind
     carry: Carry
     kernels: Kernels
+    place: PlanBatch | None = None
 
 
 def load_step(
@@ -145,8 +149,14 @@ def _load_layer(
     kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
     if isinstance(policies.choose, Learn):
         policies.choose.learn(kept, step=step, moe_layer=moe_layer)
-    assignment = policies.bind(kept, placement, step=step, moe_layer=moe_layer)
-    _check_tokens(chosen, kept, assignment, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
+    batch = None
+    _check_kept(chosen, kept, step, moe_layer)
+    if policies.place is not None:
+        batch = plan_batch(policies.place, kept, setting, step=step, moe_layer=moe_layer)
+        assignment, local = batch.assignment, _local_index(batch.rank_of_slot, setting.parallel.ep)
+    else:
+        assignment = policies.bind(kept, placement, step=step, moe_layer=moe_layer)
+        _check_tokens(chosen, kept, assignment, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
     travelling = assignment
     if kept.sent is not None:
         travelling = policies.bind(kept.sent, placement, step=step, moe_layer=moe_layer)
@@ -159,6 +169,9 @@ def _load_layer(
     np.add.at(padding, assignment.destination, assignment.slot_padding)
     exchange = {direction: policies.carry(travelling, direction=direction) for direction in directions}
     _check_exchange(exchange[FORWARD], travelling, step, moe_layer)
+    home = placement.slots_per_rank(setting.parallel.ep)
+    if batch is not None:
+        exchange = with_weights(exchange, batch, setting)
     load = LayerLoad(
         chosen=chosen,
         kept=kept,
@@ -166,6 +179,7 @@ def _load_layer(
         rows=rows_of_slot.sum(axis=1),
         padding=padding,
         tokens=np.diff(chosen.token_start),
+        guests=guests(batch, home, setting.parallel.ep) if batch is not None else np.zeros(setting.gpus, dtype=np.int64),
     )
     return load, rows_of_slot
 
@@ -211,21 +225,7 @@ def _check_tokens(
     chosen: LayerRouting, kept: Kept, assignment: Assignment, experts_of_slots: Ints, ranks: int, step: int, moe_layer: int
 ) -> None:
     """Law L1: every routed copy is sent and computed once, or counted as dropped."""
-    after = kept.routing.counts + kept.dropped
-    given = chosen.counts
-    if kept.moved is not None:
-        for source in np.flatnonzero(kept.moved.sum(axis=1))[:1].tolist():
-            raise LawBroken(
-                f"law L1 (tokens): step {step}, MoE layer {moe_layer}: the capacity rule sent routes of GPU {source} to other experts, and "
-                f"{abs(kept.moved[source].sum())} of them were {'lost' if kept.moved[source].sum() < 0 else 'invented'} on the way"
-            )
-        given = chosen.counts + kept.moved
-    if not np.array_equal(given, after):
-        source, expert = (int(i) for i in np.argwhere(given != after)[0])
-        raise LawBroken(
-            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} routed {given[source, expert]} copies to expert "
-            f"{expert}, of which {kept.routing.counts[source, expert]} were kept and {kept.dropped[source, expert]} dropped"
-        )
+    _check_kept(chosen, kept, step, moe_layer)
     held = np.zeros_like(kept.routing.counts)
     np.add.at(held.T, experts_of_slots, assignment.slot_counts.T)
     if not np.array_equal(kept.routing.counts, held):
@@ -245,4 +245,23 @@ def _check_tokens(
         raise LawBroken(
             f"law L1 (tokens): step {step}, MoE layer {moe_layer}: the capacity rule added {kept.padding.sum()} padding rows, "
             f"but {assignment.slot_padding.sum()} were bound to slots"
+        )
+
+
+def _check_kept(chosen: LayerRouting, kept: Kept, step: int, moe_layer: int) -> None:
+    """Law L1: what was chosen was kept or dropped, or went to another expert that had room."""
+    after = kept.routing.counts + kept.dropped
+    given = chosen.counts
+    if kept.moved is not None:
+        for source in np.flatnonzero(kept.moved.sum(axis=1))[:1].tolist():
+            raise LawBroken(
+                f"law L1 (tokens): step {step}, MoE layer {moe_layer}: the capacity rule sent routes of GPU {source} to other experts, and "
+                f"{abs(kept.moved[source].sum())} of them were {'lost' if kept.moved[source].sum() < 0 else 'invented'} on the way"
+            )
+        given = chosen.counts + kept.moved
+    if not np.array_equal(given, after):
+        source, expert = (int(i) for i in np.argwhere(given != after)[0])
+        raise LawBroken(
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} routed {given[source, expert]} copies to expert "
+            f"{expert}, of which {kept.routing.counts[source, expert]} were kept and {kept.dropped[source, expert]} dropped"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from moesim.engine.placing import first_placement
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.collective import CollectivePlan
+from moesim.facts.contracts import PlanBatch
 from moesim.facts.network import NetworkResult
 from moesim.facts.program import FORWARD
 from moesim.facts.scenario import Scenario, Setting, Sharing
@@ -201,7 +203,9 @@ def dispatch_of_layer(scenario: Scenario, layer: int, *, step: int, read_trace: 
         seed=scenario.seed,
         read_trace=read_trace,
     )
-    machine = Machine(scenario, setting, fresh_policies(scenario, setting), first_placement(scenario.policy.placement, setting))
+    plan = scenario.policy.placement.begin(setting)
+    policies = replace(fresh_policies(scenario, setting), place=plan if isinstance(plan, PlanBatch) else None)
+    machine = Machine(scenario, setting, policies, first_placement(scenario.policy.placement, setting, plan))
     draw = scenario.routing.begin(setting)
     for earlier in range(step):  # a source may remember what it drew before
         draw(earlier)

@@ -17,6 +17,7 @@ from moesim.engine.machine import Machine
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Plan, View
 from moesim.facts.placement import Placement
+from moesim.facts.routing import LayerRouting
 from moesim.facts.scenario import Rebalance
 from moesim.models.memory import expert_bytes
 from moesim.models.placement.migration import copies_needed
@@ -59,6 +60,7 @@ class Rebalancing:
     moves: list[Move] = field(default_factory=list)
     _loads: Ints = field(default_factory=lambda: np.zeros((0, 0, 0), dtype=np.int64))
     _steps: int = 0
+    _recent: list[list[LayerRouting]] = field(default_factory=list)
     _queue: deque[tuple[int, Floats]] = field(default_factory=deque)
     _target: Placement | None = None
     _ready: set[int] = field(default_factory=set)
@@ -75,6 +77,8 @@ class Rebalancing:
             self._loads = more
         self._loads[self._steps] = counts
         self._steps += 1
+        self._recent.append([layer.chosen for layer in load.layers])
+        del self._recent[: max(len(self._recent) - int(getattr(self.plan, "look_back", 0)), 0)]
 
     def before(self, step: int) -> None:
         """Let layers use weights that have arrived, and ask the policy for a new placement unless one is still on its way."""
@@ -85,7 +89,7 @@ class Rebalancing:
         seen = self._loads[: self._steps].view()
         seen.flags.writeable = False
         machine = self.machine
-        new = self.plan(View(step=step, loads=seen, placement=machine.placement))
+        new = self.plan(View(step=step, loads=seen, placement=machine.placement, recent=tuple(self._recent)))
         if new is None:
             return
         self._check(new)

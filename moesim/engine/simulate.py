@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,12 @@ from moesim.engine.balanced import balanced_steps, fresh_policies, kept_shares
 from moesim.engine.machine import Machine
 from moesim.engine.placing import first_placement
 from moesim.engine.rebalancing import Rebalancing
-from moesim.engine.tables import build_tables
+from moesim.engine.tables import build_tables, rebalances
 from moesim.engine.tally import Tally
 from moesim.engine.warnings import warnings
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
-from moesim.facts.contracts import Record
+from moesim.facts.contracts import PlanBatch, Record
 from moesim.facts.evidence import weakest
 from moesim.facts.program import Program, may_overlap
 from moesim.facts.record import Result
@@ -78,7 +79,8 @@ def simulate(
     )
     plan = scenario.policy.placement.begin(setting)
     placement = first_placement(scenario.policy.placement, setting, plan)
-    machine = Machine(scenario, setting, fresh_policies(scenario, setting), placement)
+    policies = replace(fresh_policies(scenario, setting), place=plan if isinstance(plan, PlanBatch) else None)
+    machine = Machine(scenario, setting, policies, placement)
     rebalancing = Rebalancing(machine, plan, scenario.policy.rebalance, f"placement {scenario.policy.placement.kind!r}")
     program: Program = machine.program
     compute_basis = machine.policies.kernels.basis
@@ -114,6 +116,8 @@ def simulate(
             progress(step + 1, scenario.steps)
     machine.finish()
     tables = build_tables(machine.recorder, tally, setting=setting, placement=placement, keep_spans=keep_spans)
+    if rebalancing.moves:
+        tables["rebalances"] = rebalances(rebalancing.moves)
     bounds = {
         "step_time_if_balanced": balanced_steps(scenario, setting, placement, tally.tokens[scenario.warmup :], shares),
         "step_time_if_no_communication": np.array(floors),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.engine.rebalancing import Move
 from moesim.engine.recorder import Recorder
 from moesim.engine.tally import Mark, Tally
 from moesim.facts.arrays import Floats
@@ -16,7 +18,7 @@ from moesim.facts.placement import Placement
 from moesim.facts.program import COLLECTIVES, GRADIENTS
 from moesim.facts.record import Table
 from moesim.facts.scenario import Setting
-from moesim.models.memory import peak_memory, weight_bytes
+from moesim.models.memory import expert_bytes, peak_memory, weight_bytes
 
 PHASES = ("attention", "dense", "gate", "shared", "experts")
 
@@ -192,10 +194,32 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
         "gradient_exposed_s": per_gpu["gradients_exposed"].mean(axis=0),
         "idle_s": np.maximum(step_time[:, None] - per_gpu["occupied"], 0.0).mean(axis=0),
         "weight_bytes": weights,
-        "peak_memory_bytes": np.array(peak),
+        "peak_memory_bytes": np.array(peak) + _guests(tally, setting),
     }
     units = {name: "s" if name.endswith("_s") else "B" for name in columns if name.endswith(("_s", "_bytes"))}
     return Table(columns=columns, units=units)
+
+
+def _guests(tally: Tally, setting: Setting) -> Floats:
+    """Return float[G], the bytes of experts that were copied to a GPU for a batch, at most; a layer's are gone before the next comes."""
+    each = expert_bytes(setting.model, setting.workload.phase, optimiser=False)
+    return np.zeros(setting.gpus) if tally.guests is None else np.asarray(tally.guests * each, dtype=np.float64)
+
+
+def rebalances(moves: Sequence[Move]) -> Table:
+    """Return one row per new placement that was decided during a run."""
+    columns: dict[str, NDArray[Any]] = {
+        "step": np.array([move.step for move in moves], dtype=np.int64),
+        "decided_s": np.array([move.decided_at for move in moves], dtype=np.float64),
+        "planner_s": np.array([move.planner for move in moves], dtype=np.float64),
+        "layers": np.array([move.layers for move in moves], dtype=np.int64),
+        "copies": np.array([move.copies for move in moves], dtype=np.int64),
+        "bytes": np.array([move.bytes for move in moves], dtype=np.float64),
+        "transfer_s": np.array([move.transfer for move in moves], dtype=np.float64),
+        "stall_s": np.array([move.stall for move in moves], dtype=np.float64),
+        "in_place_step": np.array([move.in_place for move in moves], dtype=np.int64),
+    }
+    return Table(columns=columns, units={name: "s" for name in columns if name.endswith("_s")} | {"bytes": "B"})
 
 
 def _links(tally: Tally, marks: list[Mark], cluster: Cluster) -> Table:

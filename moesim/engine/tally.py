@@ -46,6 +46,7 @@ class Tally:
     routes: NDArray[np.int64] | None = None
     dropped: NDArray[np.int64] | None = None
     traffic: dict[str, NDArray[Any]] = field(default_factory=dict)
+    guests: Ints | None = None
     tokens: list[int] = field(default_factory=list)
     tokens_of_gpus: list[Ints] = field(default_factory=list)
     repeats: list[int] = field(default_factory=list)
@@ -91,6 +92,7 @@ class Tally:
             self._layer(step, moe_layer, layer, by_expert, sums, cross, counted, copies)
             self.rank_rows["rows"].append(layer.rows)
             self.rank_rows["padding"].append(layer.padding)
+            self.guests = layer.guests if self.guests is None else np.maximum(self.guests, layer.guests)
         self.tokens_of_gpus.append(load.layers[0].tokens)
         self.repeats.append(-1 if load.routing.repeats is None else load.routing.repeats)
         self.routes, self.dropped = routes, dropped

@@ -188,6 +188,15 @@ def test_laer_plans_from_the_step_before_and_gathers_shards_every_time():
     np.testing.assert_array_equal(other_layer.expert_of_slot, first.expert_of_slot)
 
 
+def test_shards_by_hand():
+    from moesim.models.placement.laer import restored_from_shards
+
+    # Rank 0 computes experts 0 and 1, rank 1 expert 1 twice: half of each comes from the other rank, and its gradients go back there.
+    moved, returned = restored_from_shards(np.eye(2, dtype=int), np.array([[1, 1], [0, 2]]))
+    assert moved.tolist() == [[0, 0.5], [1.0, 0]]
+    assert returned.tolist() == [[0, 1.0], [0.5, 0]]
+
+
 def test_replicas_follow_loads():
     # 2 nodes, 8 slots, 3 experts: one per node each first, then the heaviest gets one per node.
     assert replicas_for_loads(np.array([6.0, 1.0, 2.0]), total=8, nodes=2).tolist() == [4, 2, 2]

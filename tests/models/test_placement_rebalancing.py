@@ -255,6 +255,16 @@ def test_topology_counts_where_routes_come_from():
         play(policy, setting, loads)
 
 
+def test_topology_adds_up_all_groups():
+    # Two groups of four GPUs on two nodes each: GPUs 0, 1, 4 and 5 are on the first node of their group.
+    setting = dataclasses.replace(tiny_setting(gpus=8), cluster=tiny_cluster(8, 4))
+    recent = recent_of(setting, 1, known=False)
+    seen = plugin("placement", "topology")().begin(setting).sources(View(step=1, loads=history(1), placement=None, recent=recent))
+    for layer, routing in enumerate(recent[0]):
+        first = np.array([1, 1, 0, 0] * 2, dtype=bool)
+        np.testing.assert_array_equal(seen[layer], [routing.counts[first].sum(axis=0), routing.counts[~first].sum(axis=0)])
+
+
 def test_greedy_ignores_nodes_and_groups():
     loads = history()
     _, placements = play(make("greedy", redundant=4, window=5, interval=8), tiny_setting(), loads)

@@ -11,8 +11,10 @@ Links that share flows form a *component*; components do not feel each other, so
 Source of the fair shares: D. Bertsekas, R. Gallager, *Data Networks*, 2nd ed., 1992, section 6.5.2; of the virtual time: A. Parekh,
 R. Gallager, "A generalized processor sharing approach to flow control", IEEE/ACM Transactions on Networking 1(3), 1993; of the heap:
 M. Fredman et al., "The pairing heap", Algorithmica 1, 1986. All compiled functions of this core stand in one file, because a compiled
-function is rebuilt when its own file changes, and not when a file that it calls into does.
+function is rebuilt when its own file changes, and not when a file that it calls into does. Functions that are called often take arrays and
+not the whole state: for each array in a tuple, a call counts references up and down.
 """
+# ruff: noqa: PLR0917 - compiled functions take arrays by position
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class Mode:
 
 MODES = {
     EXACT: Mode(name=EXACT),
-    FAST: Mode(name=FAST, quantum=0.01, guard=2.0, makespan=0.001, rank_mean=0.002, rank_worst=0.03),
-    COARSE: Mode(name=COARSE, quantum=0.03, makespan=0.01, rank_mean=0.02, rank_worst=0.15),
+    FAST: Mode(name=FAST, quantum=0.01, guard=2.0, makespan=0.001, rank_mean=0.003, rank_worst=0.03),
+    COARSE: Mode(name=COARSE, quantum=0.03, makespan=0.01, rank_mean=0.02, rank_worst=0.2),
     BOUND: Mode(name=BOUND, makespan=None, rank_mean=None, rank_worst=None),
 }
 """The errors are those of skewed all-to-alls over 1:1 and 2:1 fabrics; docs/models/sharing.md says how they were measured."""
