@@ -71,7 +71,7 @@ class DrawnStages:
             out = seen[id(assignment)][1]
             home = tuple(stage.T for stage in reversed(out))
             there, back = (COPY, GRADIENT) if direction == FORWARD else (GRADIENT, GRADIENT)
-            return Exchange(dispatch=traffic(out, there), combine=traffic(home, back), launch=8.7e-6)
+            return Exchange(dispatch=traffic(out, there), combine=traffic(home, back), launch=8.7e-6, pipelined=True)
 
         return carry
 

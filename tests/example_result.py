@@ -238,7 +238,18 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
     spans["step"] = spans["step"] + 1
     timeline = {name: column[spans["step"] == 1] for name, column in spans.items()}
     tables = {"steps": steps, "layers": layers, "experts": experts, "ranks": ranks, "gpus": gpus, "links": links, "traffic": traffic}
-    tables |= {"collectives": _collectives(spans), "timeline": timeline, "spans": spans}
+    moves = {
+        "step": [2],
+        "decided_s": [steps["start_s"][1]],
+        "planner_s": [0.0],
+        "layers": [LAYERS],
+        "copies": [6],
+        "bytes": [6 * 3.3e8],
+        "transfer_s": [0.02],
+        "stall_s": [0.0],
+        "in_place_step": [-1],
+    }
+    tables |= {"collectives": _collectives(spans), "timeline": timeline, "spans": spans, "rebalances": moves}
     return {name: _table(columns) for name, columns in tables.items()}
 
 

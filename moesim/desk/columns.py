@@ -12,6 +12,7 @@ FILES: dict[str, str] = {
     "traffic": "One row per pair of GPUs that exchanged tokens; means per measured step, forward and backward together.",
     "collectives": "One row per dispatch or combine of one expert-parallel group, and per operation of one group on gradients or weights.",
     "timeline": "One row per task of each GPU in the first measured step.",
+    "rebalances": "One row per new placement that was decided during the run, warm-up included; only if there was one.",
     "spans": "The columns of the timeline for all measured steps; only with --spans.",
 }
 
@@ -149,6 +150,17 @@ COLUMNS: dict[str, dict[str, str]] = {
         "bottleneck_link": "the link of that floor",
     },
     "timeline": _SPAN,
+    "rebalances": {
+        "step": "number of the step before which it was decided",
+        "decided_s": "when, on the clock of the simulation",
+        "planner_s": "what planning took, as the scenario says",
+        "layers": "MoE layers whose slots change",
+        "copies": "experts that were copied to another GPU, over all layers and groups",
+        "bytes": "bytes of these copies",
+        "transfer_s": "time in which they were on their way; without those of a layer that had not arrived when the run ended",
+        "stall_s": "time in which nothing else ran: planning and moving, 0 if steps went on",
+        "in_place_step": "the first step in which every layer has its new placement, -1 if none of the run has",
+    },
     "spans": _SPAN,
 }
 

@@ -18,8 +18,8 @@ from moesim.desk.summary import SCHEMA, digest, plain, summarise, to_json
 from moesim.desk.tables import describe, from_csv, to_csv
 from moesim.facts.record import Result, Table, Value
 
-OPTIONAL = ("spans.parquet", "spans.csv.gz", "routing.npz", "trace.json.gz", "report.html")
-"""Files that a run writes only when asked; an earlier run's are removed, so that a folder never mixes two runs."""
+OPTIONAL = ("rebalances.csv", "spans.parquet", "spans.csv.gz", "routing.npz", "trace.json.gz", "report.html")
+"""Files that only some runs write; an earlier run's are removed, so that a folder never mixes two runs."""
 
 TABLES = ("steps", "layers", "experts", "ranks", "gpus", "links", "traffic", "collectives", "timeline")
 NAMES = frozenset({"scenario.yaml", "summary.json", "graph.json", "meta.json", *OPTIONAL, *(f"{table}.csv" for table in TABLES)})
@@ -116,7 +116,7 @@ def deliver(parcel: Parcel, *, report: bool = True, trace_steps: int = 0, draw: 
         drawn = draw or _draw
         later["report.html"] = lambda path: places.put(path, drawn(parcel))
     for name in OPTIONAL:
-        if name not in later:
+        if name not in later and name not in parcel.files:
             places.drop(folder / name)
     for name, write in later.items():
         write(folder / name)

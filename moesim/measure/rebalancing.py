@@ -55,13 +55,14 @@ class MigratedBytes:
 @register("metric", "rebalance_break_even")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RebalanceBreakEven:
-    """Steps after which the first rebalance has paid for its stall; empty if steps did not become shorter, or there was none.
+    """Steps after which the first rebalance has paid for itself; empty if steps did not become shorter, or there was none.
 
-    The gain of a step is the mean step time before the first rebalance of the measured steps, less the mean from the step on from which
-    all of its layers are in place to the next rebalance. Loads drift, so this is a measure of this run and no promise.
+    Its price is its stall and what the steps take longer in which its weights are on their way. The gain of a step is the mean step time
+    before the first rebalance of the measured steps, less the mean from the step on from which all of its layers are in place to the next
+    rebalance. Loads drift, so this is a measure of this run and no promise.
     """
 
-    unit: ClassVar[str] = "steps"
+    unit: ClassVar[str] = ""
     better: ClassVar[str] = "lower"
     rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
     summary: ClassVar[str] = "whole"
@@ -82,4 +83,6 @@ class RebalanceBreakEven:
         after = time[(record.steps >= table["in_place_step"][first]) & (record.steps < until)]
         if not len(before) or not len(after) or before.mean() <= after.mean():
             return nothing
-        return np.full(len(record.steps), table["stall_s"][first] / (before.mean() - after.mean()))
+        between = time[(record.steps >= table["step"][first]) & (record.steps < table["in_place_step"][first])]
+        price = table["stall_s"][first] + max(float((between - before.mean()).sum()), 0.0)
+        return np.full(len(record.steps), price / (before.mean() - after.mean()))

@@ -177,10 +177,10 @@ def test_cause_is_told_whenever_an_unknown_kind_is_asked_for(monkeypatch: pytest
     entry_points_are(monkeypatch, point)
     cause = rf"'theirs' of the package their-package \(their_package:policy\) failed to load: {type(error).__name__}: no torch here"
     for _ in range(2):  # the second time, too: it is loaded once, and its error is kept
-        with pytest.raises(PluginError, match=f"unknown gate 'sinkhorn'.*{cause}"):
-            plugin("gate", "sinkhorn")
-        with pytest.raises(ValueError, match=f"unknown kind 'sinkhorn'.*{cause}"):
-            PluginOf("gate").parse("sinkhorn")
+        with pytest.raises(PluginError, match=f"unknown gate 'unheard_of'.*{cause}"):
+            plugin("gate", "unheard_of")
+        with pytest.raises(ValueError, match=f"unknown kind 'unheard_of'.*{cause}"):
+            PluginOf("gate").parse("unheard_of")
     assert len(registry.broken_packages()) == 1
 
 

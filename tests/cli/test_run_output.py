@@ -192,7 +192,8 @@ def test_a_terminal_without_unicode_still_gets_its_table(tmp_path: Path) -> None
 def test_a_real_run_writes_what_the_manual_describes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(SMALL)
-    result = invoke("run", "small.yaml", "--spans", "--save-routing", "--trace", "--trace-steps", "2", "--format", "json")
+    moving = "policy.placement={kind: eplb, redundant: 8, window: 1, interval: 1}"
+    result = invoke("run", "small.yaml", moving, "--spans", "--save-routing", "--trace", "--trace-steps", "2", "--format", "json")
     assert result.exit_code == 0, result.stderr
     folder = tmp_path / "out" / "small"
     for name, columns in COLUMNS.items():

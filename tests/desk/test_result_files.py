@@ -213,10 +213,11 @@ def test_numbers_that_json_lacks_become_null(result: Result, tmp_path: Path) -> 
 
 def test_a_later_run_leaves_nothing_of_an_earlier_one(result: Result, tmp_path: Path) -> None:
     save(result, tmp_path, trace_steps=1)
-    tables = {name: table for name, table in result.tables.items() if name != "spans"}
+    assert (tmp_path / "rebalances.csv").is_file()
+    tables = {name: table for name, table in result.tables.items() if name not in {"spans", "rebalances"}}
     save(dataclasses.replace(result, tables=tables), tmp_path, report=False)
-    assert not {"report.html", "trace.json.gz", "spans.parquet"} & {path.name for path in tmp_path.iterdir()}
-    assert "spans" not in load(tmp_path).tables
+    assert not {"report.html", "trace.json.gz", "spans.parquet", "rebalances.csv"} & {path.name for path in tmp_path.iterdir()}
+    assert not {"spans", "rebalances"} & set(load(tmp_path).tables)
 
 
 @pytest.mark.parametrize(

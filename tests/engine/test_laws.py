@@ -132,7 +132,7 @@ def test_l15_balanced_routing_loads_all_ranks_equally():
     scenario = Scenario(
         name="even",
         steps=1,
-        # One MoE layer: in balanced routing another layer pairs other experts, which moves some copies; the balanced step repeats one layer.
+        # One MoE layer: in balanced routing another pairs other experts, which moves some copies; the balanced step repeats one layer.
         model=small_model(8, 2, layers=2),
         cluster=cluster,
         parallel=Parallel(ep=4),

@@ -149,9 +149,11 @@ def test_eplb_evens_out_a_skewed_router_from_its_first_rebalance_on():
 @pytest.mark.parametrize("kind", ["llep", "fastermoe", "laer", "flexmoe"])
 def test_a_planner_of_batches_is_asked_for_each_layer_and_its_weights_are_charged(kind):
     """Skewed routing: the fullest GPU computes fewer rows than with experts in order, and weights travel beside the tokens."""
-    options = {"llep": {"least_rows": 1, "threshold": 1.0}, "laer": {"plan_from": "present"}, "flexmoe": {"plan_from": "present"}}.get(kind, {})
+    present = {"plan_from": "present"}
+    options = {"llep": {"least_rows": 1, "threshold": 1.0}, "laer": present, "flexmoe": present}.get(kind, {})
     base = scenario(plugin("placement", "contiguous")(), steps=2)
-    skewed = dataclasses.replace(base, routing=plugin("source", "power_law")(), seed=3, workload=Workload(tokens_per_gpu=512, phase="prefill"))
+    work = Workload(tokens_per_gpu=512, phase="prefill")
+    skewed = dataclasses.replace(base, routing=plugin("source", "power_law")(), seed=3, workload=work)
     plain = play(skewed)
     planned = play(dataclasses.replace(skewed, policy=Policy(placement=plugin("placement", kind)(**options))))
     bytes_of = [result.tables["layers"]["dispatch_bytes"].sum() for result in (plain, planned)]

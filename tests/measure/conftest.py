@@ -19,6 +19,17 @@ def _table(**columns: object) -> Table:
 def record() -> Record:
     """Two measured steps (3 and 4), two MoE layers, two GPUs, three experts; every number is chosen to be different."""
     tables = {
+        "rebalances": _table(
+            step=[4],
+            decided_s=[3.0],
+            planner_s=[0.1],
+            layers=[2],
+            copies=[3],
+            bytes=[60.0],
+            transfer_s=[0.4],
+            stall_s=[0.5],
+            in_place_step=[4],
+        ),
         "steps": _table(
             step=[3, 4],
             start_s=[1.0, 3.0],

@@ -69,6 +69,10 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "busiest_link_utilisation": (0.3, 0.3),
     "peak_memory": (9e9, 9e9),
     # Means over the two layers.
+    # One rebalance, before the second of the measured steps, which takes longer than the first: it never pays.
+    "rebalance_stall": (0.0, 0.5),
+    "migrated_bytes": (0.0, 60.0),
+    "rebalance_break_even": (math.nan, math.nan),
     "aux_loss": (2.0, 1.0),
     "aux_loss_sequence": (2.5, 1.5),
     "aux_loss_batch": (1.5, 1.0),
@@ -81,6 +85,19 @@ EXPECTED: dict[str, tuple[float, float]] = {
 def test_metric_by_hand(name: str, record: Record) -> None:
     # The two balancednesses add 1e-5 to loads of about 100, hence 1e-6.
     np.testing.assert_allclose(sample(name, metrics()[name], record), EXPECTED[name], rtol=1e-6)
+
+
+def test_a_rebalance_breaks_even_after_its_price_over_its_gain(record: Record) -> None:
+    # Steps 3 and 4 take 2 s; the weights are on their way in step 5 (3 s, 1 s longer); from step 6 on a step takes 1.5 s: 0.5 s gained.
+    # With a stall of 0.25 s the price is 1.25 s: 2.5 steps.
+    steps = Table(columns={"step": np.arange(3, 8), "step_time_s": np.array([2.0, 2.0, 3.0, 1.5, 1.5])})
+    moves = Table(columns={"step": np.array([5]), "in_place_step": np.array([6]), "stall_s": np.array([0.25])})
+    world = dataclasses.replace(record, tables={"steps": steps, "rebalances": moves})
+    assert sample("rebalance_break_even", metrics()["rebalance_break_even"], world).tolist() == [2.5] * 5
+    # Not in place by the end of the run: nothing can be told.
+    late = Table(columns={"step": np.array([5]), "in_place_step": np.array([-1]), "stall_s": np.array([0.25])})
+    world = dataclasses.replace(record, tables={"steps": steps, "rebalances": late})
+    assert np.isnan(sample("rebalance_break_even", metrics()["rebalance_break_even"], world)).all()
 
 
 def test_every_metric_of_the_package_is_tested_by_hand() -> None:

@@ -88,6 +88,120 @@ class State(NamedTuple):
     counts: Ints
 
 
+ADVANCE_TAKES = (
+    "route",
+    "flow_whole",
+    "flow_real",
+    "link_whole",
+    "link_real",
+    "open",
+    "crossing",
+    "neighbours",
+    "shared",
+    "shared_weight",
+    "before",
+    "listed",
+    "members",
+    "candidates",
+    "part_whole",
+    "part_real",
+    "capped",
+    "carried",
+    "key",
+    "entry",
+    "start_key",
+    "start_entry",
+    "joined",
+    "counts",
+)
+ADMIT_TAKES = ("route", "flow_whole", "flow_real", "link_whole", "start_key", "start_entry", "counts")
+START_TAKES = (
+    "route",
+    "flow_whole",
+    "flow_real",
+    "link_whole",
+    "link_real",
+    "open",
+    "crossing",
+    "neighbours",
+    "shared",
+    "shared_weight",
+    "before",
+    "listed",
+    "members",
+    "candidates",
+    "part_whole",
+    "part_real",
+    "capped",
+    "key",
+    "entry",
+    "joined",
+    "counts",
+)
+BRING_TAKES = (
+    "route",
+    "flow_whole",
+    "flow_real",
+    "link_whole",
+    "link_real",
+    "open",
+    "crossing",
+    "neighbours",
+    "shared",
+    "shared_weight",
+    "before",
+    "listed",
+    "members",
+    "candidates",
+    "part_whole",
+    "part_real",
+    "capped",
+    "key",
+    "entry",
+    "counts",
+)
+QUEUE_TAKES = ("start_key", "start_entry", "counts")
+STOP_TAKES = (
+    "route",
+    "flow_whole",
+    "flow_real",
+    "link_whole",
+    "link_real",
+    "open",
+    "crossing",
+    "neighbours",
+    "shared",
+    "shared_weight",
+    "part_whole",
+    "carried",
+)
+LIST_ANEW_TAKES = ("flow_whole", "link_whole", "listed")
+SO_FAR_TAKES = (
+    "route",
+    "flow_whole",
+    "flow_real",
+    "link_whole",
+    "link_real",
+    "open",
+    "crossing",
+    "neighbours",
+    "shared",
+    "shared_weight",
+    "before",
+    "listed",
+    "members",
+    "candidates",
+    "part_whole",
+    "part_real",
+    "capped",
+    "key",
+    "entry",
+    "counts",
+)
+SO_FAR_ELSEWHERE_TAKES = ("route", "flow_whole", "flow_real", "link_whole", "link_real", "crossing", "part_real")
+"""Which arrays of a state each entry takes, in order. They are handed over one by one: a tuple of them takes ten times as long."""
+
+
 @njit(cache=True, error_model="numpy")
 def _meld(a: int, b: int, real: Floats, whole: Whole32) -> int:
     """Return the root of two heaps made one; -1 is the empty heap."""
@@ -828,38 +942,62 @@ def _end_flows(
 
 
 @njit(cache=True, error_model="numpy")
-def bring(s: State, part: int, now: float, weighted: bool) -> None:
+def bring(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    listed: Whole32,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    key: Floats,
+    entry: Whole32,
+    counts: Ints,
+    part: int,
+    now: float,
+    weighted: bool,
+) -> None:
     """Let a component run to ``now`` at its present levels, because something about it is going to change."""
-    step = now - s.part_real[TIME, part]
-    if s.part_whole[PART_FLOWS, part] > 0 and step > 0:
-        if s.part_whole[DIRTY, part] != CLEAN:
+    step = now - part_real[TIME, part]
+    if part_whole[PART_FLOWS, part] > 0 and step > 0:
+        if part_whole[DIRTY, part] != CLEAN:
             _fill(
-                s.route,
-                s.flow_whole,
-                s.flow_real,
-                s.link_whole,
-                s.link_real,
-                s.open,
-                s.crossing,
-                s.neighbours,
-                s.shared,
-                s.shared_weight,
-                s.before,
-                s.listed,
-                s.members,
-                s.candidates,
-                s.part_whole,
-                s.part_real,
-                s.capped,
-                s.key,
-                s.entry,
-                s.counts,
+                route,
+                flow_whole,
+                flow_real,
+                link_whole,
+                link_real,
+                open_,
+                crossing,
+                neighbours,
+                shared,
+                shared_weight,
+                before,
+                listed,
+                members,
+                candidates,
+                part_whole,
+                part_real,
+                capped,
+                key,
+                entry,
+                counts,
                 part,
                 weighted,
             )
-        _pass_time(s.link_whole, s.link_real, s.open, s.crossing, s.members, s.candidates, s.part_whole, s.part_real, part, step, now)
-    s.part_real[TIME, part] = now
-    s.part_whole[DIRTY, part] = WHOLLY
+        _pass_time(link_whole, link_real, open_, crossing, members, candidates, part_whole, part_real, part, step, now)
+    part_real[TIME, part] = now
+    part_whole[DIRTY, part] = WHOLLY
 
 
 @njit(cache=True, error_model="numpy")
@@ -871,26 +1009,75 @@ def _root(joined: Whole32, part: int) -> int:
 
 
 @njit(cache=True, error_model="numpy")
-def _connect(s: State, flows: Ints, now: float, weighted: bool) -> None:
+def _connect(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    listed: Whole32,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    key: Floats,
+    entry: Whole32,
+    joined: Whole32,
+    counts: Ints,
+    flows: Ints,
+    now: float,
+    weighted: bool,
+) -> None:
     """Bring the components that new flows touch to ``now``, and make one of those that a flow joins."""
-    parts, joined = s.counts[PARTS], s.joined
-    component = s.link_whole[COMPONENT]
+    parts = counts[PARTS]
+    component = link_whole[COMPONENT]
     apart = False
     for f in flows:
-        home = component[s.route[f, 0]]
-        for h in range(s.flow_whole[f, BINDING]):
-            part = component[s.route[f, h]]
+        home = component[route[f, 0]]
+        for h in range(flow_whole[f, BINDING]):
+            part = component[route[f, h]]
             apart = apart or part < 0 or part != home
-            if part >= 0 and (s.part_real[TIME, part] != now or s.part_whole[DIRTY, part] != WHOLLY):
-                bring(s, part, now, weighted)
+            if part >= 0 and (part_real[TIME, part] != now or part_whole[DIRTY, part] != WHOLLY):
+                bring(
+                    route,
+                    flow_whole,
+                    flow_real,
+                    link_whole,
+                    link_real,
+                    open_,
+                    crossing,
+                    neighbours,
+                    shared,
+                    shared_weight,
+                    before,
+                    listed,
+                    members,
+                    candidates,
+                    part_whole,
+                    part_real,
+                    capped,
+                    key,
+                    entry,
+                    counts,
+                    part,
+                    now,
+                    weighted,
+                )
     if not apart:
         return
     for part in range(parts):
         joined[part] = part
     for f in flows:
         home = -1
-        for h in range(s.flow_whole[f, BINDING]):
-            part = component[s.route[f, h]]
+        for h in range(flow_whole[f, BINDING]):
+            part = component[route[f, h]]
             if part >= 0:
                 part = _root(joined, part)
                 if home >= 0:
@@ -900,34 +1087,64 @@ def _connect(s: State, flows: Ints, now: float, weighted: bool) -> None:
         if home < 0:
             home = parts
             joined[home] = home
-            s.part_whole[PART_FLOWS, home] = 0
-            s.part_real[TIME, home] = now
-            s.part_whole[DIRTY, home] = WHOLLY
+            part_whole[PART_FLOWS, home] = 0
+            part_real[TIME, home] = now
+            part_whole[DIRTY, home] = WHOLLY
             parts += 1
-        for h in range(s.flow_whole[f, BINDING]):
-            if component[s.route[f, h]] < 0:
-                component[s.route[f, h]] = home
-    s.counts[PARTS] = _renumber(s, parts, joined, weighted)
+        for h in range(flow_whole[f, BINDING]):
+            if component[route[f, h]] < 0:
+                component[route[f, h]] = home
+    counts[PARTS] = _renumber(
+        route,
+        flow_whole,
+        flow_real,
+        link_whole,
+        link_real,
+        crossing,
+        neighbours,
+        shared,
+        shared_weight,
+        members,
+        candidates,
+        part_whole,
+        part_real,
+        capped,
+        parts,
+        joined,
+        weighted,
+    )
 
 
 @njit(cache=True, error_model="numpy")
-def _leave_caps(s: State, weighted: bool) -> Floats:
+def _leave_caps(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    capped: Whole32,
+    weighted: bool,
+) -> Floats:
     """Take the flows that run at their caps out of their groups; return the bytes that each has to go, -1 for flows elsewhere."""
-    links = s.crossing.shape[0]
-    left = np.full(len(s.capped), -1.0)
-    for place in range(len(s.capped)):
-        f = s.capped[place]
-        if s.flow_whole[f, ALIVE] != 0 and s.flow_whole[f, GROUP] >= links:
+    links = crossing.shape[0]
+    left = np.full(len(capped), -1.0)
+    for place in range(len(capped)):
+        f = capped[place]
+        if flow_whole[f, ALIVE] != 0 and flow_whole[f, GROUP] >= links:
             left[place] = _exit(
-                s.route,
-                s.flow_whole,
-                s.flow_real,
-                s.link_whole,
-                s.link_real,
-                s.crossing,
-                s.neighbours,
-                s.shared,
-                s.shared_weight,
+                route,
+                flow_whole,
+                flow_real,
+                link_whole,
+                link_real,
+                crossing,
+                neighbours,
+                shared,
+                shared_weight,
                 f,
                 links,
                 weighted,
@@ -936,12 +1153,30 @@ def _leave_caps(s: State, weighted: bool) -> Floats:
 
 
 @njit(cache=True, error_model="numpy")
-def _renumber(s: State, parts: int, joined: Whole32, weighted: bool) -> int:
+def _renumber(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    parts: int,
+    joined: Whole32,
+    weighted: bool,
+) -> int:
     """Give the joined components the numbers 0, 1 …, and each its links in one row; return how many there are.
 
     Components that were not touched, and so need not be filled anew, keep their candidates in the order in which these were fixed.
     """
-    links = s.crossing.shape[0]
+    links = crossing.shape[0]
     number = np.full(parts, -1, dtype=np.int64)
     kept = 0
     for part in range(parts):
@@ -949,67 +1184,83 @@ def _renumber(s: State, parts: int, joined: Whole32, weighted: bool) -> int:
             number[part] = kept
             kept += 1
     # Flows at their caps leave their old groups before the numbers change.
-    at_cap = _leave_caps(s, weighted)
-    old_whole, old_real, old_candidates = s.part_whole[:, :parts].copy(), s.part_real[:, :parts].copy(), s.candidates.copy()
+    at_cap = _leave_caps(route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, weighted)
+    old_whole, old_real, old_candidates = part_whole[:, :parts].copy(), part_real[:, :parts].copy(), candidates.copy()
     size = np.zeros(kept + 1, dtype=np.int64)
     for link in range(links):
-        if s.link_whole[COMPONENT, link] >= 0:
-            s.link_whole[COMPONENT, link] = number[_root(joined, s.link_whole[COMPONENT, link])]
-            size[s.link_whole[COMPONENT, link] + 1] += 1
+        if link_whole[COMPONENT, link] >= 0:
+            link_whole[COMPONENT, link] = number[_root(joined, link_whole[COMPONENT, link])]
+            size[link_whole[COMPONENT, link] + 1] += 1
     for part in range(kept):
         size[part + 1] += size[part]
-        s.part_whole[PART_FLOWS, part] = 0
+        part_whole[PART_FLOWS, part] = 0
     for part in range(parts):
         to = number[_root(joined, part)]
-        s.part_whole[PART_FLOWS, to] += old_whole[PART_FLOWS, part]
+        part_whole[PART_FLOWS, to] += old_whole[PART_FLOWS, part]
         if joined[part] != part:
             continue
         begin = size[to]
-        s.part_real[:, to] = old_real[:, part]
-        s.part_whole[BEGIN, to] = s.part_whole[END, to] = begin
-        s.part_whole[DIRTY, to] = old_whole[DIRTY, part]
-        s.part_whole[CANDIDATES, to] = s.part_whole[FILLED, to] = 0
+        part_real[:, to] = old_real[:, part]
+        part_whole[BEGIN, to] = part_whole[END, to] = begin
+        part_whole[DIRTY, to] = old_whole[DIRTY, part]
+        part_whole[CANDIDATES, to] = part_whole[FILLED, to] = 0
         if old_whole[DIRTY, part] != WHOLLY:
-            s.part_whole[CANDIDATES, to], s.part_whole[FILLED, to] = old_whole[CANDIDATES, part], old_whole[FILLED, part]
+            part_whole[CANDIDATES, to], part_whole[FILLED, to] = old_whole[CANDIDATES, part], old_whole[FILLED, part]
             for place in range(old_whole[CANDIDATES, part]):
-                s.candidates[begin + place] = old_candidates[old_whole[BEGIN, part] + place]
+                candidates[begin + place] = old_candidates[old_whole[BEGIN, part] + place]
     for link in range(links):
-        part = s.link_whole[COMPONENT, link]
+        part = link_whole[COMPONENT, link]
         if part < 0:
             continue
-        s.members[s.part_whole[END, part]] = link
-        s.part_whole[END, part] += 1
-        if s.link_whole[CANDIDATE, link] != 0 and s.part_whole[DIRTY, part] == WHOLLY:
-            s.candidates[s.part_whole[BEGIN, part] + s.part_whole[CANDIDATES, part]] = link
-            s.part_whole[CANDIDATES, part] += 1
-    _return_to_caps(s, kept, at_cap, weighted)
+        members[part_whole[END, part]] = link
+        part_whole[END, part] += 1
+        if link_whole[CANDIDATE, link] != 0 and part_whole[DIRTY, part] == WHOLLY:
+            candidates[part_whole[BEGIN, part] + part_whole[CANDIDATES, part]] = link
+            part_whole[CANDIDATES, part] += 1
+    _return_to_caps(
+        route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, kept, at_cap, weighted
+    )
     return kept
 
 
 @njit(cache=True, error_model="numpy")
-def _return_to_caps(s: State, parts: int, left: Floats, weighted: bool) -> None:
+def _return_to_caps(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    capped: Whole32,
+    parts: int,
+    left: Floats,
+    weighted: bool,
+) -> None:
     """Put the flows that :func:`_leave_caps` took out into the groups of their components' new numbers."""
-    links = s.crossing.shape[0]
+    links = crossing.shape[0]
     for part in range(parts):
-        s.link_whole[HEAP, links + part] = -1
-        s.link_whole[OWN, links + part] = 0
-        s.link_real[LEVEL, links + part] = 1.0
-        s.link_real[SERVICE, links + part] = 0.0
-    for place in range(len(s.capped)):
-        f = s.capped[place]
+        link_whole[HEAP, links + part] = -1
+        link_whole[OWN, links + part] = 0
+        link_real[LEVEL, links + part] = 1.0
+        link_real[SERVICE, links + part] = 0.0
+    for place in range(len(capped)):
+        f = capped[place]
         if left[place] >= 0.0:
             _enter(
-                s.route,
-                s.flow_whole,
-                s.flow_real,
-                s.link_whole,
-                s.link_real,
-                s.crossing,
-                s.neighbours,
-                s.shared,
-                s.shared_weight,
+                route,
+                flow_whole,
+                flow_real,
+                link_whole,
+                link_real,
+                crossing,
+                neighbours,
+                shared,
+                shared_weight,
                 f,
-                links + s.link_whole[COMPONENT, s.route[f, 0]],
+                links + link_whole[COMPONENT, route[f, 0]],
                 left[place],
                 links,
                 weighted,
@@ -1017,24 +1268,75 @@ def _return_to_caps(s: State, parts: int, left: Floats, weighted: bool) -> None:
 
 
 @njit(cache=True, error_model="numpy")
-def start(s: State, flows: Ints, now: float, left: Floats, weighted: bool) -> None:
+def start(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    listed: Whole32,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    key: Floats,
+    entry: Whole32,
+    joined: Whole32,
+    counts: Ints,
+    flows: Ints,
+    now: float,
+    left: Floats,
+    weighted: bool,
+) -> None:
     """Let flows that stand in the tables move ``left`` bytes: on their links, and in the group of the link that looks scarcest."""
-    _connect(s, flows, now, weighted)
-    links = s.crossing.shape[0]
-    whole, real = s.link_whole, s.link_real
+    _connect(
+        route,
+        flow_whole,
+        flow_real,
+        link_whole,
+        link_real,
+        open_,
+        crossing,
+        neighbours,
+        shared,
+        shared_weight,
+        before,
+        listed,
+        members,
+        candidates,
+        part_whole,
+        part_real,
+        capped,
+        key,
+        entry,
+        joined,
+        counts,
+        flows,
+        now,
+        weighted,
+    )
+    links = crossing.shape[0]
+    whole, real = link_whole, link_real
     for index in range(len(flows)):
         f = flows[index]
-        s.flow_whole[f, ALIVE] = 1
-        s.flow_whole[f, WAITING] = 0
-        s.flow_whole[f, SETTLED] = 0
+        flow_whole[f, ALIVE] = 1
+        flow_whole[f, WAITING] = 0
+        flow_whole[f, SETTLED] = 0
         for row in (CHILD, NEXT, PREVIOUS):
-            s.flow_whole[f, row] = -1
+            flow_whole[f, row] = -1
         scarcest, least = -1, np.inf
-        for h in range(s.route.shape[1]):
-            link = s.route[f, h]
+        for h in range(route.shape[1]):
+            link = route[f, h]
             if link < 0:
                 break
-            if h >= s.flow_whole[f, BINDING]:
+            if h >= flow_whole[f, BINDING]:
                 if whole[ELSEWHERE, link] == 0:
                     real[SINCE, link] = now
                 whole[ELSEWHERE, link] += 1
@@ -1043,28 +1345,28 @@ def start(s: State, flows: Ints, now: float, left: Floats, weighted: bool) -> No
                 real[SINCE, link] = now
             whole[FLOWS, link] += 1
             whole[RESERVED, link] -= 1
-            real[TOTAL, link] += s.flow_real[f, WEIGHT]
-            s.listed[whole[LAST, link]] = f
+            real[TOTAL, link] += flow_real[f, WEIGHT]
+            listed[whole[LAST, link]] = f
             whole[LAST, link] += 1
             share = real[CAPACITY, link] / real[TOTAL, link]
             if share < least:
                 scarcest, least = link, share
         part = whole[COMPONENT, scarcest]
-        s.part_whole[PART_FLOWS, part] += 1
+        part_whole[PART_FLOWS, part] += 1
         if whole[CANDIDATE, scarcest] == 0:
             whole[CANDIDATE, scarcest] = 1
-            s.candidates[s.part_whole[BEGIN, part] + s.part_whole[CANDIDATES, part]] = scarcest
-            s.part_whole[CANDIDATES, part] += 1
+            candidates[part_whole[BEGIN, part] + part_whole[CANDIDATES, part]] = scarcest
+            part_whole[CANDIDATES, part] += 1
         _enter(
-            s.route,
-            s.flow_whole,
-            s.flow_real,
-            s.link_whole,
-            s.link_real,
-            s.crossing,
-            s.neighbours,
-            s.shared,
-            s.shared_weight,
+            route,
+            flow_whole,
+            flow_real,
+            link_whole,
+            link_real,
+            crossing,
+            neighbours,
+            shared,
+            shared_weight,
             f,
             scarcest,
             left[index],
@@ -1074,33 +1376,114 @@ def start(s: State, flows: Ints, now: float, left: Floats, weighted: bool) -> No
 
 
 @njit(cache=True, error_model="numpy")
-def _start_queued(s: State, now: float, weighted: bool) -> None:
+def _start_queued(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    listed: Whole32,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    key: Floats,
+    entry: Whole32,
+    start_key: Floats,
+    start_entry: Whole32,
+    joined: Whole32,
+    counts: Ints,
+    now: float,
+    weighted: bool,
+) -> None:
     """Start the flows whose time has come."""
-    flows = np.empty(s.counts[QUEUED], dtype=np.int64)
+    flows = np.empty(counts[QUEUED], dtype=np.int64)
     many = 0
-    size = s.counts[QUEUED]
-    while size > 0 and s.start_key[0] == now:
-        f = s.start_entry[0]
+    size = counts[QUEUED]
+    while size > 0 and start_key[0] == now:
+        f = start_entry[0]
         size -= 1
         if size > 0:
-            _sift(s.start_key, s.start_entry, size, 0, s.start_key[size], s.start_entry[size])
-        if s.flow_whole[f, WAITING] != 0:  # otherwise it was cancelled
+            _sift(start_key, start_entry, size, 0, start_key[size], start_entry[size])
+        if flow_whole[f, WAITING] != 0:  # otherwise it was cancelled
             flows[many] = f
             many += 1
-    s.counts[QUEUED] = size
+    counts[QUEUED] = size
     left = np.empty(many)
     for index in range(many):
-        left[index] = s.flow_real[flows[index], ASKED]
-    start(s, flows[:many], now, left, weighted)
+        left[index] = flow_real[flows[index], ASKED]
+    start(
+        route,
+        flow_whole,
+        flow_real,
+        link_whole,
+        link_real,
+        open_,
+        crossing,
+        neighbours,
+        shared,
+        shared_weight,
+        before,
+        listed,
+        members,
+        candidates,
+        part_whole,
+        part_real,
+        capped,
+        key,
+        entry,
+        joined,
+        counts,
+        flows[:many],
+        now,
+        left,
+        weighted,
+    )
 
 
 @njit(cache=True, error_model="numpy")
-def advance(s: State, horizon: float, now: float, pending: Ints, woken: Ints, weighted: bool) -> tuple[float, int]:
+def advance(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    listed: Whole32,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    carried: Floats,
+    key: Floats,
+    entry: Whole32,
+    start_key: Floats,
+    start_entry: Whole32,
+    joined: Whole32,
+    counts: Ints,
+    horizon: float,
+    now: float,
+    pending: Ints,
+    woken: Ints,
+    weighted: bool,
+) -> tuple[float, int]:
     """Let time pass until a counter reaches zero, or until ``horizon``; flows start when it is their time.
 
     Parameters
     ----------
-    s : State
     horizon : float
         In s; may be infinite.
     now : float
@@ -1120,42 +1503,68 @@ def advance(s: State, horizon: float, now: float, pending: Ints, woken: Ints, we
     while True:
         first = -1
         soonest = np.inf
-        for part in range(s.counts[PARTS]):
-            if s.part_whole[PART_FLOWS, part] == 0:
+        for part in range(counts[PARTS]):
+            if part_whole[PART_FLOWS, part] == 0:
                 continue
-            if s.part_whole[DIRTY, part] != CLEAN:
+            if part_whole[DIRTY, part] != CLEAN:
                 _fill(
-                    s.route,
-                    s.flow_whole,
-                    s.flow_real,
-                    s.link_whole,
-                    s.link_real,
-                    s.open,
-                    s.crossing,
-                    s.neighbours,
-                    s.shared,
-                    s.shared_weight,
-                    s.before,
-                    s.listed,
-                    s.members,
-                    s.candidates,
-                    s.part_whole,
-                    s.part_real,
-                    s.capped,
-                    s.key,
-                    s.entry,
-                    s.counts,
+                    route,
+                    flow_whole,
+                    flow_real,
+                    link_whole,
+                    link_real,
+                    open_,
+                    crossing,
+                    neighbours,
+                    shared,
+                    shared_weight,
+                    before,
+                    listed,
+                    members,
+                    candidates,
+                    part_whole,
+                    part_real,
+                    capped,
+                    key,
+                    entry,
+                    counts,
                     part,
                     weighted,
                 )
-            if s.part_real[NEXT_END, part] < soonest:
-                soonest = s.part_real[NEXT_END, part]
+            if part_real[NEXT_END, part] < soonest:
+                soonest = part_real[NEXT_END, part]
                 first = part
-        if s.counts[QUEUED] > 0 and s.start_key[0] < soonest:
-            if s.start_key[0] > horizon:
+        if counts[QUEUED] > 0 and start_key[0] < soonest:
+            if start_key[0] > horizon:
                 return horizon, 0
-            now = s.start_key[0]
-            _start_queued(s, now, weighted)
+            now = start_key[0]
+            _start_queued(
+                route,
+                flow_whole,
+                flow_real,
+                link_whole,
+                link_real,
+                open_,
+                crossing,
+                neighbours,
+                shared,
+                shared_weight,
+                before,
+                listed,
+                members,
+                candidates,
+                part_whole,
+                part_real,
+                capped,
+                key,
+                entry,
+                start_key,
+                start_entry,
+                joined,
+                counts,
+                now,
+                weighted,
+            )
             continue
         if first < 0:
             return (horizon if horizon < np.inf else now), 0
@@ -1163,25 +1572,25 @@ def advance(s: State, horizon: float, now: float, pending: Ints, woken: Ints, we
             return horizon, 0
         now = soonest
         woke = _end_flows(
-            s.route,
-            s.flow_whole,
-            s.flow_real,
-            s.link_whole,
-            s.link_real,
-            s.open,
-            s.crossing,
-            s.neighbours,
-            s.shared,
-            s.shared_weight,
-            s.before,
-            s.members,
-            s.candidates,
-            s.part_whole,
-            s.part_real,
-            s.capped,
-            s.carried,
-            s.entry,
-            s.counts,
+            route,
+            flow_whole,
+            flow_real,
+            link_whole,
+            link_real,
+            open_,
+            crossing,
+            neighbours,
+            shared,
+            shared_weight,
+            before,
+            members,
+            candidates,
+            part_whole,
+            part_real,
+            capped,
+            carried,
+            entry,
+            counts,
             first,
             pending,
             woken,
@@ -1192,32 +1601,38 @@ def advance(s: State, horizon: float, now: float, pending: Ints, woken: Ints, we
 
 
 @njit(cache=True, error_model="numpy")
-def _queue(s: State, f: int, time: float) -> None:
+def _queue(start_key: Floats, start_entry: Whole32, counts: Ints, f: int, time: float) -> None:
     """Put a flow into the queue of those that will start."""
-    place = s.counts[QUEUED]
-    s.counts[QUEUED] += 1
+    place = counts[QUEUED]
+    counts[QUEUED] += 1
     while place > 0:
         above = (place - 1) // 2
-        if s.start_key[above] < time or (s.start_key[above] == time and s.start_entry[above] < f):
+        if start_key[above] < time or (start_key[above] == time and start_entry[above] < f):
             break
-        s.start_key[place], s.start_entry[place] = s.start_key[above], s.start_entry[above]
+        start_key[place], start_entry[place] = start_key[above], start_entry[above]
         place = above
-    s.start_key[place], s.start_entry[place] = time, f
+    start_key[place], start_entry[place] = time, f
 
 
 @njit(cache=True, error_model="numpy")
-def queue(s: State, flows: Ints, times: Floats) -> None:
+def queue(start_key: Floats, start_entry: Whole32, counts: Ints, flows: Ints, times: Floats) -> None:
     """Put flows into the queue of those that will start."""
     for index in range(len(flows)):
-        _queue(s, flows[index], times[index])
+        _queue(start_key, start_entry, counts, flows[index], times[index])
 
 
 @njit(cache=True, error_model="numpy")
 def admit(
-    s: State,
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    start_key: Floats,
+    start_entry: Whole32,
+    counts: Ints,
     flows: Ints,
     now: float,
-    route: Whole32,
+    path: Whole32,
     binding: Bools,
     pair: Ints,
     size: Floats,
@@ -1230,12 +1645,11 @@ def admit(
 
     Parameters
     ----------
-    s : State
     flows : int[F]
         Their numbers.
     now : float
         In s.
-    route : int32[F, H]
+    path : int32[F, H]
         Links, padded with -1; in the tables those that may become full come first.
     binding : bool[K]
         Links that may become full.
@@ -1253,75 +1667,94 @@ def admit(
     for index in range(len(flows)):
         f = flows[index]
         many = 0
-        for h in range(route.shape[1]):
-            link = route[index, h]
+        for h in range(path.shape[1]):
+            link = path[index, h]
             if link >= 0 and binding[link]:
-                s.route[f, many] = link
+                route[f, many] = link
                 many += 1
-                s.link_whole[RESERVED, link] += 1
-                used = s.link_whole[LAST, link] - s.link_whole[FIRST, link] + s.link_whole[RESERVED, link]
-                fits = fits and used <= s.link_whole[ROOM, link]
-        s.flow_whole[f, BINDING] = many
-        for h in range(route.shape[1]):
-            link = route[index, h]
+                link_whole[RESERVED, link] += 1
+                used = link_whole[LAST, link] - link_whole[FIRST, link] + link_whole[RESERVED, link]
+                fits = fits and used <= link_whole[ROOM, link]
+        flow_whole[f, BINDING] = many
+        for h in range(path.shape[1]):
+            link = path[index, h]
             if link >= 0 and not binding[link]:
-                s.route[f, many] = link
+                route[f, many] = link
                 many += 1
-        for h in range(many, route.shape[1]):
-            s.route[f, h] = -1
-        s.flow_whole[f, SOURCE], s.flow_whole[f, DESTINATION] = watch[index, 0], watch[index, 1]
-        s.flow_whole[f, PAIR] = pair[index]
-        s.flow_whole[f, ALIVE], s.flow_whole[f, WAITING] = 0, 1
-        s.flow_real[f, ASKED], s.flow_real[f, BOOKED] = size[index], 0.0
-        s.flow_real[f, WEIGHT] = weight[index] if len(weight) else 1.0
-        s.flow_real[f, CAP] = cap[index] if len(cap) else np.inf
-        _queue(s, f, now + delay[index] if len(delay) else now)
+        for h in range(many, path.shape[1]):
+            route[f, h] = -1
+        flow_whole[f, SOURCE], flow_whole[f, DESTINATION] = watch[index, 0], watch[index, 1]
+        flow_whole[f, PAIR] = pair[index]
+        flow_whole[f, ALIVE], flow_whole[f, WAITING] = 0, 1
+        flow_real[f, ASKED], flow_real[f, BOOKED] = size[index], 0.0
+        flow_real[f, WEIGHT] = weight[index] if len(weight) else 1.0
+        flow_real[f, CAP] = cap[index] if len(cap) else np.inf
+        _queue(start_key, start_entry, counts, f, now + delay[index] if len(delay) else now)
     return fits
 
 
 @njit(cache=True, error_model="numpy")
-def stop(s: State, flows: Ints, now: float, pending: Ints, woken: Ints, left: Floats, weighted: bool) -> int:
+def stop(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    part_whole: Ints,
+    carried: Floats,
+    flows: Ints,
+    now: float,
+    pending: Ints,
+    woken: Ints,
+    left: Floats,
+    weighted: bool,
+) -> int:
     """Take flows away before they end (``left`` is written: their bytes to go); return how many counters have reached zero."""
-    links = s.crossing.shape[0]
+    links = crossing.shape[0]
     woke = 0
     for index in range(len(flows)):
         f = flows[index]
-        if s.flow_whole[f, WAITING] != 0:
-            left[index] = s.flow_real[f, ASKED]
-            s.flow_whole[f, WAITING] = 0
-            for h in range(s.flow_whole[f, BINDING]):
-                s.link_whole[RESERVED, s.route[f, h]] -= 1
-            woke = _count_down(s.flow_whole, f, pending, woken, woke)
+        if flow_whole[f, WAITING] != 0:
+            left[index] = flow_real[f, ASKED]
+            flow_whole[f, WAITING] = 0
+            for h in range(flow_whole[f, BINDING]):
+                link_whole[RESERVED, route[f, h]] -= 1
+            woke = _count_down(flow_whole, f, pending, woken, woke)
             continue
         left[index] = min(
             max(
                 _exit(
-                    s.route,
-                    s.flow_whole,
-                    s.flow_real,
-                    s.link_whole,
-                    s.link_real,
-                    s.crossing,
-                    s.neighbours,
-                    s.shared,
-                    s.shared_weight,
+                    route,
+                    flow_whole,
+                    flow_real,
+                    link_whole,
+                    link_real,
+                    crossing,
+                    neighbours,
+                    shared,
+                    shared_weight,
                     f,
                     links,
                     weighted,
                 ),
                 0.0,
             ),
-            s.flow_real[f, ASKED],
+            flow_real[f, ASKED],
         )
         woke = _off(
-            s.route,
-            s.flow_whole,
-            s.flow_real,
-            s.link_whole,
-            s.link_real,
-            s.open,
-            s.part_whole,
-            s.carried,
+            route,
+            flow_whole,
+            flow_real,
+            link_whole,
+            link_real,
+            open_,
+            part_whole,
+            carried,
             f,
             left[index],
             now,
@@ -1333,74 +1766,111 @@ def stop(s: State, flows: Ints, now: float, pending: Ints, woken: Ints, left: Fl
 
 
 @njit(cache=True, error_model="numpy")
-def list_anew(s: State, old: Whole32, first: Ints) -> None:
-    """Write the flows of every link from ``old`` to ``s.listed``, where those of link k stand from ``first[k]`` on.
+def list_anew(flow_whole: Whole32, link_whole: Whole32, listed: Whole32, old: Whole32, first: Ints) -> None:
+    """Write the flows of every link from ``old`` to ``listed``, where those of link k stand from ``first[k]`` on.
 
     Flows that have ended are left out, so that their numbers may be used again.
     """
     for link in range(len(first)):
         to = first[link]
-        for place in range(s.link_whole[FIRST, link], s.link_whole[LAST, link]):
+        for place in range(link_whole[FIRST, link], link_whole[LAST, link]):
             f = old[place]
-            if s.flow_whole[f, ALIVE] != 0:
-                s.listed[to] = f
+            if flow_whole[f, ALIVE] != 0:
+                listed[to] = f
                 to += 1
-        s.link_whole[FIRST, link], s.link_whole[LAST, link] = first[link], to
+        link_whole[FIRST, link], link_whole[LAST, link] = first[link], to
 
 
 @njit(cache=True, error_model="numpy")
-def so_far(s: State, part: int, now: float, busy: Floats, through: Floats, weighted: bool) -> None:
+def so_far(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    open_: Floats,
+    crossing: Whole32,
+    neighbours: Whole32,
+    shared: Whole32,
+    shared_weight: Floats,
+    before: Floats,
+    listed: Whole32,
+    members: Whole32,
+    candidates: Whole32,
+    part_whole: Ints,
+    part_real: Floats,
+    capped: Whole32,
+    key: Floats,
+    entry: Whole32,
+    counts: Ints,
+    part: int,
+    now: float,
+    busy: Floats,
+    through: Floats,
+    weighted: bool,
+) -> None:
     """Add to copies of busy seconds and bytes what the links of a component did since these were counted last."""
-    if s.part_whole[PART_FLOWS, part] == 0:
+    if part_whole[PART_FLOWS, part] == 0:
         return
-    if s.part_whole[DIRTY, part] != CLEAN:
+    if part_whole[DIRTY, part] != CLEAN:
         _fill(
-            s.route,
-            s.flow_whole,
-            s.flow_real,
-            s.link_whole,
-            s.link_real,
-            s.open,
-            s.crossing,
-            s.neighbours,
-            s.shared,
-            s.shared_weight,
-            s.before,
-            s.listed,
-            s.members,
-            s.candidates,
-            s.part_whole,
-            s.part_real,
-            s.capped,
-            s.key,
-            s.entry,
-            s.counts,
+            route,
+            flow_whole,
+            flow_real,
+            link_whole,
+            link_real,
+            open_,
+            crossing,
+            neighbours,
+            shared,
+            shared_weight,
+            before,
+            listed,
+            members,
+            candidates,
+            part_whole,
+            part_real,
+            capped,
+            key,
+            entry,
+            counts,
             part,
             weighted,
         )
-    for place in range(s.part_whole[BEGIN, part], s.part_whole[END, part]):
-        link = s.members[place]
-        if s.link_whole[FLOWS, link] > 0:
-            busy[link] += now - s.link_real[SINCE, link]
-            through[link] += _load(s.link_whole, s.link_real, s.open, link) * (now - s.part_real[TIME, part])
+    for place in range(part_whole[BEGIN, part], part_whole[END, part]):
+        link = members[place]
+        if link_whole[FLOWS, link] > 0:
+            busy[link] += now - link_real[SINCE, link]
+            through[link] += _load(link_whole, link_real, open_, link) * (now - part_real[TIME, part])
 
 
 @njit(cache=True, error_model="numpy")
-def so_far_elsewhere(s: State, now: float, busy: Floats, through: Floats) -> None:
+def so_far_elsewhere(
+    route: Whole32,
+    flow_whole: Whole32,
+    flow_real: Floats,
+    link_whole: Whole32,
+    link_real: Floats,
+    crossing: Whole32,
+    part_real: Floats,
+    now: float,
+    busy: Floats,
+    through: Floats,
+) -> None:
     """Add to copies what the links that can never be full did for the flows that are on their way; :func:`so_far` comes first."""
-    links = s.crossing.shape[0]
+    links = crossing.shape[0]
     for link in range(links):
-        if s.link_whole[ELSEWHERE, link] > 0:
-            busy[link] += now - s.link_real[SINCE, link]
-    for f in range(s.route.shape[0]):
-        if s.flow_whole[f, ALIVE] == 0 or s.flow_whole[f, BINDING] == s.route.shape[1]:
+        if link_whole[ELSEWHERE, link] > 0:
+            busy[link] += now - link_real[SINCE, link]
+    for f in range(route.shape[0]):
+        if flow_whole[f, ALIVE] == 0 or flow_whole[f, BINDING] == route.shape[1]:
             continue
-        group = s.flow_whole[f, GROUP]
-        part = s.link_whole[COMPONENT, s.route[f, 0]]
-        service = s.link_real[SERVICE, group] + s.link_real[LEVEL, group] * (now - s.part_real[TIME, part])
-        left = (s.flow_real[f, TAG] - service) * _speed(s.flow_real, f, group, links)
-        for h in range(s.flow_whole[f, BINDING], s.route.shape[1]):
-            link = s.route[f, h]
+        group = flow_whole[f, GROUP]
+        part = link_whole[COMPONENT, route[f, 0]]
+        service = link_real[SERVICE, group] + link_real[LEVEL, group] * (now - part_real[TIME, part])
+        left = (flow_real[f, TAG] - service) * _speed(flow_real, f, group, links)
+        for h in range(flow_whole[f, BINDING], route.shape[1]):
+            link = route[f, h]
             if link < 0:
                 break
-            through[link] += s.flow_real[f, ASKED] - left - s.flow_real[f, BOOKED]
+            through[link] += flow_real[f, ASKED] - left - flow_real[f, BOOKED]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,6 +15,17 @@ from moesim.models.sharing.bottleneck_groups import State, Whole32
 from moesim.models.sharing.never_full import never_full
 
 _NONE: Floats = np.zeros(0)
+
+# A tuple of arrays is handed over with a star, which the types of compiled functions do not allow for.
+_advance = cast("Callable[..., tuple[float, int]]", kernel.advance)
+_admit = cast("Callable[..., bool]", kernel.admit)
+_start = cast("Callable[..., None]", kernel.start)
+_bring = cast("Callable[..., None]", kernel.bring)
+_queue = cast("Callable[..., None]", kernel.queue)
+_stop = cast("Callable[..., int]", kernel.stop)
+_list_anew = cast("Callable[..., None]", kernel.list_anew)
+_so_far = cast("Callable[..., None]", kernel.so_far)
+_so_far_elsewhere = cast("Callable[..., None]", kernel.so_far_elsewhere)
 
 
 def is_cached() -> bool:
@@ -95,6 +108,17 @@ class GroupsCore:
         self._binding = self._which_bind()
 
     @property
+    def _state(self) -> State:
+        return self._tables
+
+    @_state.setter
+    def _state(self, tables: State) -> None:
+        self._tables = tables
+        # What is handed over with nearly every call is gathered once.
+        self._to_advance = tuple(getattr(tables, name) for name in kernel.ADVANCE_TAKES)
+        self._to_admit = tuple(getattr(tables, name) for name in kernel.ADMIT_TAKES)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Return how much work was done: fillings, flows moved between groups, ends."""
         fills, moves, ends = self._state.counts[:3].tolist()
@@ -164,8 +188,8 @@ class GroupsCore:
         ids = self._room(flows)
         if weight is not None and not self._weighted and bool((weight != 1.0).any()):
             self._weigh()
-        fits = kernel.admit(
-            self._state,
+        fits = _admit(
+            *self._to_admit,
             ids,
             now,
             route,
@@ -198,9 +222,9 @@ class GroupsCore:
         s = self._state
         moving = ids[s.flow_whole[ids, kernel.ALIVE] != 0]
         for part in sorted({int(part) for part in s.link_whole[kernel.COMPONENT, s.route[moving, 0]]}):
-            kernel.bring(s, part, now, self._weighted)
+            _bring(*self._given(kernel.BRING_TAKES), part, now, self._weighted)
         left = np.empty(len(ids))
-        woke = kernel.stop(s, ids, now, pending, woken, left, self._weighted)
+        woke = _stop(*self._given(kernel.STOP_TAKES), ids, now, pending, woken, left, self._weighted)
         self.live -= len(ids)
         return left, woke
 
@@ -212,7 +236,7 @@ class GroupsCore:
         """Let links carry more or less from ``now`` on, in B/s, more than 0."""
         s = self._state
         for part in sorted({int(part) for part in s.link_whole[kernel.COMPONENT, links] if part >= 0}):
-            kernel.bring(s, part, now, self._weighted)
+            _bring(*self._given(kernel.BRING_TAKES), part, now, self._weighted)
         self._capacity[links] = values
         binding = self._which_bind()
         if self.live and (binding & ~self._binding).any():
@@ -240,7 +264,7 @@ class GroupsCore:
             The time reached, and how many counters reached zero at it.
         """
         ends = int(self._state.counts[kernel.ENDS])
-        now, woke = kernel.advance(self._state, horizon, self._now, pending, woken, self._weighted)
+        now, woke = _advance(*self._to_advance, horizon, self._now, pending, woken, self._weighted)
         self.live -= int(self._state.counts[kernel.ENDS]) - ends
         self._now = now
         return now, woke
@@ -251,9 +275,13 @@ class GroupsCore:
         self.busy[:] = s.link_real[kernel.BUSY, : self._links]
         self.through[:] = s.link_real[kernel.THROUGH, : self._links]
         for part in range(int(s.counts[kernel.PARTS])):
-            kernel.so_far(s, part, now, self.busy, self.through, self._weighted)
+            _so_far(*self._given(kernel.SO_FAR_TAKES), part, now, self.busy, self.through, self._weighted)
         if self.live and not self._binding.all():
-            kernel.so_far_elsewhere(s, now, self.busy, self.through)
+            _so_far_elsewhere(*self._given(kernel.SO_FAR_ELSEWHERE_TAKES), now, self.busy, self.through)
+
+    def _given(self, names: tuple[str, ...]) -> tuple[Any, ...]:
+        """Return arrays of the state by name, as a compiled function takes them."""
+        return tuple(getattr(self._state, name) for name in names)
 
     def _which_bind(self) -> Bools:
         return np.ones(self._links, dtype=np.bool_) if self._follows is None else ~never_full(self._capacity, self._follows)
@@ -276,15 +304,15 @@ class GroupsCore:
         watch = np.ascontiguousarray(whole[:, [kernel.SOURCE, kernel.DESTINATION]])
         weight, cap = real[:, kernel.WEIGHT].copy(), real[:, kernel.CAP].copy()
         asked = real[:, kernel.ASKED].copy()
-        kernel.admit(s, ids, 0.0, route, binding, whole[:, kernel.PAIR].astype(np.int64), asked, weight, cap, watch, starts[ids])
+        _admit(*self._to_admit, ids, 0.0, route, binding, whole[:, kernel.PAIR].astype(np.int64), asked, weight, cap, watch, starts[ids])
         s.flow_real[ids, kernel.BOOKED] = real[:, kernel.BOOKED] + np.where(waiting, 0.0, asked - left - real[:, kernel.BOOKED])
         self._relist()
         s = self._state
         # Those that were on their way go on at once; the queue keeps the others.
         moving = ids[~waiting]
         s.counts[kernel.QUEUED] = 0
-        kernel.start(s, moving, now, left[~waiting], self._weighted)
-        kernel.queue(s, ids[waiting], starts[ids[waiting]])
+        _start(*self._given(kernel.START_TAKES), moving, now, left[~waiting], self._weighted)
+        _queue(*self._given(kernel.QUEUE_TAKES), ids[waiting], starts[ids[waiting]])
         self.live = len(ids)
 
     def _room(self, flows: int) -> Ints:
@@ -332,7 +360,7 @@ class GroupsCore:
         room = np.maximum(whole[kernel.ROOM], 2 * (whole[kernel.FLOWS] + whole[kernel.RESERVED]) + 8).astype(np.int64)
         old = s.listed
         self._state = s._replace(listed=np.zeros(int(room.sum()), dtype=np.int32))
-        kernel.list_anew(self._state, old, np.cumsum(room) - room)
+        _list_anew(*self._given(kernel.LIST_ANEW_TAKES), old, np.cumsum(room) - room)
         whole[kernel.ROOM] = room
 
     def _going(self, ids: Ints | Whole32) -> Bools:
