@@ -20,6 +20,9 @@ from moesim.facts.routing import Routing
 from moesim.facts.scenario import Scenario, Setting
 from moesim.models.collective.gradients import GradientPlans
 
+NOTHING_LEFT = "No scheduled events left"
+"""How SimPy begins to say that its queue is empty and the awaited event has not happened."""
+
 
 class Machine:
     """A cluster that can play one step after another.
@@ -82,9 +85,8 @@ class Machine:
         done = run.all_done()
         try:
             self.env.run(until=done)
-        except RuntimeError:
-            # SimPy's way to say that its queue is empty and the event has not happened.
-            if done.triggered:
+        except RuntimeError as error:
+            if not str(error).startswith(NOTHING_LEFT):
                 raise
             raise Stuck(describe_stuck(run, self.env.now)) from None
         self.marks.append(Mark(start, self.env.now, self.fabric.busy, self.fabric.carried_on_link))
