@@ -15,6 +15,8 @@ function is rebuilt when its own file changes, and not when a file that it calls
 not the whole state: for each array in a tuple, a call counts references up and down.
 """
 # ruff: noqa: PLR0917 - compiled functions take arrays by position
+# The formatter would give each of some twenty arrays a line of its own, in every signature and call.
+# fmt: off
 
 from __future__ import annotations
 
@@ -89,114 +91,28 @@ class State(NamedTuple):
 
 
 ADVANCE_TAKES = (
-    "route",
-    "flow_whole",
-    "flow_real",
-    "link_whole",
-    "link_real",
-    "open",
-    "crossing",
-    "neighbours",
-    "shared",
-    "shared_weight",
-    "before",
-    "listed",
-    "members",
-    "candidates",
-    "part_whole",
-    "part_real",
-    "capped",
-    "carried",
-    "key",
-    "entry",
-    "start_key",
-    "start_entry",
-    "joined",
-    "counts",
+    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight", "before",
+    "listed", "members", "candidates", "part_whole", "part_real", "capped", "carried", "key", "entry", "start_key", "start_entry",
+    "joined", "counts"
 )
 ADMIT_TAKES = ("route", "flow_whole", "flow_real", "link_whole", "start_key", "start_entry", "counts")
 START_TAKES = (
-    "route",
-    "flow_whole",
-    "flow_real",
-    "link_whole",
-    "link_real",
-    "open",
-    "crossing",
-    "neighbours",
-    "shared",
-    "shared_weight",
-    "before",
-    "listed",
-    "members",
-    "candidates",
-    "part_whole",
-    "part_real",
-    "capped",
-    "key",
-    "entry",
-    "joined",
-    "counts",
+    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight", "before",
+    "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "joined", "counts"
 )
 BRING_TAKES = (
-    "route",
-    "flow_whole",
-    "flow_real",
-    "link_whole",
-    "link_real",
-    "open",
-    "crossing",
-    "neighbours",
-    "shared",
-    "shared_weight",
-    "before",
-    "listed",
-    "members",
-    "candidates",
-    "part_whole",
-    "part_real",
-    "capped",
-    "key",
-    "entry",
-    "counts",
+    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight", "before",
+    "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "counts"
 )
 QUEUE_TAKES = ("start_key", "start_entry", "counts")
 STOP_TAKES = (
-    "route",
-    "flow_whole",
-    "flow_real",
-    "link_whole",
-    "link_real",
-    "open",
-    "crossing",
-    "neighbours",
-    "shared",
-    "shared_weight",
-    "part_whole",
-    "carried",
+    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight",
+    "part_whole", "carried"
 )
 LIST_ANEW_TAKES = ("flow_whole", "link_whole", "listed")
 SO_FAR_TAKES = (
-    "route",
-    "flow_whole",
-    "flow_real",
-    "link_whole",
-    "link_real",
-    "open",
-    "crossing",
-    "neighbours",
-    "shared",
-    "shared_weight",
-    "before",
-    "listed",
-    "members",
-    "candidates",
-    "part_whole",
-    "part_real",
-    "capped",
-    "key",
-    "entry",
-    "counts",
+    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight", "before",
+    "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "counts"
 )
 SO_FAR_ELSEWHERE_TAKES = ("route", "flow_whole", "flow_real", "link_whole", "link_real", "crossing", "part_real")
 """Which arrays of a state each entry takes, in order. They are handed over one by one: a tuple of them takes ten times as long."""
@@ -285,18 +201,8 @@ def _speed(flow_real: Floats, f: int, group: int, links: int) -> float:
 
 @njit(cache=True, error_model="numpy")
 def _cross(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    group: int,
-    f: int,
-    sign: int,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, crossing: Whole32, neighbours: Whole32, shared: Whole32,
+    shared_weight: Floats, group: int, f: int, sign: int, weighted: bool
 ) -> None:
     """Count flow f among (1) or no more among (-1) the flows of a group on the other links of its route."""
     place_of, near, flows = crossing[group], neighbours[group], shared[group]
@@ -329,20 +235,8 @@ def _cross(
 
 @njit(cache=True, error_model="numpy")
 def _enter(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    f: int,
-    group: int,
-    left: float,
-    links: int,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, f: int, group: int, left: float, links: int, weighted: bool
 ) -> None:
     """Let a flow with ``left`` bytes to go into a group."""
     if link_whole[OWN, group] == 0:
@@ -366,17 +260,8 @@ def _unheap(flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_re
 
 @njit(cache=True, error_model="numpy")
 def _discount(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    f: int,
-    links: int,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, crossing: Whole32, neighbours: Whole32, shared: Whole32,
+    shared_weight: Floats, f: int, links: int, weighted: bool
 ) -> None:
     """Count a flow no more among those of its group."""
     group = flow_whole[f, GROUP]
@@ -387,18 +272,8 @@ def _discount(
 
 @njit(cache=True, error_model="numpy")
 def _exit(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    f: int,
-    links: int,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, f: int, links: int, weighted: bool
 ) -> float:
     """Take a flow out of its group; return the bytes that it still has to carry."""
     left = _unheap(flow_whole, flow_real, link_whole, link_real, f, links)
@@ -417,42 +292,16 @@ def _is_fixed(flow_whole: Whole32, link_whole: Whole32, f: int, links: int, numb
 
 @njit(cache=True, error_model="numpy")
 def _at_cap(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    counts: Ints,
-    f: int,
-    part: int,
-    links: int,
-    number: int,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, counts: Ints, f: int, part: int, links: int, number: int, weighted: bool
 ) -> bool:
     """Give a flow its cap as its rate, and take that off its links; return what :func:`_fix` returns."""
     group = links + part
     if flow_whole[f, GROUP] != group:
         left = _exit(route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted)
         _enter(
-            route,
-            flow_whole,
-            flow_real,
-            link_whole,
-            link_real,
-            crossing,
-            neighbours,
-            shared,
-            shared_weight,
-            f,
-            group,
-            left,
-            links,
-            weighted,
+            route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, group, left, links,
+            weighted
         )
         counts[MOVES] += 1
     flow_whole[f, SETTLED] = number
@@ -469,21 +318,9 @@ def _at_cap(
 
 @njit(cache=True, error_model="numpy")
 def _gather(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    listed: Whole32,
-    counts: Ints,
-    link: int,
-    links: int,
-    number: int,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, listed: Whole32, counts: Ints, link: int, links: int, number: int,
+    weighted: bool
 ) -> None:
     """Make all flows of a link that have no rate yet members of its group."""
     to = link_whole[FIRST, link]
@@ -498,20 +335,8 @@ def _gather(
                 route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted
             )
             _enter(
-                route,
-                flow_whole,
-                flow_real,
-                link_whole,
-                link_real,
-                crossing,
-                neighbours,
-                shared,
-                shared_weight,
-                f,
-                link,
-                left,
-                links,
-                weighted,
+                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, link, left, links,
+                weighted
             )
             counts[MOVES] += 1
     link_whole[LAST, link] = to
@@ -519,15 +344,8 @@ def _gather(
 
 @njit(cache=True, error_model="numpy")
 def _fix(
-    link_whole: Whole32,
-    open_: Floats,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    link: int,
-    level: float,
-    weighted: bool,
+    link_whole: Whole32, open_: Floats, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, link: int,
+    level: float, weighted: bool
 ) -> bool:
     """Take what the flows of a group use at a level off the other links that they cross.
 
@@ -554,16 +372,8 @@ def _fix(
 
 @njit(cache=True, error_model="numpy")
 def _undo(
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    neighbours: Whole32,
-    shared: Whole32,
-    before: Floats,
-    candidates: Whole32,
-    part_whole: Ints,
-    part: int,
-    level: float,
+    link_whole: Whole32, link_real: Floats, open_: Floats, neighbours: Whole32, shared: Whole32, before: Floats, candidates: Whole32,
+    part_whole: Ints, part: int, level: float
 ) -> None:
     """Take the levels of all groups at ``level`` and above back, from the last to the first, to the last bit; all weights are 1."""
     begin = part_whole[BEGIN, part]
@@ -638,28 +448,9 @@ def _pop(key: Floats, entry: Whole32, size: int) -> int:
 
 @njit(cache=True, error_model="numpy")
 def _fill(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    listed: Whole32,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    key: Floats,
-    entry: Whole32,
-    counts: Ints,
-    part: int,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, weighted: bool
 ) -> None:
     """Find the levels of a component, and when its next flow ends.
 
@@ -693,22 +484,8 @@ def _fill(
                         level = max(level, at)
                         short = (
                             _at_cap(
-                                route,
-                                flow_whole,
-                                flow_real,
-                                link_whole,
-                                link_real,
-                                open_,
-                                crossing,
-                                neighbours,
-                                shared,
-                                shared_weight,
-                                counts,
-                                f,
-                                part,
-                                links,
-                                number,
-                                weighted,
+                                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight,
+                                counts, f, part, links, number, weighted
                             )
                             or short
                         )
@@ -718,21 +495,8 @@ def _fill(
             link, level = entry[0], share
             if open_[link, count] > link_whole[OWN, link]:
                 _gather(
-                    route,
-                    flow_whole,
-                    flow_real,
-                    link_whole,
-                    link_real,
-                    crossing,
-                    neighbours,
-                    shared,
-                    shared_weight,
-                    listed,
-                    counts,
-                    link,
-                    links,
-                    number,
-                    weighted,
+                    route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, listed, counts,
+                    link, links, number, weighted
                 )
             link_real[LEVEL, link] = level
             link_whole[FIXED, link] = 1
@@ -749,14 +513,8 @@ def _fill(
 
 @njit(cache=True, error_model="numpy")
 def _plan_end(
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    crossing: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    part: int,
+    flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32, candidates: Whole32, part_whole: Ints,
+    part_real: Floats, part: int
 ) -> None:
     """Work out when the next flow of a component ends at the present levels."""
     begin = part_whole[BEGIN, part]
@@ -801,17 +559,8 @@ def _load(link_whole: Whole32, link_real: Floats, open_: Floats, link: int) -> f
 
 @njit(cache=True, error_model="numpy")
 def _pass_time(
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    part: int,
-    step: float,
-    now: float,
+    link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32, members: Whole32, candidates: Whole32, part_whole: Ints,
+    part_real: Floats, part: int, step: float, now: float
 ) -> None:
     """Let a component run at its present levels until ``now``, ``step`` seconds after its own time."""
     begin = part_whole[BEGIN, part]
@@ -829,20 +578,8 @@ def _pass_time(
 
 @njit(cache=True, error_model="numpy")
 def _off(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    part_whole: Ints,
-    carried: Floats,
-    f: int,
-    left: float,
-    now: float,
-    pending: Ints,
-    woken: Ints,
-    woke: int,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, part_whole: Ints,
+    carried: Floats, f: int, left: float, now: float, pending: Ints, woken: Ints, woke: int
 ) -> int:
     """Take a flow that is in no group any more off its links and counters; return how many counters have reached zero so far."""
     brought = flow_real[f, ASKED] - left
@@ -882,29 +619,10 @@ def _count_down(flow_whole: Whole32, f: int, pending: Ints, woken: Ints, woke: i
 
 @njit(cache=True, error_model="numpy")
 def _end_flows(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    carried: Floats,
-    entry: Whole32,
-    counts: Ints,
-    part: int,
-    pending: Ints,
-    woken: Ints,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, members: Whole32, candidates: Whole32, part_whole: Ints,
+    part_real: Floats, capped: Whole32, carried: Floats, entry: Whole32, counts: Ints, part: int, pending: Ints, woken: Ints,
+    weighted: bool
 ) -> int:
     """Let the flows end that end next in a component; return how many counters have reached zero."""
     links = crossing.shape[0]
@@ -943,57 +661,17 @@ def _end_flows(
 
 @njit(cache=True, error_model="numpy")
 def bring(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    listed: Whole32,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    key: Floats,
-    entry: Whole32,
-    counts: Ints,
-    part: int,
-    now: float,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, now: float, weighted: bool
 ) -> None:
     """Let a component run to ``now`` at its present levels, because something about it is going to change."""
     step = now - part_real[TIME, part]
     if part_whole[PART_FLOWS, part] > 0 and step > 0:
         if part_whole[DIRTY, part] != CLEAN:
             _fill(
-                route,
-                flow_whole,
-                flow_real,
-                link_whole,
-                link_real,
-                open_,
-                crossing,
-                neighbours,
-                shared,
-                shared_weight,
-                before,
-                listed,
-                members,
-                candidates,
-                part_whole,
-                part_real,
-                capped,
-                key,
-                entry,
-                counts,
-                part,
-                weighted,
+                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
+                members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
             )
         _pass_time(link_whole, link_real, open_, crossing, members, candidates, part_whole, part_real, part, step, now)
     part_real[TIME, part] = now
@@ -1010,30 +688,10 @@ def _root(joined: Whole32, part: int) -> int:
 
 @njit(cache=True, error_model="numpy")
 def _connect(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    listed: Whole32,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    key: Floats,
-    entry: Whole32,
-    joined: Whole32,
-    counts: Ints,
-    flows: Ints,
-    now: float,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Ints,
+    now: float, weighted: bool
 ) -> None:
     """Bring the components that new flows touch to ``now``, and make one of those that a flow joins."""
     parts = counts[PARTS]
@@ -1046,29 +704,8 @@ def _connect(
             apart = apart or part < 0 or part != home
             if part >= 0 and (part_real[TIME, part] != now or part_whole[DIRTY, part] != WHOLLY):
                 bring(
-                    route,
-                    flow_whole,
-                    flow_real,
-                    link_whole,
-                    link_real,
-                    open_,
-                    crossing,
-                    neighbours,
-                    shared,
-                    shared_weight,
-                    before,
-                    listed,
-                    members,
-                    candidates,
-                    part_whole,
-                    part_real,
-                    capped,
-                    key,
-                    entry,
-                    counts,
-                    part,
-                    now,
-                    weighted,
+                    route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before,
+                    listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, now, weighted
                 )
     if not apart:
         return
@@ -1095,39 +732,15 @@ def _connect(
             if component[route[f, h]] < 0:
                 component[route[f, h]] = home
     counts[PARTS] = _renumber(
-        route,
-        flow_whole,
-        flow_real,
-        link_whole,
-        link_real,
-        crossing,
-        neighbours,
-        shared,
-        shared_weight,
-        members,
-        candidates,
-        part_whole,
-        part_real,
-        capped,
-        parts,
-        joined,
-        weighted,
+        route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, members, candidates, part_whole,
+        part_real, capped, parts, joined, weighted
     )
 
 
 @njit(cache=True, error_model="numpy")
 def _leave_caps(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    capped: Whole32,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, weighted: bool
 ) -> Floats:
     """Take the flows that run at their caps out of their groups; return the bytes that each has to go, -1 for flows elsewhere."""
     links = crossing.shape[0]
@@ -1136,41 +749,16 @@ def _leave_caps(
         f = capped[place]
         if flow_whole[f, ALIVE] != 0 and flow_whole[f, GROUP] >= links:
             left[place] = _exit(
-                route,
-                flow_whole,
-                flow_real,
-                link_whole,
-                link_real,
-                crossing,
-                neighbours,
-                shared,
-                shared_weight,
-                f,
-                links,
-                weighted,
+                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted
             )
     return left
 
 
 @njit(cache=True, error_model="numpy")
 def _renumber(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    parts: int,
-    joined: Whole32,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, members: Whole32, candidates: Whole32, part_whole: Ints,
+    part_real: Floats, capped: Whole32, parts: int, joined: Whole32, weighted: bool
 ) -> int:
     """Give the joined components the numbers 0, 1 …, and each its links in one row; return how many there are.
 
@@ -1225,19 +813,8 @@ def _renumber(
 
 @njit(cache=True, error_model="numpy")
 def _return_to_caps(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    capped: Whole32,
-    parts: int,
-    left: Floats,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, parts: int, left: Floats, weighted: bool
 ) -> None:
     """Put the flows that :func:`_leave_caps` took out into the groups of their components' new numbers."""
     links = crossing.shape[0]
@@ -1250,77 +827,22 @@ def _return_to_caps(
         f = capped[place]
         if left[place] >= 0.0:
             _enter(
-                route,
-                flow_whole,
-                flow_real,
-                link_whole,
-                link_real,
-                crossing,
-                neighbours,
-                shared,
-                shared_weight,
-                f,
-                links + link_whole[COMPONENT, route[f, 0]],
-                left[place],
-                links,
-                weighted,
+                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links +
+                link_whole[COMPONENT, route[f, 0]], left[place], links, weighted
             )
 
 
 @njit(cache=True, error_model="numpy")
 def start(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    listed: Whole32,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    key: Floats,
-    entry: Whole32,
-    joined: Whole32,
-    counts: Ints,
-    flows: Ints,
-    now: float,
-    left: Floats,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Ints,
+    now: float, left: Floats, weighted: bool
 ) -> None:
     """Let flows that stand in the tables move ``left`` bytes: on their links, and in the group of the link that looks scarcest."""
     _connect(
-        route,
-        flow_whole,
-        flow_real,
-        link_whole,
-        link_real,
-        open_,
-        crossing,
-        neighbours,
-        shared,
-        shared_weight,
-        before,
-        listed,
-        members,
-        candidates,
-        part_whole,
-        part_real,
-        capped,
-        key,
-        entry,
-        joined,
-        counts,
-        flows,
-        now,
-        weighted,
+        route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
+        candidates, part_whole, part_real, capped, key, entry, joined, counts, flows, now, weighted
     )
     links = crossing.shape[0]
     whole, real = link_whole, link_real
@@ -1358,50 +880,17 @@ def start(
             candidates[part_whole[BEGIN, part] + part_whole[CANDIDATES, part]] = scarcest
             part_whole[CANDIDATES, part] += 1
         _enter(
-            route,
-            flow_whole,
-            flow_real,
-            link_whole,
-            link_real,
-            crossing,
-            neighbours,
-            shared,
-            shared_weight,
-            f,
-            scarcest,
-            left[index],
-            links,
-            weighted,
+            route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, scarcest, left[index],
+            links, weighted
         )
 
 
 @njit(cache=True, error_model="numpy")
 def _start_queued(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    listed: Whole32,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    key: Floats,
-    entry: Whole32,
-    start_key: Floats,
-    start_entry: Whole32,
-    joined: Whole32,
-    counts: Ints,
-    now: float,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, start_key: Floats, start_entry: Whole32,
+    joined: Whole32, counts: Ints, now: float, weighted: bool
 ) -> None:
     """Start the flows whose time has come."""
     flows = np.empty(counts[QUEUED], dtype=np.int64)
@@ -1420,65 +909,17 @@ def _start_queued(
     for index in range(many):
         left[index] = flow_real[flows[index], ASKED]
     start(
-        route,
-        flow_whole,
-        flow_real,
-        link_whole,
-        link_real,
-        open_,
-        crossing,
-        neighbours,
-        shared,
-        shared_weight,
-        before,
-        listed,
-        members,
-        candidates,
-        part_whole,
-        part_real,
-        capped,
-        key,
-        entry,
-        joined,
-        counts,
-        flows[:many],
-        now,
-        left,
-        weighted,
+        route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
+        candidates, part_whole, part_real, capped, key, entry, joined, counts, flows[:many], now, left, weighted
     )
 
 
 @njit(cache=True, error_model="numpy")
 def advance(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    listed: Whole32,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    carried: Floats,
-    key: Floats,
-    entry: Whole32,
-    start_key: Floats,
-    start_entry: Whole32,
-    joined: Whole32,
-    counts: Ints,
-    horizon: float,
-    now: float,
-    pending: Ints,
-    woken: Ints,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, carried: Floats, key: Floats, entry: Whole32, start_key: Floats,
+    start_entry: Whole32, joined: Whole32, counts: Ints, horizon: float, now: float, pending: Ints, woken: Ints, weighted: bool
 ) -> tuple[float, int]:
     """Let time pass until a counter reaches zero, or until ``horizon``; flows start when it is their time.
 
@@ -1508,28 +949,8 @@ def advance(
                 continue
             if part_whole[DIRTY, part] != CLEAN:
                 _fill(
-                    route,
-                    flow_whole,
-                    flow_real,
-                    link_whole,
-                    link_real,
-                    open_,
-                    crossing,
-                    neighbours,
-                    shared,
-                    shared_weight,
-                    before,
-                    listed,
-                    members,
-                    candidates,
-                    part_whole,
-                    part_real,
-                    capped,
-                    key,
-                    entry,
-                    counts,
-                    part,
-                    weighted,
+                    route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before,
+                    listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
                 )
             if part_real[NEXT_END, part] < soonest:
                 soonest = part_real[NEXT_END, part]
@@ -1539,31 +960,8 @@ def advance(
                 return horizon, 0
             now = start_key[0]
             _start_queued(
-                route,
-                flow_whole,
-                flow_real,
-                link_whole,
-                link_real,
-                open_,
-                crossing,
-                neighbours,
-                shared,
-                shared_weight,
-                before,
-                listed,
-                members,
-                candidates,
-                part_whole,
-                part_real,
-                capped,
-                key,
-                entry,
-                start_key,
-                start_entry,
-                joined,
-                counts,
-                now,
-                weighted,
+                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
+                members, candidates, part_whole, part_real, capped, key, entry, start_key, start_entry, joined, counts, now, weighted
             )
             continue
         if first < 0:
@@ -1572,29 +970,8 @@ def advance(
             return horizon, 0
         now = soonest
         woke = _end_flows(
-            route,
-            flow_whole,
-            flow_real,
-            link_whole,
-            link_real,
-            open_,
-            crossing,
-            neighbours,
-            shared,
-            shared_weight,
-            before,
-            members,
-            candidates,
-            part_whole,
-            part_real,
-            capped,
-            carried,
-            entry,
-            counts,
-            first,
-            pending,
-            woken,
-            weighted,
+            route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, members,
+            candidates, part_whole, part_real, capped, carried, entry, counts, first, pending, woken, weighted
         )
         if woke:
             return now, woke
@@ -1623,23 +1000,9 @@ def queue(start_key: Floats, start_entry: Whole32, counts: Ints, flows: Ints, ti
 
 @njit(cache=True, error_model="numpy")
 def admit(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    start_key: Floats,
-    start_entry: Whole32,
-    counts: Ints,
-    flows: Ints,
-    now: float,
-    path: Whole32,
-    binding: Bools,
-    pair: Ints,
-    size: Floats,
-    weight: Floats,
-    cap: Floats,
-    watch: Whole32,
-    delay: Floats,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32, counts: Ints,
+    flows: Ints, now: float, path: Whole32, binding: Bools, pair: Ints, size: Floats, weight: Floats, cap: Floats, watch: Whole32,
+    delay: Floats
 ) -> bool:
     """Write new flows into the tables and into the queue of those that will start.
 
@@ -1695,24 +1058,9 @@ def admit(
 
 @njit(cache=True, error_model="numpy")
 def stop(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    part_whole: Ints,
-    carried: Floats,
-    flows: Ints,
-    now: float,
-    pending: Ints,
-    woken: Ints,
-    left: Floats,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, part_whole: Ints, carried: Floats, flows: Ints, now: float,
+    pending: Ints, woken: Ints, left: Floats, weighted: bool
 ) -> int:
     """Take flows away before they end (``left`` is written: their bytes to go); return how many counters have reached zero."""
     links = crossing.shape[0]
@@ -1726,41 +1074,12 @@ def stop(
                 link_whole[RESERVED, route[f, h]] -= 1
             woke = _count_down(flow_whole, f, pending, woken, woke)
             continue
-        left[index] = min(
-            max(
-                _exit(
-                    route,
-                    flow_whole,
-                    flow_real,
-                    link_whole,
-                    link_real,
-                    crossing,
-                    neighbours,
-                    shared,
-                    shared_weight,
-                    f,
-                    links,
-                    weighted,
-                ),
-                0.0,
-            ),
-            flow_real[f, ASKED],
+        going = _exit(
+            route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted
         )
+        left[index] = min(max(going, 0.0), flow_real[f, ASKED])
         woke = _off(
-            route,
-            flow_whole,
-            flow_real,
-            link_whole,
-            link_real,
-            open_,
-            part_whole,
-            carried,
-            f,
-            left[index],
-            now,
-            pending,
-            woken,
-            woke,
+            route, flow_whole, flow_real, link_whole, link_real, open_, part_whole, carried, f, left[index], now, pending, woken, woke
         )
     return woke
 
@@ -1783,59 +1102,18 @@ def list_anew(flow_whole: Whole32, link_whole: Whole32, listed: Whole32, old: Wh
 
 @njit(cache=True, error_model="numpy")
 def so_far(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    open_: Floats,
-    crossing: Whole32,
-    neighbours: Whole32,
-    shared: Whole32,
-    shared_weight: Floats,
-    before: Floats,
-    listed: Whole32,
-    members: Whole32,
-    candidates: Whole32,
-    part_whole: Ints,
-    part_real: Floats,
-    capped: Whole32,
-    key: Floats,
-    entry: Whole32,
-    counts: Ints,
-    part: int,
-    now: float,
-    busy: Floats,
-    through: Floats,
-    weighted: bool,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, now: float, busy: Floats,
+    through: Floats, weighted: bool
 ) -> None:
     """Add to copies of busy seconds and bytes what the links of a component did since these were counted last."""
     if part_whole[PART_FLOWS, part] == 0:
         return
     if part_whole[DIRTY, part] != CLEAN:
         _fill(
-            route,
-            flow_whole,
-            flow_real,
-            link_whole,
-            link_real,
-            open_,
-            crossing,
-            neighbours,
-            shared,
-            shared_weight,
-            before,
-            listed,
-            members,
-            candidates,
-            part_whole,
-            part_real,
-            capped,
-            key,
-            entry,
-            counts,
-            part,
-            weighted,
+            route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
+            members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
         )
     for place in range(part_whole[BEGIN, part], part_whole[END, part]):
         link = members[place]
@@ -1846,16 +1124,8 @@ def so_far(
 
 @njit(cache=True, error_model="numpy")
 def so_far_elsewhere(
-    route: Whole32,
-    flow_whole: Whole32,
-    flow_real: Floats,
-    link_whole: Whole32,
-    link_real: Floats,
-    crossing: Whole32,
-    part_real: Floats,
-    now: float,
-    busy: Floats,
-    through: Floats,
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32, part_real: Floats,
+    now: float, busy: Floats, through: Floats
 ) -> None:
     """Add to copies what the links that can never be full did for the flows that are on their way; :func:`so_far` comes first."""
     links = crossing.shape[0]
