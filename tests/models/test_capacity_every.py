@@ -155,8 +155,8 @@ def test_what_a_tight_rule_keeps_a_wide_one_keeps_too(case, low, high):
         FastMoe(factor=low),
     ):
         shift = high - low
-        if isinstance(rule, MegaBlocks) and routing.tokens < routing.experts:
-            continue  # a capacity of int(...) = 0 means no limit
+        if isinstance(rule, MegaBlocks) and np.diff(routing.token_start).min() < routing.experts:
+            continue  # a capacity of int(...) = 0, on a GPU with few tokens, means no limit
         tight, wide = limit(rule, routing, ranks), limit(dataclasses.replace(rule, factor=rule.factor + shift), routing, ranks)
         assert (wide.routing.ids[tight.routing.ids >= 0] >= 0).all()
 
