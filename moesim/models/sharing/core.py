@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.delays import Prompt, Whole32
 from moesim.models.sharing.modes import BOUND, EXACT, Mode
 
-Whole32 = NDArray[np.int32]
 
-
-class Core(Protocol):
+class Core(Prompt, Protocol):
     """Flows on links without a clock of their own; :class:`~moesim.models.sharing.groups.GroupsCore` describes each method.
 
     A core never goes beyond the horizon that it is given, so that whoever owns the clock can let flows start at any time.
     """
-
-    busy: Floats
-    through: Floats
-    carried: Floats
-
-    @property
-    def live(self) -> int:
-        """Flows on their way or about to start."""
-        ...
-
-    def reset(self) -> None:
-        """Begin a new busy period."""
-        ...
 
     def join(
         self,
@@ -44,27 +27,7 @@ class Core(Protocol):
         pending: Ints,
         delay: Floats | None = None,
     ) -> Ints:
-        """Let flows start to move."""
-        ...
-
-    def leave(self, now: float, ids: Ints, pending: Ints, woken: Ints) -> tuple[Floats, int]:
-        """Take flows away before they end."""
-        ...
-
-    def on_their_way(self) -> Ints:
-        """Return the numbers of the flows that are on their way or about to start."""
-        ...
-
-    def change_capacity(self, now: float, links: Ints, values: Floats) -> None:
-        """Let links carry more or less from now on."""
-        ...
-
-    def advance(self, horizon: float, pending: Ints, woken: Ints) -> tuple[float, int]:
-        """Let time pass until a counter reaches zero, or until the horizon."""
-        ...
-
-    def catch_up(self, now: float) -> None:
-        """Bring ``busy`` and ``through`` up to now."""
+        """Let flows start to move, each after its delay."""
         ...
 
 
