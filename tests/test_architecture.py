@@ -59,7 +59,9 @@ def test_every_file_is_on_a_floor_or_is_the_public_checks() -> None:
         "models",
         "measure",
         "engine",
+        "study",
         "desk",
+        "lab",
         "cli",
         "testing",
     }

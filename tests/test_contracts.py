@@ -28,6 +28,7 @@ PLUGINS = _ours()
 # Instances for kinds that cannot be made without arguments, or whose defaults would not show what they do in a short check.
 EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("source", "recorded"): {"trace": "tiny.npz"},
+    ("source", "imbalance"): {"workload": "W2_hot_rank"},
     ("capacity", "megatron"): {"factor": 1.25},
     ("placement", "biased"): {"redundant": 4, "window": 3, "interval": 4},
     ("placement", "eplb"): {"redundant": 4, "window": 3, "interval": 4},

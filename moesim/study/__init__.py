@@ -1,0 +1,1 @@
+"""Many runs: comparing, sweeping, planning, calibrating and validating. No clock, no files."""
