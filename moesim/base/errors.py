@@ -9,6 +9,8 @@
     ├── TraceError        a recorded file does not parse  2
     ├── FidelityError     a trace cannot answer this      2
     ├── UsageError        arguments that do not fit       2
+    ├── CalibrationError  measurements that fit nothing   2
+    ├── MeasurementError  a rank died or lost data        1
     ├── ResultError       results could not be written    1
     └── SimulationError                                   1
         ├── LawBroken     which law, the two numbers, where
@@ -96,6 +98,16 @@ class UsageError(MoesimError):
     """Arguments of a command or function do not fit together."""
 
     exit_code = 2
+
+
+class CalibrationError(MoesimError):
+    """Measurements cannot be read, or do not determine what is to be fitted to them."""
+
+    exit_code = 2
+
+
+class MeasurementError(MoesimError):
+    """A measurement went wrong: a rank died, took too long, or received what nobody sent."""
 
 
 class ResultError(MoesimError):

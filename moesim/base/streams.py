@@ -39,3 +39,19 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
         digest = hashlib.blake2b(f"{type(name).__name__}:{name}".encode(), digest_size=8).digest()
         key += [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")]
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=tuple(key)))
+
+
+def plain_stream(*numbers: int) -> np.random.Generator:
+    """Return the generator that NumPy itself makes of some whole numbers: for inputs that others must be able to draw without moesim.
+
+    Parameters
+    ----------
+    *numbers : int
+        Each 0 or more.
+
+    Examples
+    --------
+    >>> bool(plain_stream(0, 4).random() == np.random.default_rng([0, 4]).random())
+    True
+    """
+    return np.random.default_rng(list(numbers))

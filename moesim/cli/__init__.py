@@ -11,6 +11,7 @@ COMMANDS = {
     "init": Lazy("moesim.cli.init:command", "Write a scenario to start from."),
     "check": Lazy("moesim.cli.check:command", "Read a scenario and report every problem in it."),
     "run": Lazy("moesim.cli.run:command", "Simulate a scenario."),
+    "why": Lazy("moesim.cli.why:command", "Say why a step takes as long as it does, and what would help."),
     "network": Lazy("moesim.cli.network:command", "Play traffic on the cluster alone, and find the bottleneck."),
     "place": Lazy("moesim.cli.place:command", "Plan a placement of experts from their loads."),
     "report": Lazy("moesim.cli.report:command", "Draw the report of finished runs."),

@@ -6,8 +6,8 @@ from typing import Any
 
 from moesim.base.errors import PluginError, Problem, did_you_mean
 
-READERS = ("wiring", "placement")
-"""Words that :class:`~moesim.base.fields.ReadFile` may name."""
+READERS = ("wiring", "placement", "expert_times", "profile")
+"""Words that :class:`~moesim.base.fields.ReadFile` may name; ``profile/WORD`` reads the sections of a profile that begin with WORD."""
 
 
 def read_content(reader: str, path: str, keys: dict[str, Any]) -> tuple[Any, list[Problem]]:
@@ -42,4 +42,12 @@ def read_content(reader: str, path: str, keys: dict[str, Any]) -> tuple[Any, lis
         from moesim.desk.placement_files import read_placement
 
         return read_placement(path, keys)
+    if reader == "expert_times":
+        from moesim.desk.expert_times import read_expert_times
+
+        return read_expert_times(path, keys)
+    if reader.partition("/")[0] == "profile":
+        from moesim.desk.profile_files import content_of_profile
+
+        return content_of_profile(path, reader.partition("/")[2])
     raise PluginError(f"a field wants its file read as {reader!r}{did_you_mean(reader, READERS)}")

@@ -47,18 +47,20 @@ def apply_overrides(tree: Node, overrides: Iterable[str], annotation: Any) -> tu
         problems += [place.problem(path, problem.message) for problem in wrong]
         if wrong:
             continue
-        steps = _steps(tree, path)
         node = value.moved(place) if value is not None else Node(None, place, place)
-        changed = _put(tree, steps, node, annotation)
-        if isinstance(changed, Node):
-            tree = changed
-        else:
-            problems.append(place.problem(path, changed))
+        tree, wrong = lay_over(tree, path, node, annotation)
+        problems += wrong
     return tree, problems
 
 
-def _steps(tree: Node, path: str) -> list[str]:
-    """Split a path at its dots, but keep keys of the tree that hold dots themselves in one piece."""
+def lay_over(tree: Node, path: str, value: Node, annotation: Any) -> tuple[Node, list[Problem]]:
+    """Return the tree with a value at a dotted path, or the tree as it was and what is in the way; the rest is as in apply_overrides."""
+    changed = _put(tree, steps_of(tree, path), value, annotation)
+    return (changed, []) if isinstance(changed, Node) else (tree, [value.place.problem(path, changed)])
+
+
+def steps_of(tree: Node, path: str) -> list[str]:
+    """Return the steps of a dotted path; keys of the tree that hold dots themselves stay in one piece."""
     words, steps = path.split("."), []
     node: Node | None = tree
     while words:

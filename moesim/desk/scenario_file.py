@@ -11,9 +11,11 @@ from typing import Any
 from moesim.base.errors import PluginError, Problem, ScenarioError
 from moesim.base.registry import load_plugin_file
 from moesim.desk.content import read_content
+from moesim.desk.matrix import read_matrix
+from moesim.desk.matrix_paths import with_absolute_paths
 from moesim.desk.model_section import read_model
 from moesim.desk.overrides import apply_overrides
-from moesim.desk.shape import files_to_read, is_file, parts
+from moesim.desk.shape import files_to_read, is_file, is_name, is_profile, parts
 from moesim.desk.structure import Path, problems_of, structure
 from moesim.desk.unknown_plugin import with_unknown
 from moesim.desk.variants import inherited, with_variants
@@ -75,18 +77,52 @@ def read_scenario(
     read_trace: Callable[..., Trace] | None = None,
 ) -> Scenario:
     """Read the text of a scenario; ``file`` is what problems call it. The rest is as in :func:`load_scenario`."""
+    written, problems = tree_of(text, file)
+    tree, wrong = apply_overrides(written, overrides, Scenario)
+    return scenario_of(tree, written, folder=folder, problems=[*problems, *wrong], check=check, read_trace=read_trace)
+
+
+def tree_of(text: str, file: str) -> tuple[Node, list[Problem]]:
+    """Return the mapping that the text of a scenario holds, and the problems of its YAML.
+
+    Raises
+    ------
+    ScenarioError
+        If it holds none.
+    """
     tree, problems = parse_yaml(text, file)
     if tree is None:
         raise ScenarioError(problems or [Place(file).problem("", "the file is empty; 'moesim init' writes one to start from")])
     if not isinstance(tree.value, dict):
         message = "a scenario is a mapping of keys such as 'name: ...'; 'moesim init' writes one to start from"
         raise ScenarioError([*problems, tree.place.problem("", message)])
-    reading = Reading(folder=FilePath(folder), must_exist=check, problems=problems)
-    written = tree
-    tree, wrong = apply_overrides(tree, overrides, Scenario)
-    reading.problems += wrong
+    return tree, problems
+
+
+def scenario_of(
+    tree: Node,
+    written: Node,
+    *,
+    folder: str | os.PathLike[str],
+    problems: Iterable[Problem] = (),
+    check: bool = True,
+    fit: bool = True,
+    read_trace: Callable[..., Trace] | None = None,
+) -> Scenario:
+    """Return the scenario of a tree; the rest is as in :func:`load_scenario`.
+
+    Parameters
+    ----------
+    tree, written : Node
+        With and without what was laid over it.
+    problems : iterable of Problem
+        What is known to be wrong already.
+    fit : bool
+        With ``check``, whether the parts must fit together; not needed of a scenario that was checked before.
+    """
+    reading = Reading(folder=FilePath(folder), must_exist=check, problems=list(problems))
     scenario, tree = reading.scenario(tree, written)
-    if scenario is not None and check and not reading.problems:
+    if scenario is not None and check and fit and not reading.problems:
         reading.problems += _checked(scenario, tree, read_trace)
     if scenario is None or reading.problems:
         raise ScenarioError(reading.problems)
@@ -144,6 +180,7 @@ class Reading:
         tree = self.with_plugins(tree)
         # Variants first: a partial section knows its kind, and so which of its keys are files, only from the base.
         tree = self.with_files(with_variants(tree, written), Scenario)
+        tree = self.with_matrix(tree)
         if not self.must_exist:
             tree = with_unknown(tree, Scenario)
         data: dict[str, Any] = tree.data()
@@ -188,12 +225,35 @@ class Reading:
         """Return the tree with the path of every file absolute."""
         for step, inner, child in list(parts(annotation, node)):
             here = (*path, step)
-            new = self.resolved(child, dotted(here)) if is_file(inner) else self.with_files(child, inner, here)
+            new = self.named_file(child, inner, dotted(here)) if is_file(inner) else self.with_files(child, inner, here)
             if new is not child and isinstance(step, str):
                 node = node.with_child(step, new)
             elif new is not child:
                 node = Node([new if index == step else item for index, item in enumerate(node.value)], node.place, node.key)
         return self.with_content(node, annotation, path)
+
+    def named_file(self, node: Node, annotation: Any, path: str) -> Node:
+        """Return a path as an absolute one; where a profile is wanted, the name of a shipped one will do."""
+        if not (isinstance(node.value, str) and is_profile(annotation) and is_name(node.value)):
+            return self.resolved(node, path)
+        from moesim.desk.presets.profiles import profile_path
+
+        try:
+            return Node(str(profile_path(node.value)), node.place, node.key)
+        except PluginError as error:
+            self.problems.append(node.place.problem(path, str(error)))
+            return node
+
+    def with_matrix(self, tree: Node) -> Node:
+        """Return the tree with the paths of files in its matrix absolute; without the matrix if that is faulty."""
+        node = tree.child("matrix")
+        if node is None:
+            return tree
+        _, wrong = read_matrix(node)
+        self.problems += wrong
+        if wrong or node.value is None:
+            return tree.without("matrix")
+        return tree.with_child("matrix", with_absolute_paths(node, tree, self.named_file))
 
     def with_content(self, node: Node, annotation: Any, path: Path) -> Node:
         """Return a section with what its files hold in place of their paths, where the loader is to read them."""

@@ -45,8 +45,11 @@ def digest(scenario: Scenario) -> str:
     paths of plug-in files, nor the order of keys; the order of ``compare`` does, since its first variant is the baseline.
     """
     data = plain_data(scenario, Scenario, lambda _: "")
-    data.pop("plugins")
+    for no_part_of_a_run in ("plugins", "plan", "sensitivity"):
+        data.pop(no_part_of_a_run)
     data["compare"] = list(data["compare"].items())
+    if not scenario.matrix:
+        data.pop("matrix")  # a scenario without one means what it meant before there were any
     text = json.dumps(data, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

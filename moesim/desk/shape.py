@@ -117,6 +117,17 @@ def is_file(annotation: Any) -> bool:
     return any(isinstance(marker_of(choice), FilePath) for choice in alternatives(annotation))
 
 
+def is_profile(annotation: Any) -> bool:
+    """Tell whether a field names a profile: a file of one's own, or a shipped one by its name."""
+    markers = [marker_of(choice) for choice in alternatives(annotation)]
+    return any(isinstance(marker, ReadFile) and marker.reader.partition("/")[0] == "profile" for marker in markers)
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text is a bare name such as ``h200-sxm`` and no path: it has no folder and no ending of a file."""
+    return bool(text.strip()) and not any(part in text for part in ("/", "\\")) and not text.endswith((".yaml", ".yml"))
+
+
 def files_to_read(annotation: Any, node: Node) -> Iterator[tuple[str, ReadFile]]:
     """Yield the name and the marker of every field of a section that holds the path of a file which the loader is to read."""
     section = section_of(annotation, node)

@@ -52,6 +52,11 @@ def assumptions(
             else "communication and computation do not overlap."
         ),
     ]
+    if cluster.shares_cores:
+        lines.append(
+            f"{cluster.gpus} ranks compute on {cluster.pool_cores.sum():g} cores: those that compute at once in a pool share its cores "
+            "equally. Switching between ranks, colder caches and the cores' work for the network cost nothing."
+        )
     if scenario.workload.phase == "training":
         lines += _training(scenario.schedule)
     lines += [f"Model: {note}" for note in scenario.model.notes]

@@ -10,6 +10,7 @@ import simpy
 
 from moesim.base.errors import PluginError
 from moesim.engine.collective import Collective
+from moesim.engine.cores import Cores
 from moesim.engine.fabric import Fabric
 from moesim.engine.group_call import GroupCall
 from moesim.engine.load import StepLoad
@@ -41,6 +42,8 @@ class StepRun:
         G.
     gradients : GradientPlans or None
         What keeps the copies of the weights equal, if the program has such tasks.
+    cores : Cores or None
+        The processors that ranks share; if left out, every GPU computes alone.
     """
 
     def __init__(
@@ -54,7 +57,9 @@ class StepRun:
         ranks: int,
         gpus: int,
         gradients: GradientPlans | None = None,
+        cores: Cores | None = None,
     ) -> None:
+        self._cores = cores
         self._env = env
         self._fabric = fabric
         self._recorder = recorder
@@ -111,6 +116,8 @@ class StepRun:
 
         So does the launch of a collective that comes right after them. Returns when the last kernel ended, or -1 if nothing was launched.
         """
+        if self._cores is not None and self._cores.contended(gpu):
+            return (yield from self._compute_beside_others(self._cores, gpu, name, tasks, launch))
         start = self._env.now
         ends = []
         end = start
@@ -125,6 +132,22 @@ class StepRun:
             self._recorder.span(task.work, gpu, task.lane, start, end, tokens=int(self._tokens(task.work)[gpu]))
             start = end
         return end if launch else -1.0
+
+    def _compute_beside_others(
+        self, cores: Cores, gpu: int, name: str, tasks: list[Task], launch: float
+    ) -> Generator[simpy.Event, Any, float]:
+        """Run kernels on cores that other ranks use too: nobody knows when one ends before it has. A launch is a wait, and takes no core."""
+        end = self._env.now
+        for task in tasks:
+            start = self._env.now
+            self.waiting[gpu, name] = (task.lane, f"its own {task.work.phase} of layer {task.work.layer}")
+            yield cores.run(gpu, float(self._load.seconds[task.work][gpu]))
+            end = self._env.now
+            self._recorder.span(task.work, gpu, task.lane, start, end, tokens=int(self._tokens(task.work)[gpu]))
+        if not launch:
+            return -1.0
+        yield self._env.timeout(launch)
+        return end
 
     def _launch_after(self, segment: list[int], number: int, segments: list[list[int]]) -> float:
         """Return how long the launch of the collective takes that follows a segment at once; 0 if none does."""

@@ -8,6 +8,7 @@ import numpy as np
 import simpy
 
 from moesim.base.errors import PluginError, Stuck
+from moesim.engine.cores import Cores
 from moesim.engine.fabric import Fabric
 from moesim.engine.lanes import StepRun
 from moesim.engine.load import Policies, StepLoad, load_step
@@ -48,6 +49,7 @@ class Machine:
         self._port = math.inf
         self._gradients = _gradient_plans(scenario.schedule, setting, placement)
         self.recorder = Recorder(setting.cluster)
+        self._cores = Cores(self.env, setting.cluster) if setting.cluster.shares_cores else None
         self.marks: list[Mark] = []
 
     @property
@@ -81,6 +83,7 @@ class Machine:
             ranks=self.setting.parallel.ep,
             gpus=self.setting.gpus,
             gradients=self._gradients,
+            cores=self._cores,
         )
         done = run.all_done()
         try:

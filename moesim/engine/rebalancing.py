@@ -104,6 +104,10 @@ class Rebalancing:
             bytes=float(sum(size.sum() for _, size in wanted)),
         )
         self.moves.append(move)
+        if self.rules.mode == "free":
+            move.planner, move.bytes, move.in_place = 0.0, 0.0, step
+            machine.placement = new
+            return
         if self.rules.mode == "sync":
             self._stop_the_world(new, [size for _, size in wanted], move)
             return

@@ -16,6 +16,7 @@ from moesim import __version__
 from moesim.engine.assumptions import assumptions
 from moesim.engine.balanced import balanced_steps, fresh_policies, kept_shares
 from moesim.engine.machine import Machine
+from moesim.engine.no_network import no_communication_on_shared_cores
 from moesim.engine.placing import first_placement
 from moesim.engine.rebalancing import Rebalancing
 from moesim.engine.tables import build_tables, rebalances
@@ -29,7 +30,7 @@ from moesim.facts.program import Program, may_overlap
 from moesim.facts.record import Result
 from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
-from moesim.measure.collect import measure_all
+from moesim.measure.collect import fresh_steps, sample_all, summarise_all
 from moesim.models.bounds import no_communication
 from moesim.models.gate.losses import layer_losses
 
@@ -109,7 +110,10 @@ def simulate(
         barrier = barrier or any(exchange.barrier for layer in load.layers for exchange in layer.exchange.values())
         if step >= scenario.warmup:
             shares.append(kept_shares(load, scenario.model.top_k))
-            floors.append(no_communication(program, load.seconds, setting.groups))
+            if cluster.shares_cores:
+                floors.append(no_communication_on_shared_cores(program, load.seconds, setting.groups, cluster))
+            else:
+                floors.append(no_communication(program, load.seconds, setting.groups))
         tally.add(step, load, mark)
         rebalancing.learn(load)
         if progress is not None:
@@ -123,11 +127,14 @@ def simulate(
         "step_time_if_no_communication": np.array(floors),
     }
     shared = machine.fabric.report()
-    metrics = measure_all(Record(scenario=scenario, cluster=cluster, tables=tables, bounds=bounds), bases)
+    record = Record(scenario=scenario, cluster=cluster, tables=tables, bounds=bounds)
+    samples, fresh = sample_all(record), fresh_steps(record)
     return Result(
         scenario=scenario,
         tables=tables,
-        metrics=metrics,
+        metrics=summarise_all(samples, bases, fresh=fresh),
+        samples=samples,
+        fresh=fresh,
         warnings=(*notes, *warnings(scenario, cluster, tables, shared)),
         assumptions=assumptions(scenario, cluster, compute_basis, barrier=barrier, overlap=may_overlap(program), shared=shared),
         facts={**_facts(scenario, setting, tally), "sharing": shared},

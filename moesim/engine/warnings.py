@@ -29,7 +29,7 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], 
         _memory(cluster, tables),
         _oversubscription(scenario, tables),
         *_routing(scenario),
-        _variants(scenario),
+        *_variants(scenario),
     ]
     return tuple(sentence for sentence in found if sentence)
 
@@ -78,7 +78,14 @@ def _routing(scenario: Scenario) -> list[str]:
     return sentences
 
 
-def _variants(scenario: Scenario) -> str:
-    if not scenario.compare:
-        return ""
+def _variants(scenario: Scenario) -> list[str]:
+    found = []
+    if scenario.matrix:
+        found.append("the matrix was left alone: this run is of the values above it; 'moesim sweep' runs all of its cells")
+    if scenario.compare:
+        found.append(_compare(scenario))
+    return found
+
+
+def _compare(scenario: Scenario) -> str:
     return f"the variants under compare ({', '.join(scenario.compare)}) were checked, but this run is of the policy above them only"

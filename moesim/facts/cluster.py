@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from moesim.facts.arrays import Floats, Ints, frozen
 from moesim.facts.gpu import Gpu
+
+
+def _no_pools() -> np.ndarray:
+    return np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,10 @@ class Cluster:
         The links of the route from GPU i to GPU j, in order, are ``route_link[route_start[i * G + j] : route_start[i * G + j + 1]]``.
     basis : str
         The weakest evidence behind the bandwidths and latencies.
+    core_pool : int[G]
+        Where ranks share processors: the pool of cores in which each GPU (then a rank, a process) computes. Empty: each has its own.
+    pool_cores : float[P]
+        The cores of each pool. A task runs on one core at most; more tasks than cores share them equally.
     """
 
     gpu: Gpu
@@ -42,6 +50,8 @@ class Cluster:
     route_start: Ints
     route_link: Ints
     basis: str = "datasheet"
+    core_pool: Ints = field(default_factory=_no_pools)
+    pool_cores: Floats = field(default_factory=_no_pools)
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -50,6 +60,8 @@ class Cluster:
             ("latency", np.float64),
             ("route_start", np.int64),
             ("route_link", np.int64),
+            ("core_pool", np.int64),
+            ("pool_cores", np.float64),
         ):
             object.__setattr__(self, name, frozen(getattr(self, name), dtype))
 
@@ -62,6 +74,11 @@ class Cluster:
     def links(self) -> int:
         """K."""
         return len(self.bandwidth)
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether some pool has fewer cores than ranks."""
+        return bool((np.bincount(self.core_pool, minlength=len(self.pool_cores)) > self.pool_cores).any())
 
     @property
     def nodes(self) -> int:

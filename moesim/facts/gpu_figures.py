@@ -216,6 +216,22 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
             basis="fitted",
         ),
     ),
+    "gb300-nvl72": (
+        *_flops(_system("gb300"), bf16=2500, fp8=5000, fp4=15000),
+        _peak("memory", 284_208 * MIB, "B", f"{_system('gb300')}: nvidia-smi"),
+        _hbm(8000, _system("gb300")),
+        _one_way("nvlink", 900, f"{_system('gb300')}; the data sheet says 1.8 TB/s both ways"),
+        _one_way("nic", 100, "NVIDIA DGX GB300 user guide, not read again: four 800 Gb/s ConnectX-8 per tray of four GPUs"),
+        _peak("sms", 148, "1", "CUDA device properties of a GB200 as published, carried over to its successor", basis="assumed"),
+    ),
+    "l40s": (
+        *_flops(f"{_system('l40s')}; the data sheet's 733 and 1466 are sparse", bf16=362.05, fp8=733),
+        _peak("memory", 46_068 * MIB, "B", f"{_system('l40s')}: nvidia-smi"),
+        _hbm(864, _system("l40s")),
+        _one_way("nvlink", 32, f"{_system('l40s')}: it has no NVLink; its scale-up link is PCIe 4.0 x16"),
+        _one_way("nic", 25, f"{_system('l40s')}; one 200 Gb/s port per GPU"),
+        _peak("sms", 142, "1", "NVIDIA L40S data sheet, not read again: 18,176 CUDA cores, 128 in each"),
+    ),
     "mi300x": (
         *_flops("AMD Instinct MI300X data sheet, not read again; 661, 2209 and 2600 are quoted elsewhere for fp8", bf16=1307, fp8=2615),
         _peak("memory", 192 * GIB, "B", "AMD Instinct MI300X data sheet, not read again (192 GB): eight stacks of 24 GiB"),

@@ -50,7 +50,11 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A finished run: tables (see ``docs/reference/results.md``), metrics, warnings, and what may differ between equal runs."""
+    """A finished run: tables (see ``docs/reference/results.md``), metrics, warnings, and what may differ between equal runs.
+
+    ``samples`` holds float[measured steps] for every metric, NaN where it cannot tell, and ``fresh`` bool[measured steps], false where a
+    step had the tokens of an earlier one. Both are there after a run and not after reading a folder back.
+    """
 
     scenario: Scenario
     tables: Mapping[str, Table]
@@ -58,5 +62,7 @@ class Result:
     warnings: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    samples: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    fresh: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     routing: Trace | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from moesim.base.registry import PluginOf, plugin
 from moesim.base.streams import stream
 from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
+from moesim.facts.plan import Plan, Sensitivity
 from moesim.facts.trace import Trace
 
 MOST_TOKENS = 2**20
@@ -105,7 +106,8 @@ class Rebalance:
     ----------
     mode : str
         ``sync``: nothing runs until all weights have moved. ``async``: steps go on; one layer at a time its weights travel
-        over the same links, and from the step after it has all of them a layer uses its new placement.
+        over the same links, and from the step after it has all of them a layer uses its new placement. ``free``: a new placement holds at
+        once and costs nothing, which no system can do: what the others gain at most.
     planner_time : time
         What planning takes. In ``sync`` nothing runs meanwhile; in ``async`` the first layer moves that much later. 0 if left out: measure
         yours with ``moesim place``.
@@ -113,7 +115,7 @@ class Rebalance:
         Training moves optimiser states and gradients with the weights (16 B per parameter more); if false, the weights alone.
     """
 
-    mode: Annotated[str, Choice(("sync", "async"))] = "sync"
+    mode: Annotated[str, Choice(("sync", "async", "free"))] = "sync"
     planner_time: Seconds = 0.0
     optimiser: Flag = True
 
@@ -181,6 +183,12 @@ class Scenario:
         What balances the load.
     compare : mapping
         Named variants of the policy; each says only what differs from it.
+    plan : section
+        What ``moesim plan`` chooses from, and what the choice must achieve.
+    sensitivity : section
+        What ``moesim sensitivity`` varies, and how far.
+    matrix : mapping
+        Values of dotted keys; ``moesim sweep`` runs every combination of them.
     plugins : list of path
         Python files with plug-ins of your own, relative to this file.
     """
@@ -200,6 +208,9 @@ class Scenario:
     sharing: Sharing = field(default_factory=Sharing)
     policy: Policy = field(default_factory=Policy)
     compare: Mapping[str, Policy] = field(default_factory=dict)
+    plan: Plan | None = None
+    sensitivity: Sensitivity | None = None
+    matrix: Mapping[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -134,8 +134,18 @@ def measure_all(record: Record, bases: Mapping[str, str]) -> dict[str, Value]:
     PluginError
         If a metric breaks its contract.
     """
-    fresh = fresh_steps(record)
-    return {name: summarise(metric, sample(name, metric, record), bases, fresh=fresh) for name, metric in metrics().items()}
+    return summarise_all(sample_all(record), bases, fresh=fresh_steps(record))
+
+
+def sample_all(record: Record) -> dict[str, Floats]:
+    """Return float[steps] for every metric, by name, in the order of :func:`metrics`: :func:`sample` of each."""
+    return {name: sample(name, metric, record) for name, metric in metrics().items()}
+
+
+def summarise_all(samples: Mapping[str, Floats], bases: Mapping[str, str], *, fresh: Bools | None = None) -> dict[str, Value]:
+    """Return one value for each metric of :func:`sample_all`: :func:`summarise` of each."""
+    known = metrics()
+    return {name: summarise(known[name], numbers, bases, fresh=fresh) for name, numbers in samples.items()}
 
 
 def fresh_steps(record: Record) -> Bools:

@@ -1,7 +1,7 @@
 """EPLB under the fitted router meets what was published for DeepSeek-R1.
 
-TensorRT-LLM technical blog 4, Table 1: DeepSeek-R1 at EP 32 on a translation set, averages over layers and iterations, 1,024 routes for each
-rank; without EPLB, and with it and 9 slots for each rank. The router preset was fitted to these figures, its jitter too, so this shows that
+TensorRT-LLM technical blog 4, Table 1: DeepSeek-R1 at EP 32 on a translation set, averages over layers and iterations, 1,024 routes for
+each rank; without EPLB, and with it and 9 slots for each rank. The router preset was fitted to these figures, so this shows that
 router, EPLB and dispatch together can say what a machine showed; it is no forecast of another data set.
 """
 

@@ -46,7 +46,7 @@ def ragged_tokens(gpus: int, tokens: int, ratio: float) -> Ints:
     whole = np.floor(exact).astype(np.int64)
     rest = gpus * tokens - int(whole.sum())
     whole[np.argsort(whole - exact, kind="stable")[:rest]] += 1
-    return whole
+    return np.asarray(whole, dtype=np.int64)
 
 
 @register("source", "imbalance")

@@ -1,0 +1,118 @@
+"""A comparison in words: what won, by how much, and on what it rests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from moesim.desk.compare_runs import SEEDS, Runs
+from moesim.desk.comparing import Outcome
+from moesim.desk.words import SHARES, label, show
+from moesim.study.compare import HEADLINES, Difference, Winner
+from moesim.study.difference import BETTER, UNDECIDED, WORSE
+
+SIGNS: Mapping[str, str] = {BETTER: "▲", WORSE: "▼", UNDECIDED: "○"}
+"""A shape for each verdict, so that none is told by colour alone."""
+
+
+def is_share(name: str, unit: str) -> bool:
+    """Tell whether a metric reads best in per cent."""
+    return name in SHARES and unit == ""
+
+
+def winner(found: Winner) -> str:
+    """Say who wins by how much, or who cannot be told apart."""
+    share = is_share(found.by, found.unit)
+    if found.best is None:
+        return f"No winner: no variant has a {label(found.by)}."
+    word = {"lower": "lowest", "higher": "highest"}[found.better]
+    if found.name is None:
+        if found.low is None and found.margin is not None:
+            return f"No winner: {found.best} has the {word} {label(found.by)}, and one piece of evidence cannot tell it from chance."
+        return f"No winner: {listed(found.tied)} are not distinguishable by {label(found.by)}; {found.best} has the {word}."
+    by = "" if found.per_cent is None else f" ({abs(found.per_cent):.2g} %)"
+    between = ""
+    if found.low is not None and found.high is not None and found.high > found.low:
+        between = f", corrected interval {span(found.low, found.high, found.unit, share=share)}"
+    return f"{found.name} wins by {label(found.by)}: {show(found.margin, found.unit, share=share)}{by} better than {found.next}{between}."
+
+
+def evidence(outcome: Outcome) -> str:
+    """Say on how many pieces of evidence the comparison rests."""
+    runs = [each for each in outcome.question.runs if each.name in outcome.played]
+    said = list(dict.fromkeys(_evidence(each, outcome) for each in runs))
+    same = all(outcome.comparison.same_choices.values())
+    tokens = "the same tokens for all" if same else "not the same tokens or choices for all"
+    return f"{len(outcome.played)} variants, {' or '.join(said)}; {tokens}"
+
+
+def _evidence(runs: Runs, outcome: Outcome) -> str:
+    answers = outcome.played[runs.name].answers
+    steps = len(answers[0].steps)
+    each = f"{steps} step{'' if steps == 1 else 's'}"
+    if runs.kind == SEEDS and len(answers) > 1:
+        return f"{len(answers)} seeds of {each}"
+    return f"one run of {each}"
+
+
+def change(found: Difference) -> str:
+    """Write a difference in per cent of the baseline, or in its own unit where that is 0; an em dash for none.
+
+    Examples
+    --------
+    >>> nothing = Difference(value=None, low=None, high=None, unit="s", verdict="not distinguishable", differs=None, better="lower")
+    >>> change(nothing)
+    '—'
+    """
+    if found.value is None:
+        return "—"
+    if found.value == 0:
+        return "±0"
+    if found.per_cent is None:
+        return signed(show(found.value, found.unit), found.value)
+    return f"{found.per_cent:+.3g} %".replace("-", "−")
+
+
+def signed(text: str, value: float) -> str:
+    """Put a sign before a number that was written."""
+    return text.replace("-", "−") if value < 0 else f"+{text}"
+
+
+def span(low: float, high: float, unit: str, *, share: bool = False) -> str:
+    """Write an interval, with its unit once where both ends have the same."""
+    first, last = show(low, unit, share=share).replace("-", "−"), show(high, unit, share=share).replace("-", "−")
+    number, _, of = first.partition(" ")
+    return f"{number} – {last}" if of and of == last.partition(" ")[2] else f"{first} – {last}"
+
+
+def corrected(found: Difference) -> str:
+    """Write the corrected interval of a difference, in per cent of the baseline where that is not 0; empty for none."""
+    low, high = found.corrected_low, found.corrected_high
+    if low is None or high is None or found.value is None or high <= low:
+        return ""
+    if found.per_cent is None or found.value == 0:
+        return span(low, high, found.unit)
+    # The same part of the baseline as the difference itself; how uncertain the baseline is stands in per_cent_low and per_cent_high.
+    part = found.per_cent / found.value
+    low, high = sorted((low * part, high * part))
+    return f"{low:+.3g} … {high:+.3g} %".replace("-", "−")
+
+
+def told(found: Difference) -> str:
+    """Write a verdict; of a metric without a direction, whether it differs."""
+    if found.value is None:
+        return "no value"
+    if found.differs is None:
+        return "one piece of evidence"
+    if found.better == "neither":
+        return "differs" if found.differs else UNDECIDED
+    return found.verdict
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row, the last after *and*."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def headlines(by: str) -> tuple[str, ...]:
+    """Return the metrics that stand first, the objective before all."""
+    return (by, *(name for name in HEADLINES if name != by))

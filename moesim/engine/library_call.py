@@ -1,0 +1,78 @@
+"""The all-to-all of a library that posts sends and receives alternately, over connections that carry both ways in order.
+
+Gloo's ``alltoall`` lets rank r, in step k = 1 ... n - 1, send to r + k and then receive from r - k (gloo/alltoall.cc). Data moves once the
+receiver has said that it is ready, and that word travels on the connection of the pair, behind the data that already waits there. So of two
+ranks the one that enters later, and that comes to its send before its receive, holds up what the other has for it: the two directions of that
+pair run one after the other. Ranks that post every receive before any send do not meet this (:class:`moesim.engine.collective.Collective`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import simpy
+
+from moesim.engine.fabric import Fabric
+from moesim.facts.arrays import Floats
+
+
+class LibraryCall:
+    """One all-to-all of n ranks.
+
+    Parameters
+    ----------
+    env : simpy.Environment
+    fabric : Fabric
+    size : float[n, n]
+        Bytes from each rank to each other.
+    """
+
+    def __init__(self, env: simpy.Environment, fabric: Fabric, size: Floats) -> None:
+        self._env = env
+        self._fabric = fabric
+        self._size = np.array(size, dtype=np.float64)
+        np.fill_diagonal(self._size, 0.0)
+        self._here: list[int] = []
+        self._left = np.count_nonzero(self._size, axis=0) + np.count_nonzero(self._size, axis=1)
+        self._done = [env.event() for _ in range(len(size))]
+
+    def arrive(self, rank: int) -> simpy.Event:
+        """Let a rank in; the event fires when all ranks are there and all that it sends and receives has moved."""
+        for earlier in self._here:
+            first_step, half = (earlier - rank) % len(self._size), len(self._size) / 2
+            if first_step <= half:  # its send to the earlier one is posted before its receive from it
+                self._send(rank, earlier, partial(self._send, earlier, rank))
+            else:
+                self._send(rank, earlier)
+                self._send(earlier, rank)
+        self._here.append(rank)
+        if len(self._here) == len(self._size):
+            for peer in range(len(self._size)):
+                self._leave(peer)
+        return self._done[rank]
+
+    def _send(self, source: int, destination: int, then: Callable[[], None] | None = None) -> None:
+        size = self._size[source, destination]
+        if size <= 0:
+            if then is not None:
+                then()
+            return
+
+        def ended() -> None:
+            self._fabric.unwatch(counter)
+            self._left[[source, destination]] -= 1
+            if then is not None:
+                then()
+            self._leave(source)
+            self._leave(destination)
+
+        counter = self._fabric.watch(ended)
+        self._fabric.transfer(
+            np.array([source]), np.array([destination]), np.array([size]), np.array([[counter, counter]], dtype=np.int32)
+        )
+
+    def _leave(self, rank: int) -> None:
+        if len(self._here) == len(self._size) and not self._left[rank] and not self._done[rank].triggered:
+            self._done[rank].succeed()

@@ -1,0 +1,186 @@
+"""Measure the kernels of an MoE layer on one device: experts, grouped products, gate, permute and unpermute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from moesim.base.errors import MoesimError
+from moesim.base.streams import stream
+from moesim.lab.device import DTYPES, Device, as_graph, choose_kernel, per_call
+from moesim.lab.experts import feed_forward, grouped_product, make_weights, swiglu
+from moesim.lab.job import ComputeCase, Job, visits
+from moesim.lab.loads import choices, expert_loads, hottest_first
+from moesim.lab.rank import Journal
+from moesim.lab.routing import choose, make_gate, weighted_sum
+from moesim.lab.session import Session
+
+LEAST = 1e-3
+"""A sample repeats a short call until it lasts about so long, in s: the clock's own cost is then below a thousandth."""
+
+MOST_ITERATIONS = 200
+
+
+def facts_of(case: ComputeCase, seed: int) -> dict[str, Any]:
+    """Return what a case asks of the device: rows of each local expert, and what the table says about them."""
+    counts = hottest_first(expert_loads(case.distribution, case.tokens, case.top_k, case.experts, seed), case.ep)
+    local = counts[: case.experts // case.ep]
+    ranks = counts.reshape(case.ep, -1).sum(axis=1)
+    return {
+        "rows": int(local.sum()),
+        "rows_per_expert": local.tolist(),
+        "active_experts": int((local > 0).sum()),
+        "max_expert_rows": int(local.max()),
+        "mean_rank_rows": float(ranks.mean()),
+    }
+
+
+def build(case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, Any]) -> tuple[Callable[[], Any], str]:
+    """Return the call to be timed, and the name of its kernel.
+
+    Parameters
+    ----------
+    case : ComputeCase
+        What to do.
+    seed : int
+        Of loads, rows and weights.
+    device : Device
+        Where.
+    weights_of : dict
+        Weights that other cases have already drawn; added to.
+    """
+    place = device.place
+    dtype = torch.bfloat16 if case.dtype == "float8_e4m3fn" else DTYPES[case.dtype]
+    draw = device.generator(seed * 7919 + 11)
+
+    def drawn(*size: int) -> Any:
+        return ((torch.rand(*size, generator=draw) - 0.5) * math.sqrt(12.0)).to(place, dtype)
+
+    if case.operation == "gate":
+        gate = make_gate(draw, case.experts, case.hidden, 0.0, in_order=True)
+        here = type(gate)(weight=gate.weight.to(place, dtype), popularity=gate.popularity.to(place))
+        tokens = drawn(case.tokens, case.hidden)
+        return lambda: choose(tokens, here, case.top_k), "linear + softmax + topk"
+
+    table = hottest_first(expert_loads(case.distribution, case.tokens, case.top_k, case.experts, seed), case.ep)
+    local = case.experts // case.ep
+    counts = table[:local].tolist()
+    rows = sum(counts)
+    if case.operation in {"permute", "unpermute", "moe_ffn"}:
+        return _moving(case, seed, device, weights_of, table, drawn)
+    weights = _weights(case, seed, device, weights_of)
+    kernel = choose_kernel(case.kernel, device, case.dtype)
+    product = grouped_product(kernel, counts, device)
+    if case.operation == "ffn":
+        inputs = drawn(rows, case.hidden)
+        return lambda: feed_forward(inputs, weights, product), kernel
+    if case.operation == "up_proj":
+        inputs = drawn(rows, case.hidden)
+        return lambda: product(inputs, weights.up, weights.up_scale), kernel
+    inner = swiglu(drawn(rows, 2 * case.expert_width))
+    return lambda: product(inner, weights.down, weights.down_scale), kernel
+
+
+def _moving(
+    case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, Any], table: Any, drawn: Callable[..., Any]
+) -> tuple[Callable[[], Any], str]:
+    """Return calls that move rows: they start from logits that make each token choose the experts of the table."""
+    local = case.experts // case.ep
+    chosen = choices(table, case.tokens, case.top_k, seed)
+    logits = stream(seed, "logits").random((case.tokens, case.experts)).astype(np.float32)
+    np.put_along_axis(logits, chosen, np.take_along_axis(logits, chosen, 1) + 4.0, 1)
+    given = torch.from_numpy(logits).to(device.place)
+    tokens = drawn(case.tokens, case.hidden)
+    counts = table[:local].tolist()
+
+    def select() -> tuple[Any, Any, Any]:
+        best = torch.softmax(given, dim=-1).topk(case.top_k, dim=-1)
+        flat = best.indices.reshape(-1)
+        order = torch.argsort(flat, stable=True)[: sum(counts)]  # experts of this device have the lowest numbers
+        token_of = order // case.top_k
+        return tokens.index_select(0, token_of), best.values.reshape(-1)[order], token_of
+
+    if case.operation == "permute":
+        return select, "softmax + topk + argsort + index_select"
+    if case.operation == "unpermute":
+        rows, weight, token_of = select()
+        return lambda: weighted_sum(rows, weight, token_of, case.tokens), "index_add"
+    weights = _weights(case, seed, device, weights_of)
+    kernel = choose_kernel(case.kernel, device, case.dtype)
+    product = grouped_product(kernel, counts, device)
+
+    def layer() -> Any:
+        rows, weight, token_of = select()
+        return weighted_sum(feed_forward(rows, weights, product), weight, token_of, case.tokens)
+
+    return layer, kernel
+
+
+def _weights(case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, Any]) -> Any:
+    key = (case.experts // case.ep, case.hidden, case.expert_width, case.dtype)
+    if key not in weights_of:
+        weights_of.clear()  # cases of one shape stand together; two large layers might not fit side by side
+        weights_of[key] = make_weights(seed, range(key[0]), case.hidden, case.expert_width, case.dtype, device)
+    return weights_of[key]
+
+
+def measure_compute(job: Job, session: Session, journal: Journal) -> None:
+    """Measure every case of a job and write one line per repeat.
+
+    Cases that share weights are measured together, in random order within; so the weights of one shape are in memory at a time.
+
+    Parameters
+    ----------
+    job : Job
+        Of kind ``compute``.
+    session : Session
+        One rank.
+    journal : Journal
+        Where lines go; :mod:`moesim.lab.rank` says what is in them.
+    """
+    cases = [case for case in job.cases if isinstance(case, ComputeCase)]
+    shapes = list(dict.fromkeys(_shape(case) for case in cases))
+    for shape in shapes:
+        _measure_shape(job, [case for case in cases if _shape(case) == shape], session.device, journal)
+        journal.publish()
+
+
+def _shape(case: ComputeCase) -> tuple[int, int, int, str]:
+    return case.experts // case.ep, case.hidden, case.expert_width, case.dtype
+
+
+def _measure_shape(job: Job, cases: Sequence[ComputeCase], device: Device, journal: Journal) -> None:
+    scratch = torch.zeros(device.cache_bytes() // 4, device=device.place) if job.cold else None
+    calls: dict[int, tuple[Callable[[], Any], int]] = {}
+    weights_of: dict[Any, Any] = {}
+    with torch.inference_mode():
+        for number, case in enumerate(cases):
+            try:
+                call, kernel = build(case, job.seed, device, weights_of)
+                for _ in range(max(job.warmup, 1)):
+                    call()
+                if job.graph:
+                    call = as_graph(call, device)
+                once = per_call(call, device, 1)
+            except (MoesimError, RuntimeError, NotImplementedError) as error:
+                # A kernel that refuses a shape or a number format, or memory that is too small, ends this case alone.
+                journal.write({"case": case.name, "error": str(error).split("\n", maxsplit=1)[0]})
+                continue
+            iterations = 1 if job.cold else min(max(1, round(LEAST / max(once, 1e-9))), MOST_ITERATIONS)
+            calls[number] = (call, iterations)
+            journal.write({"case": case.name, "facts": {"kernel": kernel, **facts_of(case, job.seed)}})
+        of_these = Job(kind="compute", cases=tuple(cases), repeats=job.repeats, warmup=0, seed=job.seed)
+        for repeat, number in visits(of_these):
+            if number not in calls:
+                continue
+            call, iterations = calls[number]
+            if scratch is not None:
+                device.flush(scratch)
+            else:
+                call()  # caches as in a steady stream of such calls
+            seconds = per_call(call, device, iterations)
+            journal.write({"case": cases[number].name, "repeat": repeat, "time_s": seconds, "iterations": iterations})

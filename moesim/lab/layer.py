@@ -1,0 +1,130 @@
+"""Measure an expert-parallel MoE layer: phases, arrival skew, rows and drops of every rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moesim.base.errors import MeasurementError
+from moesim.lab.alltoall import all_to_all
+from moesim.lab.device import DTYPES, choose_kernel
+from moesim.lab.experts import make_weights
+from moesim.lab.job import Job, LayerCase, visits
+from moesim.lab.moe_layer import BACKWARD, FORWARD, Layer, Pass, Shape
+from moesim.lab.rank import Journal
+from moesim.lab.routing import Gate, make_gate
+from moesim.lab.session import Session, wait_until
+
+
+def build(job: Job, session: Session, case: LayerCase) -> tuple[Layer, Any]:
+    """Return this rank's part of a case's layer, and its tokens.
+
+    Gate and experts are drawn from the job's seed, tokens from the seed and the rank. So the same layer can be built on any number of ranks.
+    """
+    device = session.device
+    gate = make_gate(device.generator(job.seed * 31 + 7), case.experts, case.hidden, case.skew, in_order=case.popularity == "in_order")
+    local = case.experts // session.world
+    mine = range(session.rank * local, (session.rank + 1) * local)
+    weights = make_weights(job.seed, mine, case.hidden, case.expert_width, case.dtype, device)
+    place, dtype = device.place, DTYPES[case.dtype]
+    gate = Gate(weight=gate.weight.to(place, dtype).requires_grad_(case.backward), popularity=gate.popularity.to(place))
+    for parameter in weights.parameters:
+        parameter.requires_grad_(case.backward)
+    shape = Shape(
+        experts=case.experts, top_k=case.top_k, capacity_factor=case.capacity_factor, drop=case.drop,
+        kernel=choose_kernel(case.kernel, device, case.dtype),
+    )  # fmt: skip
+    layer = Layer(
+        shape, gate, weights, exchange=all_to_all(session, case.posting), gather=session.gather, rank=session.rank, world=session.world, device=device
+    )
+    x = torch.randn(case.tokens, case.hidden, generator=device.generator(job.seed * 1_000_003 + 500_009 + session.rank))
+    return layer, x.to(place, dtype).requires_grad_(case.backward)
+
+
+def measure_layer(job: Job, session: Session, journal: Journal) -> None:
+    """Measure every case of a job, in its order, and write one line per repeat.
+
+    Parameters
+    ----------
+    job : Job
+        Of kind ``layer``.
+    session : Session
+        The ranks.
+    journal : Journal
+        Where lines go; :mod:`moesim.lab.rank` says what is in them.
+    """
+    built: dict[int, tuple[Layer, Any]] = {}
+    round_of = -1
+    for repeat, number in visits(job):
+        case = job.cases[number]
+        if not isinstance(case, LayerCase):
+            raise TypeError(type(case).__name__)
+        if repeat > round_of:
+            journal.publish()
+            round_of = repeat
+        if number not in built:
+            built[number] = build(job, session, case)
+            journal.write({"case": case.name, "facts": _facts(session, case, *built[number])})
+        sample = _once(session, case, *built[number])
+        if repeat >= 0:
+            journal.write({"case": case.name, "repeat": repeat, **sample})
+    journal.publish()
+
+
+def _once(session: Session, case: LayerCase, layer: Layer, x: Any) -> dict[str, Any]:
+    device = session.device
+    gradient = torch.ones_like(x)
+    cpu: list[float] = []
+    start = session.agree()
+    marks = device.marks()
+
+    def mark() -> None:
+        marks.mark()
+        cpu.append(time.process_time())
+
+    late = wait_until(start)
+    mark()
+    with torch.set_grad_enabled(case.backward):
+        done = layer.forward(x, mark)
+    if case.backward:
+        layer.backward(done, gradient, mark)
+    instants = [instant - start for instant in marks.seconds()]
+    spent = [after - before for before, after in zip(cpu, cpu[1:], strict=False)]
+    return {"marks_s": instants, "cpu_s": spent, "late_s": late, "dropped": done.dropped}
+
+
+def _facts(session: Session, case: LayerCase, layer: Layer, x: Any) -> Mapping[str, Any]:
+    """Run once, see to it that no row is lost on the way, and return what is the same in every repeat."""
+    with torch.set_grad_enabled(case.backward):
+        done = layer.forward(x)
+    _check(session, case, done)
+    return {
+        "phases": [*FORWARD, *(BACKWARD if case.backward else ())],
+        "kernel": layer.shape.kernel,
+        "routes": case.tokens * case.top_k,
+        "kept": done.kept.tolist(),
+        "dropped": done.dropped,
+        "sent_rows": done.sends,
+        "received_rows": done.receives,
+        "row_bytes": done.rows_sent.element_size() * done.rows_sent.shape[1],
+    }
+
+
+def _check(session: Session, case: LayerCase, done: Pass) -> None:
+    """Compare the sum of all rows sent with that of all rows received, in float64, over all ranks."""
+    weight = torch.arange(1, done.rows_sent.shape[1] + 1, dtype=torch.float64, device=done.rows_sent.device)
+    sums = torch.stack([(done.rows_sent.double() @ weight).sum(), (done.rows_received.double() @ weight).sum()]).detach().cpu()
+    rows = torch.tensor([done.rows_sent.shape[0], done.rows_received.shape[0]])
+    if session.world > 1:
+        dist.all_reduce(sums)
+        dist.all_reduce(rows)
+    sent, received = sums.tolist()
+    if int(rows[0]) != int(rows[1]) or abs(sent - received) > 1e-6 * max(1.0, float(rows[0]) * case.hidden):
+        raise MeasurementError(
+            f"case {case.name!r}: {int(rows[0])} rows with sum {sent} were sent, but {int(rows[1])} with sum {received} received: "
+            "the exchange loses or changes data"
+        )

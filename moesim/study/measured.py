@@ -1,0 +1,157 @@
+"""Measured tables as the study sees them: which kind one is, what lies beside it, and which of its rows can be asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.base.errors import CalibrationError, did_you_mean
+from moesim.models.fitted.rows import Rows, take
+from moesim.study.validation import TableKind, table_kinds
+
+
+class Left(Protocol):
+    """Rows that a reader left out: how many, the first line, why."""
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def line(self) -> int:
+        """Line of the first, 0 if unknown."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        ...
+
+
+class Measured(Protocol):
+    """What a reader of tables hands over; see :class:`moesim.desk.measured_tables.MeasuredTable`."""
+
+    @property
+    def name(self) -> str:
+        """Path relative to the folder, with slashes."""
+        ...
+
+    @property
+    def rows(self) -> Rows:
+        """Columns."""
+        ...
+
+    @property
+    def lines(self) -> NDArray[np.int64]:
+        """Line of each row."""
+        ...
+
+    @property
+    def refused(self) -> Sequence[Left]:
+        """Rows that were left out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpredicted:
+    """Rows without a prediction: how many, and why."""
+
+    rows: int
+    reason: str
+
+
+SOURCE_ROW = "source_row"
+"""Column that ``join`` of a kind adds where it makes several rows of one: the row of the table that each comes from."""
+
+
+def kind_of(file: str, kinds: Sequence[TableKind] | None = None) -> TableKind | None:
+    """Return the kind of a table by the name of its file, without folders; None if no kind knows it."""
+    name = file.rsplit("/", maxsplit=1)[-1]
+    known = table_kinds() if kinds is None else kinds
+    # The longest pattern wins, so that a kind for one file may stand beside one for a family.
+    found = [(len(pattern), kind) for kind in known for pattern in kind.files if fnmatch(name, pattern)]
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def table_name(file: str) -> str:
+    """Return what a report calls a file: its path without the ending."""
+    return file.rsplit(".", maxsplit=1)[0]
+
+
+def unknown_table(name: str, kinds: Sequence[TableKind]) -> str:
+    """Return why a file is not predicted that no kind knows."""
+    stems = sorted({pattern for kind in kinds for pattern in kind.files})
+    hint = did_you_mean(name.rsplit("/", maxsplit=1)[-1], stems).partition(" (known")[0]
+    return f"no kind of table goes by this name{hint}; 'moesim list tables' shows what there is"
+
+
+def owner_of(name: str, tables: Sequence[Measured], kinds: Sequence[TableKind]) -> str:
+    """Return the table that a file is a companion of, empty if of none that is there."""
+    last = name.rsplit("/", maxsplit=1)[-1]
+    for kind in kinds:
+        if any(fnmatch(last, pattern) for pattern in getattr(kind, "companions", ())):
+            for table in tables:
+                if kind_of(table.name, kinds) is kind and _folder(table.name) == _folder(name):
+                    return table.name
+    return ""
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def beside(kind: TableKind, name: str, tables: Sequence[Measured]) -> dict[str, Rows]:
+    """Return the companions of a table that lie in its folder, by file name."""
+    patterns = getattr(kind, "companions", ())
+    found: dict[str, Rows] = {}
+    for table in tables:
+        last = table.name.rsplit("/", maxsplit=1)[-1]
+        if table.name != name and _folder(table.name) == _folder(name) and any(fnmatch(last, pattern) for pattern in patterns):
+            found[last] = table.rows
+    return found
+
+
+def usable_rows(
+    kind: TableKind, table: Measured, companions: Mapping[str, Rows] | None = None
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64], list[Unpredicted]]:
+    """Return the rows of a table that can be asked about, their lines, and what was left out with the reason.
+
+    Raises
+    ------
+    CalibrationError
+        If a column is missing or holds text where numbers belong.
+    """
+    rows = dict(table.rows)
+    missing = [name for name in kind.columns if name not in rows]
+    if missing:
+        hints = "; ".join(f"the column {name!r} is missing{_near(name, rows)}" for name in missing)
+        raise CalibrationError(f"not in the format of {kind.name}: {hints}")
+    if hasattr(kind, "join"):
+        rows = dict(kind.join(rows, companions or {}))
+    measured = np.asarray(kind.seconds(rows), dtype=np.float64)
+    good = np.isfinite(measured) & ((measured > 0) if kind.quantity == "time" else True)
+    left = [Unpredicted(rows=item.rows, reason=f"line {item.line}: {item.reason}") for item in table.refused]
+    blank = int(np.isnan(measured).sum())
+    if blank:
+        left.append(Unpredicted(rows=blank, reason="nothing was measured in this row"))
+    wrong = int((~good).sum()) - blank
+    if wrong:
+        left.append(
+            Unpredicted(rows=wrong, reason="the measured value is not above 0" if kind.quantity == "time" else "not a finite number")
+        )
+    # A row that holds two measurements (dispatch and combine) becomes two rows; ``join`` then says which line each is of.
+    lines = table.lines[rows[SOURCE_ROW]] if SOURCE_ROW in rows else table.lines
+    return take(rows, good), lines[good], left
+
+
+def _near(name: str, rows: Rows) -> str:
+    hint = did_you_mean(name, rows).partition(" (known")[0]
+    base = name.rpartition("_")[0]
+    unit = next((other for other in rows if other in {base, name} or other.rpartition("_")[0] == base), "")
+    return f"; is it {unit!r}? A unit is part of the name" if unit and base else hint

@@ -1,0 +1,204 @@
+"""What the engine says of a case of the testbed: an all-to-all, or a step of an MoE layer whose rows are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moesim.base.errors import UsageError
+from moesim.base.streams import plain_stream
+from moesim.engine.replay import AllToAll, Change, Compute, Phase, Replayed, Wait, replay
+from moesim.facts.arrays import Floats, Ints, frozen
+from moesim.facts.cluster import Cluster
+from moesim.models.topology.shaped_hosts import PAYLOAD, ShapedHosts
+from moesim.study.testbed.calibration import Calibration
+
+ELEMENT = 4
+"""Bytes of fp32."""
+
+MBIT = 1e6 / 8
+"""B/s of a Mbit/s."""
+
+APART = 1e-6
+"""s between ranks that enter a library's all-to-all together: enough to say who was first, too little to matter otherwise."""
+
+ORDERS = 9
+"""In so many orders ranks enter an all-to-all of a library; the median counts."""
+
+PROBE_ROWS = 32
+"""Rows that each rank sends in the probe of latencies: 16 tokens, top-2."""
+
+
+def testbed(
+    ranks: int, per_node: int, fast_mbit: float, slow_mbit: float, *, cores: int = 2, pinned: bool = True, payload: float = PAYLOAD
+) -> ShapedHosts:
+    """Return the topology of a testbed in the words of its tables: Mbit/s, ``per_node`` of 1 or 0 for a star.
+
+    Raises
+    ------
+    UsageError
+        If several nodes have no uplink, or ranks do not divide into nodes.
+    """
+    two_tier = per_node > 1 and per_node < ranks
+    if per_node > 1 and ranks % per_node:
+        raise UsageError(f"{ranks} ranks do not divide into nodes of {per_node}")
+    if two_tier and not slow_mbit > 0:
+        raise UsageError(f"{ranks // per_node} nodes need uplinks, but their rate is {slow_mbit:g} Mbit/s")
+    if not fast_mbit > 0:
+        raise UsageError(f"links of {fast_mbit:g} Mbit/s carry nothing")
+    return ShapedHosts(
+        ranks=ranks,
+        ranks_per_node=per_node if two_tier else 0,
+        rank_link=fast_mbit * MBIT,
+        uplink=slow_mbit * MBIT if two_tier else None,
+        payload=payload,
+        cores=cores,
+        pinned=pinned,
+    )
+
+
+def exchange(
+    cluster: Cluster, sent: Ints | Floats, *, late: Sequence[float] = (), library: bool = False, changes: Sequence[Change] = ()
+) -> Replayed:
+    """Predict one all-to-all.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    sent : array [G, G]
+        Bytes from each rank (row) to each other.
+    late : sequence of float
+        Seconds after the start at which each rank enters; all at 0 if empty.
+    library : bool
+        Whether the library posts sends and receives alternately. It then matters who enters first, which nobody knows: the median of some
+        orders is returned.
+    changes : sequence of Change
+        Links that change meanwhile.
+    """
+    start = np.zeros(cluster.gpus) if not len(late) else np.asarray(late, dtype=np.float64)
+    asked = np.array(sent, dtype=np.float64)
+    np.fill_diagonal(asked, 0.0)
+    if not library:
+        return replay(cluster, [Wait(name="start", seconds=start), AllToAll(name="exchange", bytes=asked)], changes=changes)
+    found = []
+    for number in range(ORDERS):
+        entering = start + APART * plain_stream(number, cluster.gpus).permutation(cluster.gpus)
+        phases: list[Phase] = [Wait(name="start", seconds=entering), AllToAll(name="exchange", bytes=asked, library=True)]
+        found.append(replay(cluster, phases, changes=changes))
+    return sorted(found, key=lambda one: one.seconds)[ORDERS // 2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of an MoE layer on the testbed.
+
+    Parameters
+    ----------
+    kept : int[G, E]
+        Rows that each rank sends to each expert, after drops; experts are dealt to ranks in equal blocks.
+    hidden, width : int
+        Elements of a token, and of an expert's inner activation.
+    tokens, top_k : int
+        Tokens of a rank, and choices of each.
+    backward : bool
+        Whether gradients go the same way back.
+    counts : float
+        Seconds that the exchange of counts takes once all ranks are there.
+    latency : float
+        Seconds of an all-to-all besides moving its bytes.
+    library : bool
+        As for :func:`exchange`.
+    """
+
+    kept: Ints
+    hidden: int
+    width: int
+    tokens: int
+    top_k: int = 2
+    backward: bool = False
+    counts: float = 0.0
+    latency: float = 0.0
+    library: bool = False
+
+    def __post_init__(self) -> None:
+        kept = np.asarray(self.kept)
+        if kept.ndim != 2 or kept.shape[1] % max(kept.shape[0], 1) or (kept < 0).any():
+            raise UsageError(f"kept rows of shape {kept.shape} are not those of ranks that hold equally many experts each")
+        object.__setattr__(self, "kept", frozen(kept, np.int64))
+
+    def balanced(self) -> Step:
+        """Return the step with as many rows, spread evenly over sources and experts (whole rows; some have one more)."""
+        cells = self.kept.size
+        even = np.full(cells, self.kept.sum() // cells) + (np.arange(cells) < self.kept.sum() % cells)
+        return replace(self, kept=even.reshape(self.kept.shape))
+
+
+def phases_of(step: Step, calibration: Calibration) -> list[Phase]:
+    """Return what every rank does in a step: gate, sort, counts, dispatch, experts, combine, sum, and backward the same in reverse.
+
+    Raises
+    ------
+    CalibrationError
+        If an operation was not measured in the step's shape.
+    """
+    ranks, experts = step.kept.shape
+    local = experts // ranks
+    rows = step.kept.reshape(ranks, ranks, local).sum(axis=2)
+    per_expert = step.kept.sum(axis=0).reshape(ranks, local)
+    sent, received = rows.sum(axis=1), rows.sum(axis=0)
+    there = rows * float(step.hidden * ELEMENT)
+    np.fill_diagonal(there, 0.0)
+    shape, width = f"{step.hidden}x{step.width}", str(step.hidden)
+    gate = f"{step.hidden},{experts}"
+
+    def same(operation: str, head: str, count: float) -> Floats:
+        return np.broadcast_to(calibration.seconds(operation, head, count), (ranks,))
+
+    def experts_seconds(operation: str) -> Floats:
+        return np.asarray(calibration.seconds(operation, shape, per_expert).sum(axis=1) + calibration.seconds("group", width, received))
+
+    def moved(name: str, sent_bytes: Floats) -> list[Phase]:
+        waits: list[Phase] = [Wait(name=f"{name} latency", seconds=np.full(ranks, step.latency))] if step.latency else []
+        return [AllToAll(name=name, bytes=sent_bytes, library=step.library), *waits]
+
+    phases: list[Phase] = [
+        Compute(name="router", seconds=same("router", gate, step.tokens)),
+        Compute(name="permute", seconds=same("permute", width, step.tokens * step.top_k)),
+        AllToAll(name="counts", bytes=np.zeros((ranks, ranks)), barrier=True, latency=step.counts),
+        *moved("dispatch", there),
+        Compute(name="expert", seconds=experts_seconds("ffn")),
+        *moved("combine", there.T),
+        Compute(name="sum", seconds=calibration.seconds("sum", width, sent)),
+    ]
+    if step.backward:
+        phases += [
+            Compute(name="b_sum", seconds=calibration.seconds("b_sum", width, sent)),
+            *moved("b_combine", there),
+            Compute(name="b_expert", seconds=experts_seconds("ffn_bwd")),
+            *moved("b_dispatch", there.T),
+            Compute(name="b_router", seconds=same("b_router", gate, step.tokens)),
+        ]
+    return phases
+
+
+def play_step(cluster: Cluster, step: Step, calibration: Calibration) -> Replayed:
+    """Predict one step of an MoE layer."""
+    return replay(cluster, phases_of(step, calibration))
+
+
+def latency_of_probe(topology: ShapedHosts, measured: float, hidden: int) -> float:
+    """Return what an all-to-all of next to nothing takes besides moving its bytes.
+
+    Parameters
+    ----------
+    topology : ShapedHosts
+    measured : float
+        Seconds of the all-to-all of the probe: ``PROBE_ROWS`` rows of each rank, spread evenly.
+    hidden : int
+        Elements of a row.
+    """
+    rank_bytes = PROBE_ROWS * hidden * ELEMENT
+    even = np.full((topology.ranks, topology.ranks), rank_bytes / topology.ranks)
+    return max(0.0, measured - exchange(topology.build(), even).seconds)
