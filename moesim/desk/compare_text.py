@@ -51,13 +51,14 @@ def table(outcome: Outcome, folder: Path, *, width: int = 160, colour: bool = Fa
         for column in range(5):
             grid.add_column(no_wrap=column < 4, justify="right" if column in {1, 2} else "left")
         for variant, value in values.items():
-            shown = show(value.value, value.unit, share=is_share(name, value.unit))
+            share = is_share(name, value.unit)
+            shown = show(value.value, value.unit, share=share)
             if variant == comparison.baseline:
                 grid.add_row(f"  {variant}", shown, "", "baseline", "")
                 continue
             found = comparison.differences[variant][name]
-            between = corrected(found) if width >= WIDE else ""
-            grid.add_row(f"  {variant}", shown, change(found), f"{SIGNS[found.verdict]} {told(found)}", between)
+            between = corrected(found, share=share) if width >= WIDE else ""
+            grid.add_row(f"  {variant}", shown, change(found, share=share), f"{SIGNS[found.verdict]} {told(found)}", between)
         console.print(grid)
     alike = [name for name in headlines(outcome.question.by)[1:] if _alike(outcome, name)]
     if alike:

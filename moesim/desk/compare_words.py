@@ -54,8 +54,8 @@ def _evidence(runs: Runs, outcome: Outcome) -> str:
     return f"one run of {each}"
 
 
-def change(found: Difference) -> str:
-    """Write a difference in per cent of the baseline, or in its own unit where that is 0; an em dash for none.
+def change(found: Difference, *, share: bool = False) -> str:
+    """Write a difference in per cent of the baseline, in its own unit where that is 0, and of a share in percentage points.
 
     Examples
     --------
@@ -67,6 +67,8 @@ def change(found: Difference) -> str:
         return "—"
     if found.value == 0:
         return "±0"
+    if share:
+        return f"{100 * found.value:+.3g} points".replace("-", "−")
     if found.per_cent is None:
         return signed(show(found.value, found.unit), found.value)
     return f"{found.per_cent:+.3g} %".replace("-", "−")
@@ -84,11 +86,13 @@ def span(low: float, high: float, unit: str, *, share: bool = False) -> str:
     return f"{number} – {last}" if of and of == last.partition(" ")[2] else f"{first} – {last}"
 
 
-def corrected(found: Difference) -> str:
-    """Write the corrected interval of a difference, in per cent of the baseline where that is not 0; empty for none."""
+def corrected(found: Difference, *, share: bool = False) -> str:
+    """Write the corrected interval of a difference as :func:`change` writes the difference; empty for none."""
     low, high = found.corrected_low, found.corrected_high
     if low is None or high is None or found.value is None or high <= low:
         return ""
+    if share:
+        return f"{100 * low:+.3g} … {100 * high:+.3g} points".replace("-", "−")
     if found.per_cent is None or found.value == 0:
         return span(low, high, found.unit)
     # The same part of the baseline as the difference itself; how uncertain the baseline is stands in per_cent_low and per_cent_high.

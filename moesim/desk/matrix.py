@@ -17,6 +17,9 @@ from moesim.facts.scenario import Scenario
 from moesim.study.cell import Scalar
 
 INCLUDE, EXCLUDE = "include", "exclude"
+LONGEST = 100_000
+"""Cells of one study; more are a slip of the keyboard."""
+
 NO_AXES = ("matrix", "compare", "plugins")
 """Keys of a scenario that cannot differ between the cells of one study."""
 
@@ -61,7 +64,7 @@ def read_matrix(node: Node | None) -> tuple[Matrix, list[Problem]]:
     Parameters
     ----------
     node : Node or None
-        None, or a node of null, is a matrix without axes.
+        None, or a node of null or of an empty mapping, is a matrix without axes.
 
     Returns
     -------
@@ -78,10 +81,6 @@ def read_matrix(node: Node | None) -> tuple[Matrix, list[Problem]]:
             node.place, "matrix", "expected a mapping of dotted keys to lists of values, such as 'policy.capacity.factor: [1, 1.25]'"
         )
         return Matrix(), reading.problems
-    if not node.value:
-        reading.wrong(
-            node.place, "matrix", "the matrix is empty; give it a key and its values, such as 'policy.capacity.factor: [1, 1.25]'"
-        )
     axes = []
     for key, value in node.value.items():
         if key in (INCLUDE, EXCLUDE) or not _is_key(key, value.key, f"matrix.{key}", reading):

@@ -88,7 +88,7 @@ def unknown_table(name: str, kinds: Sequence[TableKind]) -> str:
     """Return why a file is not predicted that no kind knows."""
     stems = sorted({pattern for kind in kinds for pattern in kind.files})
     hint = did_you_mean(name.rsplit("/", maxsplit=1)[-1], stems).partition(" (known")[0]
-    return f"no kind of table goes by this name{hint}; 'moesim list tables' shows what there is"
+    return f"no kind of table goes by this name{hint}"
 
 
 def owner_of(name: str, tables: Sequence[Measured], kinds: Sequence[TableKind]) -> str:

@@ -17,9 +17,14 @@ SIGMAS = 2.0
 
 
 def errors_of(measured: Floats, predicted: Floats, quantity: str) -> Floats:
-    """Return signed errors: per cent of the measurement, or thousandths for a ``fraction``; below 0 where the prediction is too small."""
+    """Return signed errors, below 0 where the prediction is too small.
+
+    In per cent of the measurement for a ``time`` and for a ``count`` (there of 1 at least), in thousandths for a ``fraction``.
+    """
     if quantity == "fraction":
         return np.asarray((predicted - measured) * 1e3)
+    if quantity == "count":
+        return np.asarray((predicted - measured) / np.maximum(measured, 1.0) * 100.0)
     return np.asarray((predicted / measured - 1.0) * 100.0)
 
 

@@ -123,6 +123,8 @@ def validate(
             owner = owner_of(table.name, tables, known)
             if owner:
                 others.append(Other(file=table.name, reason=f"read beside {owner}"))
+            elif not _looks_like_a_table(table.name):
+                others.append(Other(file=table.name, reason=unknown_table(table.name, known)))
             else:
                 reason = unknown_table(table.name, known)
                 scores.append(_nothing(table.name, count(table.rows), reason, table.refused))

@@ -117,6 +117,13 @@ START = {
     "launch": 7e-6, "per_expert": 1e-8, "per_byte": 1.2e-10, "link_efficiency": 0.6, "block_bandwidth": 4e9,
     "network_latency": 8e-6, "nic_efficiency": 0.94, "contention": CONTENTION,
 }  # fmt: skip
+START_OF = {
+    "dispatch": START,
+    "combine": {**START, "launch": 8.6e-6, "per_expert": 4e-9, "per_byte": 1.07e-10, "link_efficiency": 0.5, "block_bandwidth": 2.8e10, "network_latency": 1.3e-5},
+}
+"""By operation. Where a table cannot tell a number (one shape says nothing of the cost per expert) it stays as it is here: rounded from eight
+H200 of one node."""
+
 BOUNDS = {
     "link_efficiency": (0.02, 1.0), "nic_efficiency": (0.02, 1.0), "block_bandwidth": (1e9, 1e11), "contention": (1e-4, 3.0),
     "per_expert": (1e-11, 1e-7), "per_byte": (1e-12, 1e-8),

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from moesim.base.errors import CalibrationError
 from moesim.facts.arrays import Floats
 from moesim.facts.profile import Parameter, Section
-from moesim.models.fitted.estimate import least_squares_log, parameters_of, range_of, scatter_by
+from moesim.models.fitted.estimate import least_squares_log, parameters_of, range_of
+from moesim.models.fitted.intervals import scatter_by
 from moesim.models.fitted.rows import Rows
 
 ROBUST = 0.1

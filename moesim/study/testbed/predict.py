@@ -84,10 +84,17 @@ def exchange(
         return replay(cluster, [Wait(name="start", seconds=start), AllToAll(name="exchange", bytes=asked)], changes=changes)
     found = []
     for number in range(ORDERS):
-        entering = start + APART * plain_stream(number, cluster.gpus).permutation(cluster.gpus)
-        phases: list[Phase] = [Wait(name="start", seconds=entering), AllToAll(name="exchange", bytes=asked, library=True)]
+        phases: list[Phase] = [Wait(name="start", seconds=start + _apart(number, cluster.gpus)), AllToAll(name="exchange", bytes=asked, library=True)]
         found.append(replay(cluster, phases, changes=changes))
-    return sorted(found, key=lambda one: one.seconds)[ORDERS // 2]
+    return _median(found)
+
+
+def _apart(order: int, ranks: int) -> Floats:
+    return np.asarray(APART * plain_stream(order, ranks).permutation(ranks))
+
+
+def _median(found: Sequence[Replayed]) -> Replayed:
+    return sorted(found, key=lambda one: one.seconds)[len(found) // 2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +142,10 @@ class Step:
         return replace(self, kept=even.reshape(self.kept.shape))
 
 
-def phases_of(step: Step, calibration: Calibration) -> list[Phase]:
+def phases_of(step: Step, calibration: Calibration, *, order: int = 0) -> list[Phase]:
     """Return what every rank does in a step: gate, sort, counts, dispatch, experts, combine, sum, and backward the same in reverse.
+
+    ``order`` numbers the order in which ranks that are there together enter an all-to-all of a library.
 
     Raises
     ------
@@ -152,6 +161,7 @@ def phases_of(step: Step, calibration: Calibration) -> list[Phase]:
     np.fill_diagonal(there, 0.0)
     shape, width = f"{step.hidden}x{step.width}", str(step.hidden)
     gate = f"{step.hidden},{experts}"
+    apart = _apart(order, ranks)
 
     def same(operation: str, head: str, count: float) -> Floats:
         return np.broadcast_to(calibration.seconds(operation, head, count), (ranks,))
@@ -160,8 +170,9 @@ def phases_of(step: Step, calibration: Calibration) -> list[Phase]:
         return np.asarray(calibration.seconds(operation, shape, per_expert).sum(axis=1) + calibration.seconds("group", width, received))
 
     def moved(name: str, sent_bytes: Floats) -> list[Phase]:
+        entering: list[Phase] = [Wait(name=f"{name} order", seconds=apart)] if step.library else []
         waits: list[Phase] = [Wait(name=f"{name} latency", seconds=np.full(ranks, step.latency))] if step.latency else []
-        return [AllToAll(name=name, bytes=sent_bytes, library=step.library), *waits]
+        return [*entering, AllToAll(name=name, bytes=sent_bytes, library=step.library), *waits]
 
     phases: list[Phase] = [
         Compute(name="router", seconds=same("router", gate, step.tokens)),
@@ -185,7 +196,8 @@ def phases_of(step: Step, calibration: Calibration) -> list[Phase]:
 
 def play_step(cluster: Cluster, step: Step, calibration: Calibration) -> Replayed:
     """Predict one step of an MoE layer."""
-    return replay(cluster, phases_of(step, calibration))
+    orders = range(ORDERS if step.library else 1)
+    return _median([replay(cluster, phases_of(step, calibration, order=order)) for order in orders])
 
 
 def latency_of_probe(topology: ShapedHosts, measured: float, hidden: int) -> float:

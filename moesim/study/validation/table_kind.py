@@ -99,7 +99,7 @@ class TableKind(Protocol):
     columns: tuple[str, ...]
     """Columns that must be there."""
     quantity: str
-    """What is measured: ``time`` (errors in per cent) or ``fraction`` (errors absolute, in thousandths)."""
+    """What is measured: ``time`` or ``count`` (errors in per cent) or ``fraction`` (errors absolute, in thousandths)."""
 
     def regime(self, rows: Rows) -> NDArray[np.str_]:
         """Return the regime of each row, such as ``prefill``, ``decode``, ``large`` or ``inter_node``."""

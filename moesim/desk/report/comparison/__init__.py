@@ -1,0 +1,1 @@
+"""The page of a comparison: variants side by side, on one scale."""

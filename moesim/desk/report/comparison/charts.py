@@ -1,0 +1,274 @@
+"""Figures with one mark per variant: the trade-off, the differences, where the time goes, memory."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from moesim.desk.compare_words import change, is_share, signed, told
+from moesim.desk.comparing import Outcome
+from moesim.desk.report import style
+from moesim.desk.report.style import Drawing
+from moesim.desk.words import PHASES, label, show
+from moesim.facts.record import Value
+
+ROW = 30.0
+"""CSS pixels of one variant in a chart of bars."""
+
+NAMES = 168.0
+"""CSS pixels beside a chart for the names of variants."""
+
+MOST_LETTERS = 24
+
+
+def short(name: str, letters: int = MOST_LETTERS) -> str:
+    """Return a name that fits beside a chart.
+
+    Examples
+    --------
+    >>> short("eplb"), short("placement={kind: eplb, redundant: 8}")
+    ('eplb', 'placement={kind: eplb, …')
+    """
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+
+
+def tradeoff(outcome: Outcome) -> Drawing | None:
+    """Draw the objective of every variant against its drop rate, or against the load of its fullest GPU where all drop the same."""
+    by = outcome.question.by
+    against = "rank_max_over_mean" if _alike(outcome, "drop_rate") else "drop_rate"
+    if against == by:
+        against = "step_time"
+    points = {
+        name: (metrics[against], metrics[by])
+        for name, metrics in outcome.comparison.metrics.items()
+        if metrics[against].value is not None and metrics[by].value is not None
+    }
+    if len(points) < 2:
+        return None
+    figure = style.canvas(style.WHOLE, 400)
+    area = style.axes(figure, 74, 52, 150, 16)
+    xs, ys = ([pair[axis] for pair in points.values()] for axis in (0, 1))
+    _scaled(area, xs, against, upright=False)
+    _scaled(area, ys, by, upright=True)
+    front = _front([(_of(x), _of(y)) for x, y in points.values()], outcome.comparison.winner.better)
+    area.plot([x for x, _ in front], [y for _, y in front], color=style.MUTED, linewidth=1.0, linestyle=(0, (3, 3)), zorder=1)
+    for name, (x, y) in points.items():
+        base = name == outcome.comparison.baseline
+        if x.low is not None and x.high is not None:
+            area.hlines(_of(y), x.low, x.high, color=style.INK, linewidth=1.3, zorder=2)
+        if y.low is not None and y.high is not None:
+            area.vlines(_of(x), y.low, y.high, color=style.INK, linewidth=1.3, zorder=2)
+        area.plot(
+            [_of(x)], [_of(y)], marker="s" if base else "o", markersize=8, markerfacecolor=style.PAPER if base else style.ACCENT,
+            markeredgecolor=style.ACCENT, markeredgewidth=1.8, linestyle="none", zorder=3,
+        )  # fmt: skip
+    _named(area, {name: (_of(x), _of(y)) for name, (x, y) in points.items()})
+    best = outcome.comparison.winner.best
+    return Drawing(
+        name="tradeoff",
+        title=f"{label(by).capitalize()} against {label(against)}",
+        caption="Bars are intervals of 95 % of each variant alone; how sure a difference is stands in the verdicts, which compare seed by seed. "
+        f"The square is the baseline, {outcome.comparison.baseline}. The dotted line joins the variants that no other beats in both.",
+        alt=f"Scatter plot of {len(points)} variants. "
+        + "; ".join(f"{name}: {label(against)} {_shown(against, x)}, {label(by)} {_shown(by, y)}" for name, (x, y) in points.items())
+        + (f". Best by {label(by)}: {best}." if best else "."),
+        svg=style.svg(figure, "tradeoff"),
+        wide=True,
+    )
+
+
+def differences(outcome: Outcome) -> Drawing | None:
+    """Draw what each variant changes in the objective, with the interval corrected for many comparisons."""
+    by, comparison = outcome.question.by, outcome.comparison
+    found = {name: of[by] for name, of in comparison.differences.items() if of[by].value is not None}
+    if not found:
+        return None
+    relative = all(each.per_cent is not None for each in found.values())
+    rows = []
+    for name, each in found.items():
+        part = each.per_cent / each.value if relative and each.value and each.per_cent is not None else 0.0 if relative else 1.0
+        ends = [part * end for end in (each.corrected_low, each.corrected_high) if end is not None]
+        value = (each.per_cent if relative else each.value) or 0.0
+        rows.append((name, each, value, min(ends, default=value), max(ends, default=value)))
+    low, high = min(0.0, *(row[3] for row in rows)), max(0.0, *(row[4] for row in rows))
+    room = 0.06 * (high - low) or 1.0
+    figure = style.canvas(style.HALF, ROW * len(rows) + 66)
+    area = style.axes(figure, NAMES, 48, 14, 12)
+    area.set_xlim(low - room, high + room)
+    area.set_ylim(len(rows) - 0.5, -0.5)
+    places = style.multiples(low - room, high + room, 4)
+    unit = " %" if relative else ""
+    style.across(area, places, [f"{place:+g}".replace("-", "−").replace("+0", "0") + unit for place in places], grid=True)
+    area.vlines([0.0], -0.5, len(rows) - 0.5, color=style.INK, linewidth=1.2)
+    for row, (_, each, value, first, last) in enumerate(rows):
+        area.hlines([row], first, last, color=style.INK, linewidth=1.6)
+        sure = bool(each.differs)
+        area.plot(
+            [value], [row], marker={"better": "^", "worse": "v"}.get(each.verdict, "o"), markersize=8, linestyle="none", zorder=3,
+            markerfacecolor=(style.ACCENT if each.verdict == "better" else style.ALERT) if sure else style.PAPER, markeredgewidth=1.6,
+            markeredgecolor=(style.ACCENT if each.verdict == "better" else style.ALERT) if sure else style.MUTED,
+        )  # fmt: skip
+    style.upward(area, range(len(rows)), [short(row[0]) for row in rows])
+    said = "; ".join(f"{name} {change(each)}, {told(each)}" for name, each, *_ in rows)
+    return Drawing(
+        name="differences",
+        title=f"{label(by).capitalize()} against {comparison.baseline}",
+        caption="▲ better, ▼ worse, ○ not distinguishable. Differences are paired; a line that does not cross 0 is told from chance after "
+        "correction for all comparisons.",
+        alt=f"Differences from {comparison.baseline}: {said}.",
+        svg=style.svg(figure, "differences"),
+    )
+
+
+def phases(outcome: Outcome) -> Drawing | None:
+    """Draw where the time of a step goes under each variant, mean over GPUs."""
+    tables = _first_tables(outcome, "gpus")
+    spent = {name: {phase: float(table[column].mean()) for phase, (_, column) in PHASES.items()} for name, table in tables.items()}
+    longest = max((sum(parts.values()) for parts in spent.values()), default=0.0)
+    if not longest > 0:
+        return None
+    figure = style.canvas(style.HALF, ROW * len(spent) + 66)
+    area = style.axes(figure, NAMES, 48, 14, 12)
+    area.set_xlim(0, longest * 1.02)
+    area.set_ylim(len(spent) - 0.5, -0.5)
+    places, labels, unit = style.scale(longest, "s")
+    style.across(area, places, labels, title=f"time in a step, {unit}", grid=True)
+    seen = []
+    for phase in PHASES:
+        left = np.array([sum(list(parts.values())[: list(PHASES).index(phase)]) for parts in spent.values()])
+        width = np.array([parts[phase] for parts in spent.values()])
+        if width.max() < 0.001 * longest:
+            continue
+        seen.append(phase)
+        rows = np.arange(len(spent))
+        hatch = "//" if phase == "waiting" else None
+        style.boxes(area, left, left + width, rows - 0.36, rows + 0.36, colour=style.COLOURS[phase], hatch=hatch)
+    style.upward(area, range(len(spent)), [short(name) for name in spent])
+    waits = {name: parts["waiting"] / sum(parts.values()) for name, parts in spent.items()}
+    return Drawing(
+        name="phases",
+        title="Where the time goes",
+        caption="Mean over the GPUs in the first run of each variant. Waiting is for slower peers: better balance shortens it, a faster "
+        "network does not.",
+        alt="Stacked bars. Share of a step spent waiting for peers: "
+        + "; ".join(f"{name} {show(share, '', share=True)}" for name, share in waits.items())
+        + ".",
+        svg=style.svg(figure, "phases"),
+        legend=style.legend(seen),
+    )
+
+
+def memory(outcome: Outcome) -> Drawing | None:
+    """Draw the memory of the fullest GPU under each variant, its weights apart, and what a GPU has."""
+    tables = _first_tables(outcome, "gpus")
+    if not tables:
+        return None
+    peaks, weights = {}, {}
+    for name, table in tables.items():
+        fullest = int(table["peak_memory_bytes"].argmax())
+        peaks[name], weights[name] = float(table["peak_memory_bytes"][fullest]), float(table["weight_bytes"][fullest])
+    limits = {name: float(outcome.scenario(name).cluster.build().gpu.memory) for name in tables}
+    limit = min(limits.values())
+    top = max(*peaks.values(), min(limit, 1.6 * max(peaks.values())))
+    figure = style.canvas(style.HALF, ROW * len(peaks) + 66)
+    area = style.axes(figure, NAMES, 48, 14, 12)
+    area.set_xlim(0, top * 1.04)
+    area.set_ylim(len(peaks) - 0.5, -0.5)
+    places, labels, unit = style.scale(top, "B")
+    style.across(area, places, labels, title=f"memory, {unit}", grid=True)
+    rows = np.arange(len(peaks))
+    held, peak = np.array(list(weights.values())), np.array(list(peaks.values()))
+    style.boxes(area, 0.0, held, rows - 0.3, rows + 0.3, colour="#0072b2")
+    style.boxes(area, held, peak, rows - 0.3, rows + 0.3, colour="#e69f00")
+    if limit <= top * 1.04:
+        area.vlines([limit], -0.5, len(peaks) - 0.5, color=style.ALERT, linewidth=2.0)
+    style.upward(area, range(len(peaks)), [short(name) for name in peaks])
+    over = [name for name in peaks if peaks[name] > limits[name]]
+    fits = f"More than its GPU has: {', '.join(over)}." if over else f"All fit: a GPU has {show(limit, 'B')}."
+    return Drawing(
+        name="memory",
+        title="Memory of the fullest GPU",
+        caption=f"Largest use in the first run of each variant. {fits}",
+        alt="Bars of peak memory: " + "; ".join(f"{name} {show(value, 'B')}" for name, value in peaks.items()) + f". {fits}",
+        svg=style.svg(figure, "memory"),
+        legend=(("weights", "#0072b2", ""), ("everything else", "#e69f00", "")),
+    )
+
+
+def _first_tables(outcome: Outcome, name: str) -> dict[str, object]:
+    return {
+        variant: played.answers[0].tables[name]
+        for variant, played in outcome.played.items()
+        if played.answers[0].tables is not None and name in played.answers[0].tables
+    }
+
+
+def _alike(outcome: Outcome, name: str) -> bool:
+    return len({metrics[name].value for metrics in outcome.comparison.metrics.values()}) == 1
+
+
+def _of(value: Value) -> float:
+    return 0.0 if value.value is None else value.value
+
+
+def _shown(name: str, value: Value) -> str:
+    return show(value.value, value.unit, share=is_share(name, value.unit))
+
+
+def _scaled(area: Axes, values: list[Value], name: str, *, upright: bool) -> None:
+    """Set the limits of one axis to hold all values with their intervals, and label it."""
+    ends = [end for value in values for end in (value.value, value.low, value.high) if end is not None]
+    low, high = min(ends), max(ends)
+    room = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+    low, high = low - room, high + room
+    (area.set_ylim if upright else area.set_xlim)(low, high)
+    unit = values[0].unit
+    if is_share(name, unit):
+        places = [place / 100 for place in style.multiples(100 * low, 100 * high, 5) if place >= 0]
+        labels, said = [f"{100 * place:g} %" for place in places], label(name)
+    elif unit in {"s", "B"}:
+        places, labels, shown = style.scale(high, unit, 5, low=low)
+        said = f"{label(name)}, {shown}"
+    else:
+        places = style.multiples(low, high, 5)
+        labels, said = [f"{place:g}" for place in places], f"{label(name)}, {unit}" if unit else label(name)
+    if upright:
+        style.upward(area, places, labels, title=said, grid=True, gap=58)
+    else:
+        style.across(area, places, labels, title=said, grid=True)
+
+
+def _front(points: list[tuple[float, float]], better: str) -> list[tuple[float, float]]:
+    """Return the points that no other beats in both, from left to right; less of the first is always better."""
+    sign = 1 if better == "lower" else -1
+    found: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), key=lambda point: (point[0], sign * point[1])):
+        if not found or sign * y < sign * found[-1][1]:
+            found.append((x, y))
+    return found
+
+
+def _named(area: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Write the names of points beside them, moved up or down where they would cover each other."""
+    to_pixels = area.transData
+    taken: list[tuple[float, float, float, float]] = []
+    scale = 72 / style.DPI
+    dots = [tuple(to_pixels.transform(point)) for point in points.values()]
+    for name, point in points.items():
+        x, y = to_pixels.transform(point)
+        text = short(name, 26)
+        wide = 6.6 * len(text)
+        for shift in (0.0, 13.0, -13.0, 26.0, -26.0, 39.0, -39.0, 52.0, -52.0):
+            box = (x + 9, y + shift - 6.5, x + 9 + wide, y + shift + 6.5)
+            clear = all(box[2] < other[0] or box[0] > other[2] or box[3] <= other[1] or box[1] >= other[3] for other in taken)
+            clear = clear and not any(box[0] - 5 < at[0] < box[2] and box[1] - 4 < at[1] < box[3] + 4 for at in dots)
+            if clear:
+                break
+        taken.append(box)
+        area.annotate(
+            text, point, xytext=(9 * scale, shift * scale), textcoords="offset points", va="center", fontsize=11, color=style.INK, zorder=4,
+            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.8, "shrinkB": 4} if abs(shift) > 13 else None,
+        )  # fmt: skip
+
+
+__all__ = ["differences", "memory", "phases", "short", "signed", "tradeoff"]

@@ -1,0 +1,121 @@
+"""The files of a sweep: one table of all cells, a summary for scripts, pictures. The same sweep gives the same bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import moesim
+from moesim.desk import folder as places
+from moesim.desk.scenario_text import digest as scenario_digest
+from moesim.desk.scenario_text import dump
+from moesim.desk.summary import digest, metric, to_json
+from moesim.desk.sweep_cells import Plan
+from moesim.desk.tables import describe, to_csv
+from moesim.facts.record import Table
+from moesim.study.sweep import PARETO, Sweep
+
+SCHEMA = 1
+PICTURES = ("sweep-curves", "sweep-heatmap", "sweep-front")
+NAMES = frozenset(
+    {"meta.json", "summary.json", "scenario.yaml", "cells.csv", "cells.parquet", *(f"{name}.{form}" for name in PICTURES for form in ("png", "svg"))}
+)
+
+
+def summarise(plan: Plan, sweep: Sweep, *, pictures: list[str], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the content of ``summary.json``; its keys are a contract: add to them, do not rename."""
+    warnings: dict[str, list[str]] = {}
+    for answer in sweep.done:
+        for warning in answer.warnings:
+            warnings.setdefault(warning, []).append(answer.name)
+    return {
+        "schema": SCHEMA,
+        "study": "sweep",
+        "name": sweep.name,
+        "version": moesim.__version__,
+        "scenario_digest": scenario_digest(plan.base),
+        "axes": [{"key": axis, "values": sweep.values(axis)} for axis in sweep.axes],
+        "cells": [
+            {
+                "name": answer.name,
+                "axes": dict(answer.axes),
+                "digest": answer.digest or None,
+                "status": answer.status,
+                "error": answer.error,
+                "metrics": {name: metric(value) for name, value in answer.metrics.items()},
+            }
+            for answer in sweep.answers
+        ],
+        "done": len(sweep.done),
+        "failed": len(sweep.failed),
+        "pareto": {"metrics": list(PARETO), "cells": [answer.name for answer in sweep.front()]},
+        "warnings": [{"text": text, "cells": cells} for text, cells in warnings.items()],
+        "columns": describe(sweep.table()),
+        "pictures": pictures,
+        "files": {name: digest(content) for name, content in files.items()},
+    }
+
+
+def cells_csv(table: Table) -> str:
+    """Return the table of cells as CSV: an empty cell where there is no number."""
+    texts = {}
+    for name, column in table.columns.items():
+        if column.dtype.kind == "f":
+            texts[name] = np.array(["" if np.isnan(number) else repr(number) for number in column.tolist()], dtype=str)
+        else:
+            texts[name] = column
+    text = to_csv(Table(columns=texts, units=table.units))
+    # An empty text is written as two quotes; here nothing stands for no number, and for the file's own value.
+    return text.replace(',""', ",")
+
+
+def cells_parquet(table: Table) -> bytes | None:
+    """Return the table of cells as Parquet with units as metadata of the columns; None without pyarrow."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        return None
+    about = describe(table)
+    columns = {name: _arrow(column, pa) for name, column in table.columns.items()}
+    fields = [pa.field(name, column.type, metadata={"unit": about[name]["unit"]}) for name, column in columns.items()]
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(list(columns.values()), schema=pa.schema(fields)), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def write_sweep(plan: Plan, sweep: Sweep, folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Write everything but the cells, the answer first; return the content of ``summary.json``.
+
+    Raises
+    ------
+    ResultError
+        If a file cannot be written; the message names it, and what was written before it stays.
+    """
+    from moesim.desk.sweep_pictures import pictures
+
+    table = sweep.table()
+    files = {"cells.csv": cells_csv(table).encode()}
+    packed = cells_parquet(table)
+    if packed is not None:
+        files["cells.parquet"] = packed
+    files["scenario.yaml"] = dump(plan.base, folder=folder).encode()
+    drawn = pictures(sweep)
+    summary = summarise(plan, sweep, pictures=sorted(drawn), files=files)
+    places.put(folder / "summary.json", to_json(summary).encode())
+    for name, content in (files | drawn).items():
+        places.put(folder / name, content)
+    for name in NAMES - {"meta.json", "summary.json", *files, *drawn}:
+        places.drop(folder / name)
+    places.put(folder / "meta.json", to_json(meta).encode())
+    return summary
+
+
+def _arrow(column: Any, pa: Any) -> Any:
+    if column.dtype.kind in "UO":
+        return pa.array(column.tolist(), type=pa.string())
+    return pa.array(column, from_pandas=True)  # NaN is null

@@ -1,0 +1,145 @@
+"""How much memory a GPU needs, as a distribution over steps; how large buffers must be, and how likely an unlucky GPU runs out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from moesim.engine.rows import Rows
+from moesim.facts.arrays import Floats
+from moesim.facts.model import DTYPE_BYTES
+from moesim.facts.scenario import Scenario
+from moesim.models.memory import activation_bytes, expert_bytes, weight_bytes
+
+QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """A quantity that varies from step to step: its mean, its median, its 99th percentile, and its maximum over the steps."""
+
+    mean: float
+    p50: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chance:
+    """A probability: the share of steps, and the exact interval of Clopper and Pearson at 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemory:
+    """One GPU.
+
+    ``rows`` is what it receives in the layer that counts: the fullest of a step, or the mean of all layers in training, which holds all at
+    once. ``buffer`` is the receive buffer and the result buffer of the fullest layer of a step. All in B but for ``rows``.
+    """
+
+    gpu: int
+    weights: float
+    rows: Spread
+    buffer: Spread
+    activations: Spread
+    total: Spread
+    out_of_memory: Chance | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeed:
+    """What the GPUs of a scenario need.
+
+    Attributes
+    ----------
+    gpus : tuple of GpuMemory
+    any_gpu : Spread
+        The largest total of any GPU in a step.
+    buffer_rows : Spread
+        Rows of the fullest layer on the fullest GPU in a step: what a buffer of fixed size must hold.
+    mean_rows : float
+        Rows of the mean GPU in the mean layer.
+    out_of_memory : Chance or None
+        That any GPU needs more than the limit in a step; None without a limit.
+    limit : float or None
+        B.
+    steps, independent : int
+        Steps looked at, and how many of them had tokens of their own.
+    """
+
+    gpus: tuple[GpuMemory, ...]
+    any_gpu: Spread
+    buffer_rows: Spread
+    mean_rows: float
+    out_of_memory: Chance | None
+    limit: float | None
+    steps: int
+    independent: int
+
+
+def spread(values: Floats) -> Spread:
+    """Return mean and quantiles of float[N]; a quantile is a value that occurred, the smallest that at least so many do not exceed."""
+    p50, p99, most = (float(np.quantile(values, share, method="inverted_cdf")) for share in QUANTILES.values())
+    return Spread(mean=float(np.mean(values)), p50=p50, p99=p99, max=most)
+
+
+def chance(happened: int, of: int) -> Chance:
+    """Return a share with the exact interval of C. J. Clopper and E. S. Pearson (Biometrika 26, 1934) at 95 %."""
+    interval = binomtest(happened, of).proportion_ci(confidence_level=0.95, method="exact")
+    return Chance(value=happened / of, low=float(interval.low), high=float(interval.high))
+
+
+def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -> MemoryNeed:
+    """Return how much memory the GPUs of a scenario need.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Its model and workload say what a row costs (:mod:`moesim.models.memory`).
+    rows : Rows
+        What arrived.
+    limit : float, optional
+        Memory of a GPU that may be used, B.
+    """
+    model, workload = scenario.model, scenario.workload
+    received = rows.received.astype(np.float64)
+    held = received.mean(axis=1) if workload.phase == "training" else received.max(axis=1)
+    fullest = received.max(axis=1)
+    # A row comes in and its result goes out, in the dtype of activations.
+    of_row = 2.0 * model.dispatch_width * DTYPE_BYTES[model.activation_dtype]
+    guests = rows.guests.max(axis=1) * expert_bytes(model, workload.phase, optimiser=False)
+    gpus = []
+    totals = np.zeros(held.shape)
+    fresh = rows.fresh
+    for gpu, slots in enumerate(rows.slots):
+        weights = weight_bytes(model, int(slots), workload.phase)
+        activations = activation_bytes(model, workload, held[:, gpu], tokens=rows.tokens[:, gpu])
+        totals[:, gpu] = weights + activations + guests[:, gpu]
+        gpus.append(
+            GpuMemory(
+                gpu=gpu,
+                weights=weights,
+                rows=spread(held[:, gpu]),
+                buffer=spread(fullest[:, gpu] * of_row),
+                activations=spread(activations),
+                total=spread(totals[:, gpu]),
+                out_of_memory=None if limit is None else chance(int((totals[fresh, gpu] > limit).sum()), int(fresh.sum())),
+            )
+        )
+    worst = totals.max(axis=1)
+    return MemoryNeed(
+        gpus=tuple(gpus),
+        any_gpu=spread(worst),
+        buffer_rows=spread(fullest.max(axis=1)),
+        mean_rows=float(received.mean()),
+        out_of_memory=None if limit is None else chance(int((worst[fresh] > limit).sum()), int(fresh.sum())),
+        limit=limit,
+        steps=len(received),
+        independent=int(fresh.sum()),
+    )

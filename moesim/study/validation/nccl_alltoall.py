@@ -1,0 +1,67 @@
+"""nccl-tests all-to-all inside one node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats
+from moesim.models.fitted.nccl_all_to_all import NcclAllToAll, regimes_of
+from moesim.models.fitted.rows import Rows, labels, numbers, words
+from moesim.study.validation.fitted_table import FittedTable, alpha_beta
+from moesim.study.validation.machines import peaks, presets_of
+from moesim.study.validation.table_kind import register_table
+
+WITHOUT_NVLINK = ("l40s",)
+"""Presets whose GPUs exchange over PCIe and host memory: regimes of their own, for nothing that was fitted is like them."""
+
+
+@register_table
+class NcclAllToAllTable(FittedTable):
+    """One kernel, sizes from 512 B to 512 MB per rank; regimes ``large`` (at least 16 MB) and ``small``."""
+
+    model = NcclAllToAll
+    name = "nccl_alltoall_intranode"
+    files = ("nccl_alltoall_intranode*.csv",)
+    columns = ("system", "num_gpus", "bytes_per_rank", "time_us")
+    source = "nccl_alltoall_intranode.csv"
+
+    def inputs(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """Return numbers of GPUs, sizes, and the peaks of link and memory."""
+        presets = presets_of(words(rows, "system"))
+        return {
+            "num_gpus": numbers(rows, "num_gpus"),
+            "bytes_per_rank": numbers(rows, "bytes_per_rank"),
+            "link_bandwidth": peaks(presets, "nvlink"),
+            "memory_bandwidth": peaks(presets, "memory_bandwidth"),
+        }
+
+    def sections(self, rows: Rows) -> NDArray[np.str_]:
+        """Return the one section."""
+        return np.full(len(rows["num_gpus"]), "nccl_all_to_all")
+
+    def seconds(self, rows: Rows) -> Floats:
+        """Return the measured time."""
+        return numbers(rows, "time_us") / 1e6
+
+    def regime(self, rows: Rows) -> NDArray[np.str_]:
+        """Return ``large`` or ``small``, with ``pcie`` before it where there is no NVLink."""
+        pcie = np.isin(presets_of(words(rows, "system")), WITHOUT_NVLINK)
+        plain = regimes_of(rows)
+        return np.where(pcie, np.char.add("pcie_", plain), plain)
+
+    def group(self, rows: Rows) -> NDArray[np.str_]:
+        """Return system and number of GPUs."""
+        return labels(rows, ("system", "num_gpus"))
+
+    def baseline(self, rows: Rows) -> tuple[str, Floats]:
+        """Return one alpha and one beta per system for the bytes that leave a GPU."""
+        ranks = numbers(rows, "num_gpus")
+        sent = numbers(rows, "bytes_per_rank") * (ranks - 1) / ranks
+        return "one alpha-beta per system, fitted to these rows", alpha_beta(sent, self.seconds(rows), words(rows, "system"))
+
+    def noise(self, rows: Rows) -> Floats:
+        """Return the repeat noise of nccl-tests: 1 % for large messages, five times that for small ones."""
+        return np.where(regimes_of(rows) == "large", 0.01, 0.05)
