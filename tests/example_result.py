@@ -73,6 +73,7 @@ def _spans(rows: np.ndarray, sent: np.ndarray, rng: np.random.Generator) -> dict
                 *(step, MODEL_LAYERS[layer], layer, 0, direction, gpu, "communication" if collective else "compute", phase),
                 *(start[gpu], end[gpu], more["bytes"][gpu] if collective else 0.0, int(more["tokens"][gpu])),
                 *(more["waiting"][gpu] if collective else 0.0, more["last"] if collective and more["waiting"][gpu] > 0 else -1),
+                0.0,
             )
             for name, item in zip(names, row, strict=True):
                 spans[name].append(item)
@@ -156,6 +157,7 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "gradient_s": np.zeros(STEPS),
         "gradient_exposed_s": np.zeros(STEPS),
         "exposed_communication_s": transfer["dispatch"] + transfer["combine"] + wait,
+        "slowed_s": np.zeros(STEPS),
     }
     step_of, layer_of = np.repeat(np.arange(STEPS), LAYERS), np.tile(np.arange(LAYERS), STEPS)
     by_expert = loads.sum(axis=2)
@@ -284,6 +286,7 @@ def _collectives(spans: dict[str, np.ndarray]) -> dict[str, Any]:
         "step": spans["step"][first],
         "layer": spans["layer"][first],
         "moe_layer": spans["moe_layer"][first],
+        "microbatch": spans["microbatch"][first],
         "phase": spans["phase"][first],
         "direction": spans["direction"][first],
         "group": np.zeros(len(first), dtype=np.int64),

@@ -13,6 +13,7 @@ import moesim.testing
 from moesim.base.registry import SLOTS, kinds
 from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace
+from moesim.models.compute.table import ExpertTimes
 from moesim.models.placement.file import WrittenSlots
 from moesim.models.topology.nvlink_nodes import NvlinkNodes
 from moesim.models.topology.wiring import wiring_of
@@ -27,6 +28,7 @@ PLUGINS = _ours()
 
 # Instances for kinds that cannot be made without arguments, or whose defaults would not show what they do in a short check.
 EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
+    ("compute", "table"): {"experts": ExpertTimes(rows=(1, 4, 64), forward=(1e-3, 9e-4, 5e-3))},
     ("source", "recorded"): {"trace": "tiny.npz"},
     ("source", "imbalance"): {"workload": "W2_hot_rank"},
     ("capacity", "megatron"): {"factor": 1.25},

@@ -10,7 +10,7 @@ from moesim.base.errors import UsageError
 
 HELP = """Hold predictions against measured tables: errors by table and regime, bias, a simple rule beside each, and what was not predicted.
 
-DIR holds tables as CSV, JSON lines or NPZ, also in folders. A table is known by the name of its file; the manual lists the names and columns.
+DIR holds tables as CSV, JSON lines or NPZ, also in folders. A table is known by the name of its file; the manual lists names and columns.
 Predictions come from the shipped profiles, and from those that --profile names; a machine without a profile is predicted from the data
 sheet's ratios to one that has been measured, and flagged.
 

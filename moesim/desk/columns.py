@@ -31,6 +31,7 @@ _SPAN = {
     "tokens": "token rows that it handled",
     "waiting_s": "part of the span in which no byte of this GPU moved although its collective had begun",
     "waited_for": "the GPU that kept it waiting, -1 for none",
+    "slowed_s": "how much longer a kernel took because communication held SMs, or because other ranks shared its cores",
 }
 
 COLUMNS: dict[str, dict[str, str]] = {
@@ -52,6 +53,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "gradient_s": "exchanging gradients or weights, waiting for peers included; most of it may go on beside other work",
         "gradient_exposed_s": "of that, while nothing was computed and no token was on its way",
         "exposed_communication_s": "in a collective with nothing computed beside it",
+        "slowed_s": "by which kernels took longer because communication held SMs, or because other ranks shared their cores",
     },
     "layers": {
         "step": "number of the step",
@@ -133,6 +135,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "step": "number of the step",
         "layer": "layer of the model, from 0",
         "moe_layer": "MoE layer, from 0; -1 in a dense layer",
+        "microbatch": "micro-batch, from 0",
         "phase": "dispatch, combine, gradients, expert_gradients, parameters or expert_parameters",
         "direction": "forward or backward",
         "group": "expert-parallel group; of experts' gradients and weights the rank in it, of all others 0: all GPUs",

@@ -109,7 +109,7 @@ def runs_of(variant: Variant, replicates: int, read_trace: Callable[..., Trace])
 
     Notes
     -----
-    ----- A recording that is dealt in order (or as it was recorded) gives the same tokens under every seed, so seeds would be copies of
+    A recording that is dealt in order (or as it was recorded) gives the same tokens under every seed, so seeds would be copies of
     each other. It is cut instead: a block is the tokens of one step, and as many steps are played as there are new blocks, up to the
     number that the replicates ask for and no fewer than the scenario says. Recorded conversations are drawn at random, by seed; their
     intervals speak of these conversations and not of those that were never recorded.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from moesim.desk.compare_words import SIGNS, change, corrected, evidence, headlines, is_share, told, winner
+from moesim.desk.compare_words import SIGNS, change, corrected, evidence, headlines, is_share, price, told, winner
 from moesim.desk.comparing import Outcome
 from moesim.desk.words import label, show
 
@@ -40,6 +40,8 @@ def table(outcome: Outcome, folder: Path, *, width: int = 160, colour: bool = Fa
     console.print(evidence(outcome), soft_wrap=True)
     console.print()
     console.print(Text(winner(comparison.winner), style="bold"), soft_wrap=True)
+    if said := price(outcome):
+        console.print(said, soft_wrap=True)
     for name in headlines(outcome.question.by):
         values = {variant: metrics[name] for variant, metrics in comparison.metrics.items()}
         known = [value.value for value in values.values() if value.value is not None]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from moesim.desk.compare_runs import SEEDS, Runs
 from moesim.desk.comparing import Outcome
 from moesim.desk.words import SHARES, label, show
+from moesim.facts.record import Value
 from moesim.study.compare import HEADLINES, Difference, Winner
 from moesim.study.difference import BETTER, UNDECIDED, WORSE
 
@@ -32,8 +33,29 @@ def winner(found: Winner) -> str:
     by = "" if found.per_cent is None else f" ({abs(found.per_cent):.2g} %)"
     between = ""
     if found.low is not None and found.high is not None and found.high > found.low:
-        between = f", corrected interval {span(found.low, found.high, found.unit, share=share)}"
+        between = f", interval {span(found.low, found.high, found.unit, share=share)}"
     return f"{found.name} wins by {label(found.by)}: {show(found.margin, found.unit, share=share)}{by} better than {found.next}{between}."
+
+
+def price(outcome: Outcome) -> str:
+    """Say what the winner drops, and who is best without; empty if the winner drops nothing."""
+    comparison = outcome.comparison
+    best, by = comparison.winner.best, comparison.winner.by
+    dropped = comparison.metrics[best]["drop_rate"].value if best is not None else None
+    if not dropped or by == "drop_rate":
+        return ""
+    sign = 1 if comparison.winner.better == "lower" else -1
+    whole = {
+        name: sign * metrics[by].value
+        for name, metrics in comparison.metrics.items()
+        if metrics["drop_rate"].value == 0 and metrics[by].value is not None
+    }
+    said = f"{best} drops {show(dropped, '', share=True)} of the routes"
+    if not whole:
+        return f"{said}."
+    first = min(whole, key=lambda name: (whole[name], name))
+    word = {"lower": "lowest", "higher": "highest"}[comparison.winner.better]
+    return f"{said}; of the variants that drop none, {first} has the {word} {label(by)}, {_shown(comparison.metrics[first][by], by)}."
 
 
 def evidence(outcome: Outcome) -> str:
@@ -95,10 +117,10 @@ def corrected(found: Difference, *, share: bool = False) -> str:
         return f"{100 * low:+.3g} … {100 * high:+.3g} points".replace("-", "−")
     if found.per_cent is None or found.value == 0:
         return span(low, high, found.unit)
-    # The same part of the baseline as the difference itself; how uncertain the baseline is stands in per_cent_low and per_cent_high.
-    part = found.per_cent / found.value
-    low, high = sorted((low * part, high * part))
-    return f"{low:+.3g} … {high:+.3g} %".replace("-", "−")
+    first, last = found.corrected_per_cent_low, found.corrected_per_cent_high
+    if first is None or last is None:  # the baseline may be 0
+        return span(low, high, found.unit)
+    return f"{first:+.3g} … {last:+.3g} %".replace("-", "−")
 
 
 def told(found: Difference) -> str:
@@ -115,6 +137,10 @@ def told(found: Difference) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return names in a row, the last after *and*."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _shown(value: Value, name: str) -> str:
+    return show(value.value, value.unit, share=is_share(name, value.unit))
 
 
 def headlines(by: str) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def write_profile(path: Path, profile: Profile) -> None:
 
 
 def content_of_profile(path: str, prefix: str) -> tuple[Any, list[Problem]]:
-    """Return the sections of a profile's file whose names begin with ``prefix``, as plain data, for the loader of scenarios."""
+    """Return the sections of a profile's file whose names begin with ``prefix``, for the loader of scenarios."""
     try:
         profile = only(read_profile(Path(path)), prefix)
     except (CalibrationError, ScenarioError) as error:
@@ -135,4 +135,4 @@ def content_of_profile(path: str, prefix: str) -> tuple[Any, list[Problem]]:
     if not profile.sections:
         what = f" that begins with {prefix!r}" if prefix else ""
         return None, [Problem(message=f"the profile {profile.name!r} has no section{what}")]
-    return plain_profile(profile), []
+    return profile, []

@@ -29,6 +29,7 @@ def scenario_schema() -> Schema:
         "description": "Named variants of the policy; each says only what differs from it. The first is the baseline.",
         "additionalProperties": {"anyOf": [{"type": "null"}, _partial_policy(definitions)]},
     }
+    schema["properties"]["matrix"] = _matrix()
     schema["properties"]["plugins"]["description"] = "Python files with plug-ins of your own, relative to this file."
     schema["required"] = sorted(schema["required"])
     return {
@@ -144,6 +145,20 @@ def _model(definitions: dict[str, Schema]) -> Schema:
             over | {"properties": {"config": config} | inline, "required": ["config"]},
             whole,
         ],
+    }
+
+
+def _matrix() -> Schema:
+    """Return the schema of the matrix; what a dotted key accepts is known only when a cell is read."""
+    cells = {"type": "array", "items": {"type": "object", "minProperties": 1}}
+    return {
+        "type": ["object", "null"],
+        "description": "Values of dotted keys; 'moesim sweep' runs every combination of them.",
+        "properties": {
+            "include": {"description": "Cells on top of the combinations: the values of some keys, each by its dotted key.", **cells},
+            "exclude": {"description": "Combinations that are left out: those that have all of these values.", **cells},
+        },
+        "additionalProperties": {"anyOf": [{"type": "array", "minItems": 1}, {"type": "string", "pattern": r"^\s*[-+.0-9].*\.\."}]},
     }
 
 

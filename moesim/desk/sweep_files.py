@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import moesim
 from moesim.desk import folder as places
@@ -15,14 +15,21 @@ from moesim.desk.scenario_text import digest as scenario_digest
 from moesim.desk.scenario_text import dump
 from moesim.desk.summary import digest, metric, to_json
 from moesim.desk.sweep_cells import Plan
-from moesim.desk.tables import describe, to_csv
+from moesim.desk.tables import describe
 from moesim.facts.record import Table
 from moesim.study.sweep import PARETO, Sweep
 
 SCHEMA = 1
 PICTURES = ("sweep-curves", "sweep-heatmap", "sweep-front")
 NAMES = frozenset(
-    {"meta.json", "summary.json", "scenario.yaml", "cells.csv", "cells.parquet", *(f"{name}.{form}" for name in PICTURES for form in ("png", "svg"))}
+    {
+        "meta.json",
+        "summary.json",
+        "scenario.yaml",
+        "cells.csv",
+        "cells.parquet",
+        *(f"{name}.{form}" for name in PICTURES for form in ("png", "svg")),
+    }
 )
 
 
@@ -62,15 +69,17 @@ def summarise(plan: Plan, sweep: Sweep, *, pictures: list[str], files: Mapping[s
 
 def cells_csv(table: Table) -> str:
     """Return the table of cells as CSV: an empty cell where there is no number."""
-    texts = {}
-    for name, column in table.columns.items():
-        if column.dtype.kind == "f":
-            texts[name] = np.array(["" if np.isnan(number) else repr(number) for number in column.tolist()], dtype=str)
-        else:
-            texts[name] = column
-    text = to_csv(Table(columns=texts, units=table.units))
-    # An empty text is written as two quotes; here nothing stands for no number, and for the file's own value.
-    return text.replace(',""', ",")
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(zip(*(map(_cell, column.tolist()) for column in table.columns.values()), strict=True))
+    return out.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(value)
+    return str(value)
 
 
 def cells_parquet(table: Table) -> bytes | None:

@@ -184,7 +184,9 @@ def run_sweep(
                 write_answer(run.folder, answer)
             except ResultError as error:
                 count = run.progress.kept + run.progress.played
-                raise ResultError(f"{error}. {count} of {len(plan)} cells are finished and kept: the same command goes on from there") from None
+                raise ResultError(
+                    f"{error}. {count} of {len(plan)} cells are finished and kept: the same command goes on from there"
+                ) from None
         run.progress.take(answer)
 
     answers = play_all(

@@ -35,10 +35,10 @@ def text(validation: Validation) -> str:
         lines.append("")
     if validation.others:
         lines += ["Other files", *(f"  {other.file}: {other.reason}" for other in validation.others), ""]
-    rows = sum(score.errors.n for score in scored)
+    total = sum(score.errors.n for score in scored)
     missing = sum(item.rows for score in validation.scores for item in score.unpredicted)
     files = len({score.file for score in scored})
-    lines.append(f"{rows} rows of {files} table{'s' * (files != 1)} predicted, {missing} not.")
+    lines.append(f"{total} rows of {files} table{'s' * (files != 1)} predicted, {missing} not.")
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ from moesim.engine.collective import Collective
 from moesim.engine.cores import Cores
 from moesim.engine.fabric import Fabric
 from moesim.engine.group_call import GroupCall
+from moesim.engine.held_sms import HeldSms
 from moesim.engine.load import StepLoad
 from moesim.engine.posting import rules_of
 from moesim.engine.recorder import Recorder
@@ -42,8 +43,8 @@ class StepRun:
         G.
     gradients : GradientPlans or None
         What keeps the copies of the weights equal, if the program has such tasks.
-    cores : Cores or None
-        The processors that ranks share; if left out, every GPU computes alone.
+    cores : Cores or HeldSms or None
+        The processors that ranks share, or that communication takes away; if left out, every GPU computes alone and at full speed.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class StepRun:
         ranks: int,
         gpus: int,
         gradients: GradientPlans | None = None,
-        cores: Cores | None = None,
+        cores: Cores | HeldSms | None = None,
     ) -> None:
         self._cores = cores
         self._env = env
@@ -134,16 +135,18 @@ class StepRun:
         return end if launch else -1.0
 
     def _compute_beside_others(
-        self, cores: Cores, gpu: int, name: str, tasks: list[Task], launch: float
+        self, cores: Cores | HeldSms, gpu: int, name: str, tasks: list[Task], launch: float
     ) -> Generator[simpy.Event, Any, float]:
         """Run kernels on cores that other ranks use too: nobody knows when one ends before it has. A launch is a wait, and takes no core."""
         end = self._env.now
         for task in tasks:
             start = self._env.now
             self.waiting[gpu, name] = (task.lane, f"its own {task.work.phase} of layer {task.work.layer}")
-            yield cores.run(gpu, float(self._load.seconds[task.work][gpu]))
+            alone = float(self._load.seconds[task.work][gpu])
+            yield cores.run(gpu, alone)
             end = self._env.now
-            self._recorder.span(task.work, gpu, task.lane, start, end, tokens=int(self._tokens(task.work)[gpu]))
+            slowed = max(end - start - alone, 0.0)
+            self._recorder.span(task.work, gpu, task.lane, start, end, tokens=int(self._tokens(task.work)[gpu]), slowed=slowed)
         if not launch:
             return -1.0
         yield self._env.timeout(launch)
@@ -156,10 +159,10 @@ class StepRun:
         following = self._program.tasks[segments[number + 1][0]]
         if following.work.phase not in COLLECTIVES or any(before in self._done[0] for before in following.after):
             return 0.0
-        return self._exchange(following.work).launch
+        return self._exchange(following.work).launch_of(following.work.phase)
 
     def _exchange(self, work: Work) -> Exchange:
-        return self._load.layers[work.moe_layer].exchange[work.direction]
+        return self._load.part(work).exchange[work.direction]
 
     def _communicate(self, gpu: int, name: str, task: Task, launched_at: float) -> Generator[simpy.Event, Any, None]:
         if self._ranks == 1:
@@ -170,9 +173,12 @@ class StepRun:
         start = self._env.now if launched_at < 0 else launched_at
         size = 0.0
         waited_for: dict[int, float] = {}
-        if exchange.launch > 0 and launched_at < 0:
+        if isinstance(self._cores, HeldSms):
+            self._cores.hold(gpu, exchange.held_sms)
+        launch = exchange.launch_of(work.phase)
+        if launch > 0 and launched_at < 0:
             self.waiting[gpu, name] = (task.lane, f"the launch of its own {work.phase} of layer {work.layer}")
-            yield self._env.timeout(exchange.launch)
+            yield self._env.timeout(launch)
         for number, sent in enumerate(stages):
             collective = self._collective(work, gpu // self._ranks, number, sent, exchange)
             self.waiting[gpu, name] = (task.lane, collective)
@@ -180,6 +186,8 @@ class StepRun:
             for peer, seconds in collective.at[gpu].waited_for.items():
                 waited_for[peer] = waited_for.get(peer, 0.0) + seconds
             size += float(sent[gpu].sum())
+        if isinstance(self._cores, HeldSms):
+            self._cores.hold(gpu, -exchange.held_sms)
         self._recorder.span(
             work,
             gpu,
@@ -241,7 +249,7 @@ class StepRun:
         return self._collectives[key]
 
     def _tokens(self, work: Work) -> Ints:
-        layer = self._load.layers[max(work.moe_layer, 0)]
+        layer = self._load.part(work)
         return layer.rows if work.phase == "experts" else layer.tokens
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from moesim.base.errors import LawBroken, PluginError
 from moesim.engine.batches import guests, plan_batch, with_weights
+from moesim.engine.micro_batches import merged_exchange, merged_kept, split, tokens_of_parts
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Learn, Limit, PlanBatch
 from moesim.facts.placement import Placement
@@ -37,12 +38,21 @@ class LayerLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLoad:
-    """One step: its MoE layers, and the seconds of every compute task as float[G]."""
+    """One step: its MoE layers, and the seconds of every compute task as float[G].
+
+    ``layers`` are whole layers, for the accounts; ``parts`` are those of each micro-batch, as the hardware plays them (the same objects if
+    there is one micro-batch).
+    """
 
     layers: tuple[LayerLoad, ...]
+    parts: tuple[tuple[LayerLoad, ...], ...]
     seconds: dict[Work, Floats]
     routing: Routing
     tokens: int
+
+    def part(self, work: Work) -> LayerLoad:
+        """Return the layer and micro-batch of a task; the first MoE layer stands for dense ones, whose tokens are the same."""
+        return self.parts[work.microbatch][max(work.moe_layer, 0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,29 +106,30 @@ def load_step(
         raise PluginError(f"the source drew {len(routing.layers)} layers, but the model has {len(setting.model.moe_layers)} MoE layers")
     local = _local_index(placement.rank_of_slot, setting.parallel.ep)
     layers: list[LayerLoad] = []
+    parts: list[list[LayerLoad]] = [[] for _ in range(program.microbatches)]
     seconds: dict[Work, Floats] = {}
     dense_seconds: dict[tuple[str, str, bytes], Floats] = {}
-    expert_rows: list[Ints] = []
-    known: dict[tuple[int, bytes], tuple[LayerLoad, Ints]] = {}
+    expert_rows: list[list[Ints]] = [[] for _ in range(program.microbatches)]
+    known: dict[tuple[int, bytes], _Loaded] = {}
     for moe_layer in range(len(setting.model.moe_layers)):
         drawn = routing.layers[moe_layer]
         key = (id(drawn), placement.expert_of_slot[moe_layer].tobytes())
-        if alike and key in known:
-            load, rows_of_slot = known[key]
-        else:
-            load, rows_of_slot = _load_layer(setting, policies, placement, drawn, directions, local, step, moe_layer)
-            if alike:
-                known[key] = load, rows_of_slot
-        layers.append(load)
-        expert_rows.append(rows_of_slot)
+        if not (alike and key in known):
+            known = known if alike else {}
+            known[key] = _load_layer(setting, policies, placement, drawn, directions, local, step, moe_layer, program.microbatches)
+        loaded = known[key]
+        layers.append(loaded.whole)
+        for microbatch, (load, rows_of_slot) in enumerate(loaded.parts):
+            parts[microbatch].append(load)
+            expert_rows[microbatch].append(rows_of_slot)
     for task in program.tasks:
         work = task.work
         if work.phase in COLLECTIVES or work.phase in GROUP_CALLS or work in seconds:
             continue
         if work.phase == "experts":
-            seconds[work] = policies.kernels.experts(expert_rows[work.moe_layer], direction=work.direction)
+            seconds[work] = policies.kernels.experts(expert_rows[work.microbatch][work.moe_layer], direction=work.direction)
             continue
-        tokens = layers[max(work.moe_layer, 0)].tokens
+        tokens = parts[work.microbatch][max(work.moe_layer, 0)].tokens
         what = (work.phase, work.direction, tokens.tobytes())
         if what not in dense_seconds:
             cost = dense_work(
@@ -131,7 +142,16 @@ def load_step(
             )
             dense_seconds[what] = policies.kernels.dense(cost.flops, cost.moved, dtype=cost.dtype)
         seconds[work] = dense_seconds[what]
-    return StepLoad(layers=tuple(layers), seconds=seconds, routing=routing, tokens=int(layers[0].tokens.sum()))
+    played = tuple(tuple(part) for part in parts)
+    return StepLoad(layers=tuple(layers), parts=played, seconds=seconds, routing=routing, tokens=int(layers[0].tokens.sum()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loaded:
+    """One MoE layer: as a whole, and of each micro-batch what it asks for and int[G, slots of a GPU], the rows of each local expert."""
+
+    whole: LayerLoad
+    parts: tuple[tuple[LayerLoad, Ints], ...]
 
 
 def _load_layer(
@@ -143,12 +163,46 @@ def _load_layer(
     local: Ints,
     step: int,
     moe_layer: int,
-) -> tuple[LayerLoad, Ints]:
-    """Return what one MoE layer asks for, and int[G, slots of a GPU], the rows of each local expert."""
+    microbatches: int,
+) -> _Loaded:
+    """Return what one MoE layer asks for. A gate sees the tokens of the whole step, everything after it those of a micro-batch."""
     chosen = policies.choose(drawn, step=step, moe_layer=moe_layer)
-    kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
+    if microbatches == 1:
+        tokens, given = [], [chosen]
+    else:
+        tokens = tokens_of_parts(chosen.token_start, microbatches)
+        given = split(chosen, tokens, f"a schedule with {microbatches} micro-batches")
+    parts = tuple(_load_part(setting, policies, placement, part, directions, local, step, moe_layer) for part in given)
+    whole = parts[0][0] if microbatches == 1 else _merged(chosen, [load for load, _ in parts], tokens)
     if isinstance(policies.choose, Learn):
-        policies.choose.learn(kept, step=step, moe_layer=moe_layer)
+        policies.choose.learn(whole.kept, step=step, moe_layer=moe_layer)
+    return _Loaded(whole=whole, parts=parts)
+
+
+def _merged(chosen: LayerRouting, parts: list[LayerLoad], tokens: list[Ints]) -> LayerLoad:
+    return LayerLoad(
+        chosen=chosen,
+        kept=merged_kept(chosen, [part.kept for part in parts], tokens),
+        exchange={direction: merged_exchange([part.exchange[direction] for part in parts]) for direction in parts[0].exchange},
+        rows=np.sum([part.rows for part in parts], axis=0),
+        padding=np.sum([part.padding for part in parts], axis=0),
+        tokens=np.diff(chosen.token_start),
+        guests=np.max([part.guests for part in parts], axis=0),
+    )
+
+
+def _load_part(
+    setting: Setting,
+    policies: Policies,
+    placement: Placement,
+    chosen: LayerRouting,
+    directions: tuple[str, ...],
+    local: Ints,
+    step: int,
+    moe_layer: int,
+) -> tuple[LayerLoad, Ints]:
+    """Return what one MoE layer of one micro-batch asks for, and int[G, slots of a GPU], the rows of each local expert."""
+    kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
     batch = None
     _check_kept(chosen, kept, step, moe_layer)
     if policies.place is not None:

@@ -10,13 +10,14 @@ import simpy
 from moesim.base.errors import PluginError, Stuck
 from moesim.engine.cores import Cores
 from moesim.engine.fabric import Fabric
+from moesim.engine.held_sms import HeldSms
 from moesim.engine.lanes import StepRun
 from moesim.engine.load import Policies, StepLoad, load_step
 from moesim.engine.recorder import Recorder
 from moesim.engine.tally import Mark
 from moesim.facts.collective import GradientCalls
 from moesim.facts.placement import Placement
-from moesim.facts.program import Program
+from moesim.facts.program import Program, may_overlap
 from moesim.facts.routing import Routing
 from moesim.facts.scenario import Scenario, Setting
 from moesim.models.collective.gradients import GradientPlans
@@ -83,7 +84,7 @@ class Machine:
             ranks=self.setting.parallel.ep,
             gpus=self.setting.gpus,
             gradients=self._gradients,
-            cores=self._cores,
+            cores=self._computing(load),
         )
         done = run.all_done()
         try:
@@ -95,6 +96,13 @@ class Machine:
         self.marks.append(Mark(start, self.env.now, self.fabric.busy, self.fabric.carried_on_link))
         return self.marks[-1]
 
+    def _computing(self, load: StepLoad) -> Cores | HeldSms | None:
+        """Return what kernels compute on where their speed is not their own."""
+        if self._cores is None and may_overlap(self.program):
+            held = any(exchange.held_sms for part in load.parts for layer in part for exchange in layer.exchange.values())
+            return HeldSms(self.env, self.setting.gpus) if held else None
+        return self._cores
+
     def finish(self) -> None:
         """Let what is still on its way after the last step arrive, and check the laws of the network."""
         self.env.run()
@@ -102,7 +110,7 @@ class Machine:
 
     def _prepare(self, load: StepLoad) -> None:
         """Tell the fabric what the exchanges of a step ask of it."""
-        exchanges = [exchange for layer in load.layers for exchange in layer.exchange.values()]
+        exchanges = [exchange for part in load.parts for layer in part for exchange in layer.exchange.values()]
         ports = sorted({exchange.port for exchange in exchanges} | {self._port if self._fabric is not None else math.inf})
         if self._fabric is None:
             self._port = ports[0]

@@ -29,11 +29,13 @@ SPAN_COLUMNS = (
     ("tokens", np.int64),
     ("waiting_s", np.float64),
     ("waited_for", np.int64),
+    ("slowed_s", np.float64),
 )
 COLLECTIVE_COLUMNS = (
     ("step", np.int64),
     ("layer", np.int64),
     ("moe_layer", np.int64),
+    ("microbatch", np.int64),
     ("phase", np.str_),
     ("direction", np.str_),
     ("group", np.int64),
@@ -90,6 +92,7 @@ class Recorder:
         size: float = 0.0,
         waiting: float = 0.0,
         waited_for: int = -1,
+        slowed: float = 0.0,
     ) -> None:
         """Write one task of one GPU down; times in s, ``size`` in B."""
         self._spans.append(
@@ -108,6 +111,7 @@ class Recorder:
                 tokens,
                 waiting,
                 waited_for,
+                slowed,
             )
         )
 
@@ -132,6 +136,7 @@ class Recorder:
             self.step,
             work.layer,
             work.moe_layer,
+            work.microbatch,
             work.phase,
             work.direction,
             group,

@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import simpy
 
-from moesim.base.errors import UsageError
+from moesim.base.errors import UsageError, did_you_mean
 from moesim.engine.collective import Collective
 from moesim.engine.cores import Cores
 from moesim.engine.fabric import Fabric
-from moesim.engine.library_call import LibraryCall
+from moesim.engine.posted_calls import LibraryCall, PostedCall
 from moesim.facts.arrays import Floats, frozen
 from moesim.facts.cluster import Cluster
 from moesim.facts.scenario import Sharing
@@ -50,19 +50,23 @@ class AllToAll:
     """An exchange: float[G, G] bytes from each rank (row) to each other.
 
     ``barrier``: nobody sends before all are there. ``latency``: seconds that it takes besides moving bytes, after a barrier before the
-    first byte, otherwise after a rank's last. ``library``: sends and receives are posted alternately
-    (:class:`~moesim.engine.library_call.LibraryCall`) instead of all receives first.
+    first byte, otherwise after a rank's last. ``posting`` is a word of ``POSTINGS``.
     """
 
     name: str
     bytes: Floats
     barrier: bool = False
     latency: float = 0.0
-    library: bool = False
+    posting: str = "on_arrival"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bytes", frozen(self.bytes, np.float64))
 
+
+POSTINGS = ("on_arrival", "before", "alternately")
+"""How messages are posted. ``on_arrival``: each rank posts its receives when it comes, then its sends, so a pair starts when both are there.
+``before``: receives are posted before anybody starts, and a rank's messages move when it comes. ``alternately``: sends and receives in turn, as
+gloo's own all-to-all does (:class:`~moesim.engine.posted_calls.LibraryCall`)."""
 
 Phase: TypeAlias = Compute | Wait | AllToAll
 
@@ -88,7 +92,7 @@ class Replayed:
         When each rank ended each phase, s after the start.
     waiting : float[P, G]
         Seconds of an exchange in which none of a rank's bytes could move, because its peers were not there; NaN where nobody counted (an
-        exchange with ``library``).
+        exchange that is not posted ``on_arrival``).
     carried, busy : float[K]
         Bytes over each link, and seconds in which it carried some.
     """
@@ -133,13 +137,12 @@ def replay(cluster: Cluster, phases: Sequence[Phase], *, changes: Sequence[Chang
     fabric.expect(int(max(most, default=0)))
     cores = Cores(env, cluster)
     ranks = range(cluster.gpus)
-    calls = {
-        number: LibraryCall(env, fabric, phase.bytes)
-        if phase.library
-        else Collective(env, fabric, ranks, phase.bytes, barrier=phase.barrier)
-        for number, phase in enumerate(phases)
-        if isinstance(phase, AllToAll)
-    }
+    calls: dict[int, Collective | PostedCall] = {}
+    for number, phase in enumerate(phases):
+        if isinstance(phase, AllToAll) and phase.posting == "on_arrival":
+            calls[number] = Collective(env, fabric, ranks, phase.bytes, barrier=phase.barrier)
+        elif isinstance(phase, AllToAll):
+            calls[number] = (PostedCall if phase.posting == "before" else LibraryCall)(env, fabric, phase.bytes)
     ends, waiting = np.zeros((len(phases), cluster.gpus)), np.zeros((len(phases), cluster.gpus))
 
     def play(rank: int) -> Generator[simpy.Event, Any, None]:
@@ -181,8 +184,10 @@ def _check(cluster: Cluster, phases: Sequence[Phase], changes: Sequence[Change])
             raise UsageError(f"phase {phase.name!r} has {what} of shape {given.shape}, but the cluster has {ranks} ranks: expected {wanted}")
         if not (np.isfinite(given).all() and (given >= 0).all()):
             raise UsageError(f"phase {phase.name!r} holds {what} below 0 or not finite")
-        if isinstance(phase, AllToAll) and phase.library and phase.barrier:
-            raise UsageError(f"phase {phase.name!r} has a barrier, and a library that posts alternately has none: choose one")
+        if isinstance(phase, AllToAll) and phase.posting not in POSTINGS:
+            raise UsageError(f"phase {phase.name!r} cannot be posted {phase.posting!r}{did_you_mean(phase.posting, POSTINGS)}")
+        if isinstance(phase, AllToAll) and phase.posting != "on_arrival" and phase.barrier:
+            raise UsageError(f"phase {phase.name!r} has a barrier, and messages posted {phase.posting!r} have none: choose one")
         if isinstance(phase, AllToAll) and not (np.isfinite(phase.latency) and phase.latency >= 0):
             raise UsageError(f"phase {phase.name!r} has a latency of {phase.latency} s: it must be finite and at least 0")
     for change in changes:

@@ -81,6 +81,7 @@ def _phase_seconds(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[
     sums = {name: total(seconds, phase == name) for name in PHASES}
     for name in COLLECTIVES:
         sums[name] = total(seconds - spans["waiting_s"], phase == name)
+    sums["slowed"] = total(spans["slowed_s"], spans["slowed_s"] > 0)
     sums["waiting"] = total(spans["waiting_s"], collective)
     occupied = _occupied(spans, numbers, gpus)
     sums["exposed"] = occupied["at all"] - occupied["computing"]
@@ -136,6 +137,7 @@ def _steps(marks: list[Mark], numbers: NDArray[np.int64], tally: Tally, per_gpu:
         "gradient_s": per_gpu["gradients"].mean(axis=1),
         "gradient_exposed_s": per_gpu["gradients_exposed"].mean(axis=1),
         "exposed_communication_s": per_gpu["exposed"].mean(axis=1),
+        "slowed_s": per_gpu["slowed"].mean(axis=1),
     }
     return Table(columns=columns, units={name: "s" for name in columns if name.endswith("_s")})
 

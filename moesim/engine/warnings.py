@@ -9,6 +9,7 @@ from moesim.base.units import format_quantity
 from moesim.facts.cluster import Cluster
 from moesim.facts.record import Table
 from moesim.facts.scenario import Scenario
+from moesim.models.exchange.fitted_limits import outside_profile
 from moesim.models.sharing.told import without_compiler
 
 
@@ -28,6 +29,7 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], 
         without_compiler(shared),
         _memory(cluster, tables),
         _oversubscription(scenario, tables),
+        outside_profile(scenario.exchange, scenario, cluster),
         *_routing(scenario),
         *_variants(scenario),
     ]
@@ -88,4 +90,7 @@ def _variants(scenario: Scenario) -> list[str]:
 
 
 def _compare(scenario: Scenario) -> str:
-    return f"the variants under compare ({', '.join(scenario.compare)}) were checked, but this run is of the policy above them only"
+    return (
+        f"the variants under compare ({', '.join(scenario.compare)}) were checked, but this run is of the policy above them only; "
+        "'moesim compare' plays them"
+    )

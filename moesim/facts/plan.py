@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from moesim.base.errors import FieldError
-from moesim.base.fields import Choice, Count, Line, Marker, Number, Text, Whole, section
+from moesim.base.fields import Choice, Line, Marker, Number, Text, Whole, section
 from moesim.facts.target import AT_MOST, Target, TargetField
 
 OBJECTIVES = ("cost_per_hour", "cost_per_million_tokens", "gpus")
@@ -130,16 +130,17 @@ class Sensitivity:
     metric : str
         What is looked at; a registered metric.
     samples : int
-        Base samples of the Sobol indices, a power of two: an analysis of d inputs takes samples * (d + 2) runs.
+        Base samples of the Sobol indices, a power of two: an analysis of d inputs takes samples * (d + 2) runs. 0 for none: then inputs are
+        varied one at a time only.
     """
 
     ranges: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     spread: Annotated[float, Number(0.0, 0.99, exclusive=True)] = 0.2
     metric: Text = "step_time"
-    samples: Count = 32
+    samples: Annotated[int, Whole(0, 65536)] = 0
 
     def __post_init__(self) -> None:
-        if self.samples & (self.samples - 1):
-            raise FieldError("samples", f"{self.samples} is not a power of two: Sobol's points are even only in such numbers, such as 32")
-
-
+        if self.samples == 1 or self.samples & (self.samples - 1):
+            raise FieldError(
+                "samples", f"{self.samples} is no power of two from 2 on: Sobol's points are even only in such numbers, such as 32"
+            )

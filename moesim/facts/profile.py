@@ -76,6 +76,8 @@ class Section:
         Standard deviation of the logarithm of measured over predicted, by regime; the key ``""`` holds that of all rows.
     source : str
         Table, or how the section follows from another one.
+    carried_from : str
+        GPU that was measured, where it is another one than the profile's: the section then follows from ratios of data sheets.
     """
 
     model: str
@@ -86,6 +88,7 @@ class Section:
     rows: int = 0
     scatter: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    carried_from: str = ""
 
     def __post_init__(self) -> None:
         names = [parameter.name for parameter in self.parameters]

@@ -34,6 +34,7 @@ def _plain_section(section: Section) -> dict[str, Any]:
     return {
         "model": section.model,
         "source": section.source,
+        "carried_from": section.carried_from,
         "rows": section.rows,
         "fitted_range": {name: [float(least), float(most)] for name, (least, most) in section.fitted_range.items()},
         "scatter": {name or ALL: float(value) for name, value in section.scatter.items()},
@@ -77,7 +78,12 @@ def profile_of(data: Any) -> Profile:
 
 
 def _section(data: Any, where: str) -> Section:
-    found = _keys(data, where, needed=("model", "parameters"), more=("source", "rows", "fitted_range", "scatter", "scale", "covariance"))
+    found = _keys(
+        data,
+        where,
+        needed=("model", "parameters"),
+        more=("source", "rows", "fitted_range", "scatter", "scale", "covariance", "carried_from"),
+    )
     ranges = _mapping(found.get("fitted_range", {}), f"{where}.fitted_range")
     scatter = _mapping(found.get("scatter", {}), f"{where}.scatter")
     rows = found.get("rows", 0)
@@ -87,6 +93,7 @@ def _section(data: Any, where: str) -> Section:
     return Section(
         model=_text(found["model"], f"{where}.model"),
         source=_text(found.get("source", ""), f"{where}.source"),
+        carried_from=_text(found.get("carried_from", ""), f"{where}.carried_from"),
         rows=rows,
         fitted_range={str(name): _pair(item, f"{where}.fitted_range.{name}") for name, item in ranges.items()},
         scatter={"" if name == ALL else str(name): _number(item, f"{where}.scatter.{name}") for name, item in scatter.items()},

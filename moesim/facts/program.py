@@ -45,9 +45,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Tasks in an order in which every task comes after those it waits for."""
+    """Tasks in an order in which every task comes after those it waits for.
+
+    The step's tokens are cut into as many parts as the works' ``microbatch`` says; every part goes through all layers.
+    """
 
     tasks: tuple[Task, ...]
+
+    @property
+    def microbatches(self) -> int:
+        """How many micro-batches a step has."""
+        return max((task.work.microbatch for task in self.tasks), default=0) + 1
 
 
 def may_overlap(program: Program) -> bool:

@@ -64,11 +64,12 @@ class Target:
 
     def limit_text(self) -> str:
         """Return the limit as it may be written; reading it gives the same number."""
+        short = f"{self.limit:g}" if float(f"{self.limit:g}") == self.limit else repr(self.limit)
         if self.of_memory:
-            return f"{self.limit!r} {GPU_MEMORY}"
+            return f"{short} {GPU_MEMORY}"
         if self.unit in DIMENSIONS:
             return "0" if self.limit == 0 else format_quantity(self.limit, self.unit, exact=True)
-        return f"{self.limit!r}{f' {self.unit}' if self.unit == 'tokens/s' else ''}"
+        return f"{short}{f' {self.unit}' if self.unit == 'tokens/s' else ''}"
 
 
 def parse_target(text: Any) -> Target:

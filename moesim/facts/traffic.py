@@ -55,6 +55,8 @@ class Exchange:
         The stages of each way, in order.
     launch : float
         Seconds that a GPU spends between reaching a collective and offering its first byte.
+    combine_launch : float or None
+        The same of the combine, where its kernels differ.
     barrier : bool
         No byte moves before every rank of the group has arrived (counts are exchanged first); otherwise a pair starts when both have.
     pipelined : bool
@@ -65,6 +67,8 @@ class Exchange:
         Seconds that a GPU spends on a message before it can post the next.
     in_flight : int
         How many messages of a GPU may be on their way at once; 0 for all.
+    held_sms : float
+        Share of a GPU's SMs that its communication kernels hold from launch to end; what computes beside them is that much slower.
     port : float
         B/s that the communication kernels of a GPU can send, and receive, at most; infinite where only links limit them.
     dispatch_counted, combine_counted : float[G]
@@ -80,12 +84,14 @@ class Exchange:
     dispatch: tuple[Traffic, ...]
     combine: tuple[Traffic, ...]
     launch: float = 0.0
+    combine_launch: float | None = None
     barrier: bool = False
     pipelined: bool = False
     order: str = "rotated"
     overhead: float = 0.0
     in_flight: int = 0
     port: float = math.inf
+    held_sms: float = 0.0
     dispatch_counted: Floats = field(default_factory=_nothing)
     combine_counted: Floats = field(default_factory=_nothing)
 
@@ -96,6 +102,8 @@ class Exchange:
             raise PluginError(f"an exchange cannot spend {self.overhead} s on a message: overhead must be finite and at least 0")
         if self.in_flight < 0:
             raise PluginError(f"an exchange cannot have {self.in_flight} messages on their way: in_flight is at least 1, or 0 for all")
+        if not 0 <= self.held_sms <= 1:
+            raise PluginError(f"an exchange cannot hold {self.held_sms:g} of a GPU's SMs: held_sms is a share from 0 to 1")
         if not self.port > 0:
             raise PluginError(f"an exchange cannot send {self.port} B/s: port must be above 0, infinite for no limit")
         for name in ("dispatch_counted", "combine_counted"):
@@ -103,6 +111,10 @@ class Exchange:
             if not (np.isfinite(counted).all() and (counted >= 0).all()):
                 raise PluginError(f"an exchange cannot count these bytes: {name} holds a number below 0 or not finite")
             object.__setattr__(self, name, counted)
+
+    def launch_of(self, phase: str) -> float:
+        """Return the seconds before the first byte of ``dispatch`` or ``combine``."""
+        return self.launch if self.combine_launch is None or phase == "dispatch" else self.combine_launch
 
     def counted(self, phase: str) -> Floats:
         """Return float[G], the bytes of ``dispatch`` or ``combine`` that count for the bandwidth that the library reports."""

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from moesim.lab.session import Session
 
 AllToAll = Callable[[Any, Any, Sequence[int], Sequence[int]], None]
-"""``exchange(source, target, sends, receives)``: the first ``sends[0]`` rows of ``source`` go to rank 0, and so on; ``target`` is filled likewise."""
+"""``exchange(source, target, sends, receives)``: ``sends[0]`` rows of ``source`` go to rank 0, and so on; so with ``target``."""
 
 
 def all_to_all(session: Session, posting: str) -> AllToAll:
@@ -21,7 +21,7 @@ def all_to_all(session: Session, posting: str) -> AllToAll:
     session : Session
         The ranks.
     posting : str
-        ``receives_first`` posts every receive before any send, in ring order, as one group on NCCL. ``library`` calls ``all_to_all_single``.
+        ``receives_first`` posts every receive before any send, in ring order, one group on NCCL. ``library`` calls ``all_to_all_single``.
 
     Returns
     -------

@@ -163,8 +163,7 @@ def _measure_shape(job: Job, cases: Sequence[ComputeCase], device: Device, journ
                 call, kernel = build(case, job.seed, device, weights_of)
                 for _ in range(max(job.warmup, 1)):
                     call()
-                if job.graph:
-                    call = as_graph(call, device)
+                graph, call = as_graph(call, device) if job.graph else (False, call)
                 once = per_call(call, device, 1)
             except (MoesimError, RuntimeError, NotImplementedError) as error:
                 # A kernel that refuses a shape or a number format, or memory that is too small, ends this case alone.
@@ -172,7 +171,7 @@ def _measure_shape(job: Job, cases: Sequence[ComputeCase], device: Device, journ
                 continue
             iterations = 1 if job.cold else min(max(1, round(LEAST / max(once, 1e-9))), MOST_ITERATIONS)
             calls[number] = (call, iterations)
-            journal.write({"case": case.name, "facts": {"kernel": kernel, **facts_of(case, job.seed)}})
+            journal.write({"case": case.name, "facts": {"kernel": kernel, "graph": graph, **facts_of(case, job.seed)}})
         of_these = Job(kind="compute", cases=tuple(cases), repeats=job.repeats, warmup=0, seed=job.seed)
         for repeat, number in visits(of_these):
             if number not in calls:

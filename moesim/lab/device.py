@@ -7,6 +7,7 @@ events of one rank are not affected.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +103,10 @@ class Device:
         """Return a random generator of the CPU: every device is given the same numbers."""
         return torch.Generator().manual_seed(seed % 2**63)
 
+    def local_generator(self, seed: int) -> Any:
+        """Return a random generator of the device itself, for numbers that a CPU would take minutes to draw."""
+        return torch.Generator(device=self.place).manual_seed(seed % 2**63)
+
     def flush(self, scratch: Any) -> None:
         """Push everything else out of the caches by overwriting ``scratch``, larger than they are."""
         scratch.add_(1)
@@ -152,7 +157,7 @@ def kernels_of(device: Device, dtype: str) -> tuple[str, ...]:
     Notes
     -----
     PyTorch's documentation of ``torch.nn.functional.grouped_mm`` asks for bfloat16 on CUDA with compute capability 8.0 or more. Its
-    row-wise scaled grouped product needs 9.0. On a CPU ``grouped_mm`` is a loop inside PyTorch: it works, and is no better than a loop outside.
+    row-wise scaled grouped product needs 9.0. On a CPU ``grouped_mm`` is a loop inside PyTorch, and no better than a loop outside.
     """
     if dtype == "float8_e4m3fn":
         grouped = device.on_gpu and hasattr(torch, "_scaled_grouped_mm") and torch.cuda.get_device_capability(device.index) >= (9, 0)
@@ -194,18 +199,64 @@ def per_call(call: Callable[[], Any], device: Device, iterations: int) -> float:
     return (ended - begun) / iterations
 
 
-def as_graph(call: Callable[[], Any], device: Device) -> Callable[[], Any]:
-    """Return a function that replays a CUDA graph of ``call``; on a CPU, ``call`` itself."""
+def as_graph(call: Callable[[], Any], device: Device) -> tuple[bool, Callable[[], Any]]:
+    """Return True and a function that replays a CUDA graph of ``call``, or False and ``call`` where it cannot be captured, as on a CPU."""
     if not device.on_gpu:
-        return call
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # capturing wants a stream on which everything has run before
-        for _ in range(3):
+        return False, call
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # capturing wants a stream on which everything has run before
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    replay: Callable[[], Any] = graph.replay
-    return replay
+    except RuntimeError:  # something in it waits for the host
+        torch.cuda.synchronize()
+        return False, call
+    return True, graph.replay
+
+
+def gpus() -> int:
+    """Return how many CUDA devices PyTorch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_for(wanted: str, ranks: int, *, under_torchrun: bool = False) -> str:
+    """Return ``cpu`` or ``cuda`` for ranks of this machine.
+
+    Parameters
+    ----------
+    wanted : str
+        ``auto``, ``cpu`` or ``cuda``.
+    ranks : int
+        Processes, each with a GPU of its own if they use any.
+    under_torchrun : bool
+        The ranks may be on other machines; each then looks after its own GPU.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer GPUs than ranks.
+    """
+    there = gpus()
+    if wanted == "cpu" or (wanted == "auto" and there == 0):
+        return "cpu"
+    if there == 0:
+        raise UsageError(
+            "PyTorch sees no CUDA device on this machine: NCCL and --device cuda need one; leave them out, or say --device cpu"
+        )
+    if not under_torchrun and ranks > there:
+        raise UsageError(f"{ranks} ranks need {ranks} GPUs, and this machine has {there}: --ranks {there}, or --device cpu")
+    return "cuda"
+
+
+def default_ranks(wanted: str) -> int:
+    """Return one rank per GPU, or one per core that this process may use, but no more than 4 and no fewer than 2."""
+    there = 0 if wanted == "cpu" else gpus()
+    if there or wanted == "cuda":
+        return max(there, 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores, 2), 4)

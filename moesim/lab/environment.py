@@ -13,7 +13,17 @@ import torch
 import moesim
 from moesim.lab.device import Device
 
-TELLING = ("OMP_", "MKL_", "NCCL_", "TORCH_NCCL_", "GLOO_SOCKET_IFNAME", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_", "KMP_", "PYTORCH_CUDA_ALLOC_CONF")
+TELLING = (
+    "OMP_",
+    "MKL_",
+    "NCCL_",
+    "TORCH_NCCL_",
+    "GLOO_SOCKET_IFNAME",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_",
+    "KMP_",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
 """Variables whose setting changes times."""
 
 SMI = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit", "temperature.gpu", "persistence_mode", "driver_version")
@@ -102,8 +112,8 @@ def _gpu(device: Device) -> dict[str, Any]:
         "nccl": ".".join(map(str, nccl)) if isinstance(nccl, tuple) else nccl,
     }
     try:
-        done = subprocess.run(
-            ["nvidia-smi", f"--id={properties.uuid}" if hasattr(properties, "uuid") else f"--id={device.index}",
+        done = subprocess.run(  # noqa: S603 - the arguments are our own
+            ["nvidia-smi", f"--id={properties.uuid}" if hasattr(properties, "uuid") else f"--id={device.index}",  # noqa: S607 - where it is differs
              f"--query-gpu={','.join(SMI)}", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip

@@ -49,17 +49,21 @@ def make_weights(seed: int, experts: Sequence[int], hidden: int, width: int, dty
     device : Device
         Where they go.
     """
-    up = torch.empty(len(experts), 2 * width, hidden, device=device.place)
-    down = torch.empty(len(experts), hidden, width, device=device.place)
+    eight = dtype == "float8_e4m3fn"
+    number, place = DTYPES[dtype], device.place
+    up = torch.empty(len(experts), 2 * width, hidden, device=place, dtype=number)
+    down = torch.empty(len(experts), hidden, width, device=place, dtype=number)
+    scales = [torch.empty(len(experts), rows, device=place) if eight else None for rows in (2 * width, hidden)]
     for slot, expert in enumerate(experts):
-        draw = device.generator(seed * 1_000_003 + expert)
-        # Normal numbers cost more than the first kernel of a large layer does; uniform ones of the same variance do as well.
-        up[slot] = (torch.rand(2 * width, hidden, generator=draw) - 0.5) * (12.0 / hidden) ** 0.5
-        down[slot] = (torch.rand(hidden, width, generator=draw) - 0.5) * (12.0 / width) ** 0.5
-    if dtype == "float8_e4m3fn":
-        (up8, up_scale), (down8, down_scale) = to_float8(up), to_float8(down)
-        return Weights(up=up8, down=down8, up_scale=up_scale, down_scale=down_scale)
-    return Weights(up=up.to(DTYPES[dtype]), down=down.to(DTYPES[dtype]))
+        draw = device.local_generator(seed * 1_000_003 + expert)
+        # Uniform numbers of the variance that keeps activations as large as the input: normal ones take longer than what is measured.
+        for whole, scale, fan_in in ((up, scales[0], hidden), (down, scales[1], width)):
+            drawn = (torch.rand(whole.shape[1:], generator=draw, device=place) - 0.5) * (12.0 / fan_in) ** 0.5
+            if scale is None:
+                whole[slot] = drawn.to(number)
+            else:
+                whole[slot], scale[slot] = to_float8(drawn)
+    return Weights(up=up, down=down, up_scale=scales[0], down_scale=scales[1])
 
 
 def to_float8(values: Any) -> tuple[Any, Any]:
@@ -78,9 +82,9 @@ def grouped_product(kernel: str, counts: Sequence[int], device: Device) -> Produ
     Parameters
     ----------
     kernel : str
-        ``loop`` multiplies expert by expert and skips those without rows. ``bmm`` pads every expert to the most rows of any. ``grouped_mm`` is
-        PyTorch's grouped kernel. ``scaled_mm_loop`` and ``scaled_grouped_mm`` are the same with float8 operands, a scale per row,
-        and bfloat16 results; quantising the rows is part of the product.
+        ``loop`` multiplies expert by expert and skips those without rows. ``bmm`` pads every expert to the most rows of any.
+        ``grouped_mm`` is PyTorch's grouped kernel. ``scaled_mm_loop`` and ``scaled_grouped_mm`` are the same with float8 operands,
+        a scale per row, and bfloat16 results; quantising the rows is part of the product.
     counts : sequence of int
         Rows of each expert.
     device : Device
@@ -89,7 +93,7 @@ def grouped_product(kernel: str, counts: Sequence[int], device: Device) -> Produ
     if kernel == "loop":
         return lambda rows, weights, _: torch.cat([linear(part, weights[slot]) for slot, part in _busy(rows, counts)])
     if kernel == "bmm":
-        return lambda rows, weights, _: _padded(rows, weights, counts)
+        return _padded(counts, device)
     if kernel == "scaled_mm_loop":
         return lambda rows, weights, scale: _scaled(rows, weights, scale, counts)
     ends = torch.tensor(list(counts)).cumsum(0).to(device=device.place, dtype=torch.int32)
@@ -104,12 +108,15 @@ def _busy(rows: Any, counts: Sequence[int]) -> list[tuple[int, Any]]:
     return [(slot, part) for slot, part in enumerate(parts) if part.shape[0]] or [(0, parts[0])]
 
 
-def _padded(rows: Any, weights: Any, counts: Sequence[int]) -> Any:
-    most = max(counts)
-    sizes = torch.tensor(list(counts), device=rows.device)
-    taken = torch.arange(most, device=rows.device).unsqueeze(0) < sizes.unsqueeze(1)
-    full = rows.new_zeros(len(counts), most, rows.shape[1]).masked_scatter(taken.unsqueeze(-1), rows)
-    return torch.bmm(full, weights.transpose(1, 2))[taken]
+def _padded(counts: Sequence[int], device: Device) -> Product:
+    most = max(*counts, 1)
+    index = torch.cat([torch.arange(slot * most, slot * most + rows) for slot, rows in enumerate(counts)]).to(device.place)
+
+    def product(rows: Any, weights: Any, _: Any) -> Any:
+        full = rows.new_zeros(len(counts) * most, rows.shape[1]).index_copy(0, index, rows).view(len(counts), most, -1)
+        return torch.bmm(full, weights.transpose(1, 2)).view(len(counts) * most, -1).index_select(0, index)
+
+    return product
 
 
 def _scaled(rows: Any, weights: Any, scale: Any, counts: Sequence[int]) -> Any:

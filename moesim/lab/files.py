@@ -78,7 +78,8 @@ def document(job: Job, outcome: Outcome, *, system: str, licence: str) -> dict[s
     known = [header for header in headers if header is not None]
     settings = {key: value for key, value in dataclasses.asdict(job).items() if key not in {"cases", "kind"}}
     cases = merge(job, outcome.ranks)
-    environment = known[0].pop("environment") if known else {}
+    environment: dict[str, Any] = known[0].pop("environment") if known else {}
+    device = environment.get("gpu", {}).get("name") or environment.get("processor") or "unknown"
     for header in known[1:]:
         # What differs from rank 0 is worth keeping: one rank on a slower clock explains much.
         other = header.pop("environment")
@@ -89,7 +90,7 @@ def document(job: Job, outcome: Outcome, *, system: str, licence: str) -> dict[s
         "kind": job.kind,
         "moesim": moesim.__version__,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "system": system or system_name(str(environment.get("gpu", environment).get("name") or environment.get("processor") or "unknown")),
+        "system": system or system_name(str(device)),
         "licence": licence,
         "partial": bool(outcome.why),
         "why": outcome.why,
@@ -149,7 +150,10 @@ REQUIRED = ("made", "system", "partial", "why", "ranks", "settings", "environmen
 _SPREAD = {
     "type": "object",
     "required": ["median", "q25", "q75", "min", "max", "n", "unit"],
-    "properties": {**{key: {"type": "number", "minimum": 0} for key in ("median", "q25", "q75", "min", "max")}, "n": {"type": "integer", "minimum": 1}},
+    "properties": {
+        **{key: {"type": "number", "minimum": 0} for key in ("median", "q25", "q75", "min", "max")},
+        "n": {"type": "integer", "minimum": 1},
+    },
 }
 
 
@@ -171,7 +175,10 @@ def json_schema() -> dict[str, Any]:
             "ranks": {"type": "integer", "minimum": 1},
             "settings": {"type": "object"},
             "environment": {"type": "object"},
-            "rank_headers": {"type": "array", "items": {"type": "object", "required": ["rank", "world_size", "device", "backend", "machine"]}},
+            "rank_headers": {
+                "type": "array",
+                "items": {"type": "object", "required": ["rank", "world_size", "device", "backend", "machine"]},
+            },
             "cases": {
                 "type": "array",
                 "items": {

@@ -143,8 +143,8 @@ class ComputeCase:
     name : str
         Unique in the job.
     operation : str
-        ``moe_ffn`` (choices, permute, experts, weighted sum), ``ffn`` (experts alone), ``up_proj`` and ``down_proj`` (its grouped GEMMs), ``gate``
-        (linear, softmax, top-k), ``permute``, ``unpermute``.
+        ``moe_ffn`` (choices, permute, experts, weighted sum), ``ffn`` (experts alone), ``up_proj`` and ``down_proj`` (its grouped GEMMs),
+        ``gate`` (linear, softmax, top-k), ``permute``, ``unpermute``.
     tokens : int
         Tokens of the whole expert-parallel group; only the routes of this device's experts are computed.
     hidden, expert_width, experts, top_k, ep : int
@@ -167,7 +167,7 @@ class ComputeCase:
 
 
 Case = ExchangeCase | LayerCase | ComputeCase
-CASES: dict[str, type[ExchangeCase] | type[LayerCase] | type[ComputeCase]] = {
+CASES: dict[str, type[ExchangeCase | LayerCase | ComputeCase]] = {
     "exchange": ExchangeCase,
     "layer": LayerCase,
     "compute": ComputeCase,

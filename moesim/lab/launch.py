@@ -20,7 +20,7 @@ from typing import Any
 from moesim.base.errors import MeasurementError, UsageError
 from moesim.lab.job import Job, to_text
 from moesim.lab.merging import Line, finished, parse
-from moesim.lab.rank import Journal, play
+from moesim.lab.rank import NEEDED, Journal, play
 
 PATIENCE = 3.0
 """Seconds between asking a rank to end and ending it."""
@@ -40,7 +40,7 @@ class Outcome:
 
 def under_torchrun(environment: Mapping[str, str]) -> bool:
     """Tell whether torchrun, or somebody like it, has started this process as one of several ranks."""
-    return all(environment.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return all(environment.get(name) for name in NEEDED)
 
 
 def free_port(wanted: int = 0) -> int:
@@ -56,7 +56,9 @@ def free_port(wanted: int = 0) -> int:
         try:
             probe.bind(("127.0.0.1", wanted))
         except (OSError, OverflowError):
-            raise UsageError(f"port {wanted} of this machine is in use or not allowed; choose another with --port, or leave it out") from None
+            raise UsageError(
+                f"port {wanted} of this machine is in use or not allowed; choose another with --port, or leave it out"
+            ) from None
         return int(probe.getsockname()[1])
 
 
@@ -93,9 +95,10 @@ def run_ranks(
         processes: list[subprocess.Popen[bytes]] = []
         why, interrupted = "", False
         try:
-            with _terminated_like_interrupted():
+            with terminated_like_interrupted():
+                what = command or (sys.executable, "-m", "moesim.lab.rank")
                 for rank in range(ranks):
-                    processes.append(_start(rank, ranks, meeting, folder, command or (sys.executable, "-m", "moesim.lab.rank")))
+                    processes.append(_start(rank, ranks, meeting, folder, what))  # noqa: PERF401 - one that fails must not hide the others
                 why = _watch(job, processes, folder, time.monotonic() + timeout_s, timeout_s, progress)
         except KeyboardInterrupt:
             why, interrupted = "interrupted", True
@@ -109,7 +112,7 @@ def run_ranks(
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """Turn a request to terminate into an interruption, so that ranks are ended and results kept."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the contract of handlers
@@ -140,7 +143,7 @@ def _start(rank: int, ranks: int, port: int, folder: Path, command: Sequence[str
         environment["GLOO_SOCKET_IFNAME"] = loopback  # gloo would look up the host's name, which need not lead anywhere
     with (folder / f"rank-{rank}.err").open("wb") as errors:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the ranks in order.
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - this Python, or what a caller in Python gives
             [*command, str(folder / "job.json"), str(folder)],
             env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True,
         )  # fmt: skip
@@ -233,7 +236,7 @@ def run_as_rank(job: Job) -> Outcome | None:
         journal = Journal(Path(name) / f"rank-{rank}.jsonl")
         why = ""
         try:
-            with _terminated_like_interrupted():
+            with terminated_like_interrupted():
                 play(job, journal, publish=True)
         except UsageError:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from moesim.lab.session import Session, wait_until
 def build(job: Job, session: Session, case: LayerCase) -> tuple[Layer, Any]:
     """Return this rank's part of a case's layer, and its tokens.
 
-    Gate and experts are drawn from the job's seed, tokens from the seed and the rank. So the same layer can be built on any number of ranks.
+    Gate and experts are drawn from the job's seed, tokens from the seed and the rank: any number of ranks holds the same layer.
     """
     device = session.device
     gate = make_gate(device.generator(job.seed * 31 + 7), case.experts, case.hidden, case.skew, in_order=case.popularity == "in_order")
@@ -35,11 +36,21 @@ def build(job: Job, session: Session, case: LayerCase) -> tuple[Layer, Any]:
     for parameter in weights.parameters:
         parameter.requires_grad_(case.backward)
     shape = Shape(
-        experts=case.experts, top_k=case.top_k, capacity_factor=case.capacity_factor, drop=case.drop,
+        experts=case.experts,
+        top_k=case.top_k,
+        capacity_factor=case.capacity_factor,
+        drop=case.drop,
         kernel=choose_kernel(case.kernel, device, case.dtype),
-    )  # fmt: skip
+    )
     layer = Layer(
-        shape, gate, weights, exchange=all_to_all(session, case.posting), gather=session.gather, rank=session.rank, world=session.world, device=device
+        shape,
+        gate,
+        weights,
+        exchange=all_to_all(session, case.posting),
+        gather=session.gather,
+        rank=session.rank,
+        world=session.world,
+        device=device,
     )
     x = torch.randn(case.tokens, case.hidden, generator=device.generator(job.seed * 1_000_003 + 500_009 + session.rank))
     return layer, x.to(place, dtype).requires_grad_(case.backward)
@@ -93,15 +104,24 @@ def _once(session: Session, case: LayerCase, layer: Layer, x: Any) -> dict[str, 
     if case.backward:
         layer.backward(done, gradient, mark)
     instants = [instant - start for instant in marks.seconds()]
-    spent = [after - before for before, after in zip(cpu, cpu[1:], strict=False)]
+    spent = [after - before for before, after in pairwise(cpu)]
     return {"marks_s": instants, "cpu_s": spent, "late_s": late, "dropped": done.dropped}
 
 
 def _facts(session: Session, case: LayerCase, layer: Layer, x: Any) -> Mapping[str, Any]:
-    """Run once, see to it that no row is lost on the way, and return what is the same in every repeat."""
+    """Run once, see to it that no row is lost on the way, and return what is the same in every repeat.
+
+    ``sums`` are those of all elements of the output and of the gradients: machines or kernels that compute the same layer agree in them
+    but for rounding.
+    """
+    sums = {}
     with torch.set_grad_enabled(case.backward):
         done = layer.forward(x)
-    _check(session, case, done)
+        _check(session, case, done)
+        sums["output"] = float(done.output.detach().double().sum())
+    if case.backward:
+        slopes = layer.backward(done, torch.ones_like(x))
+        sums |= {name: float(getattr(slopes, name).double().sum()) for name in ("x", "gate", "up", "down")}
     return {
         "phases": [*FORWARD, *(BACKWARD if case.backward else ())],
         "kernel": layer.shape.kernel,
@@ -110,6 +130,7 @@ def _facts(session: Session, case: LayerCase, layer: Layer, x: Any) -> Mapping[s
         "dropped": done.dropped,
         "sent_rows": done.sends,
         "received_rows": done.receives,
+        "sums": sums,
         "row_bytes": done.rows_sent.element_size() * done.rows_sent.shape[1],
     }
 

@@ -40,8 +40,8 @@ def expert_loads(distribution: str, tokens: int, top_k: int, experts: int, seed:
     Parameters
     ----------
     distribution : str
-        ``balanced`` deals routes evenly; the first experts get what is left over. ``power_law_A`` draws a weight per expert from a density that falls
-        with the power A on [1, 0.8 tokens] and shares routes in proportion; an expert gets at most one route of a token.
+        ``balanced`` deals routes evenly; the first experts get what is left over. ``power_law_A`` draws a weight per expert from a density
+        that falls with the power A on [1, 0.8 tokens] and shares routes in proportion; an expert gets at most one route of a token.
     tokens, top_k, experts : int
         Of the whole group.
     seed : int
@@ -49,8 +49,8 @@ def expert_loads(distribution: str, tokens: int, top_k: int, experts: int, seed:
 
     Notes
     -----
-    The power law is that of ai-dynamo/aiconfigurator, whose tables of expert kernels under skew moesim ships, so that own measurements can stand beside
-    them; theirs are unseeded means of several draws.
+    The power law is that of ai-dynamo/aiconfigurator, whose tables of expert kernels under skew moesim ships, so that own measurements can
+    stand beside them; theirs are unseeded means of several draws.
 
     Examples
     --------
@@ -65,11 +65,9 @@ def expert_loads(distribution: str, tokens: int, top_k: int, experts: int, seed:
         return np.asarray(routes // experts + (np.arange(experts) < routes % experts), dtype=np.int64)
     uniform = stream(seed, "power_law", distribution, experts).random(experts)
     most = max(0.8 * tokens, 2.0)
-    if power == 1.0:
-        weight = most**uniform
-    else:
-        weight = (1.0 + uniform * (most ** (1.0 - power) - 1.0)) ** (1.0 / (1.0 - power))
-    return _shared(weight, routes, tokens)
+    # The inverse of the distribution function; its limit where the exponent is 1.
+    rest = 1.0 - power
+    return _shared(most**uniform if rest == 0 else (1.0 + uniform * (most**rest - 1.0)) ** (1.0 / rest), routes, tokens)
 
 
 def _shared(weight: NDArray[np.float64], routes: int, most: int) -> Ints:

@@ -135,7 +135,7 @@ SKEWED = ("counts", "dispatch", "combine", "combine_backward", "dispatch_backwar
 """Phases in which ranks wait for each other."""
 
 
-def _layer(parameters: Mapping[str, Any], facts: Sequence[Any], samples: Sequence[Sequence[Line]]) -> dict[str, Any]:
+def _layer(parameters: Mapping[str, Any], facts: Sequence[Any], samples: Sequence[Sequence[Line]]) -> dict[str, Any]:  # noqa: ARG001
     marks = np.asarray([[line["marks_s"] for line in ranks] for ranks in samples])  # [repeats, ranks, phases + 1]
     cpu = np.asarray([[line["cpu_s"] for line in ranks] for ranks in samples])
     known = [item for item in facts if item is not None]
@@ -156,6 +156,7 @@ def _layer(parameters: Mapping[str, Any], facts: Sequence[Any], samples: Sequenc
         "dropped": [item["dropped"] for item in known],
         "kept": kept.tolist(),
         "row_bytes": known[0]["row_bytes"],
+        "sums": [item["sums"] for item in known],
         "max_rank_load": int(of_rank.max()),
         "mean_rank_load": float(of_rank.mean()),
         "max_expert_load": int(loads.max()),
@@ -186,8 +187,8 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
 def work(parameters: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, float]:
     """Return floating-point operations and least bytes of a case.
 
-    A product of [m, k] and [k, n] has 2 m k n operations; three of them make a SwiGLU expert. Bytes are the weights of experts with rows, and
-    rows read and written once.
+    A product of [m, k] and [k, n] has 2 m k n operations; three of them make a SwiGLU expert. Bytes are the weights of experts with rows,
+    and rows read and written once.
     """
     hidden, width, operation = parameters["hidden"], parameters["expert_width"], parameters["operation"]
     rows, active, size = facts["rows"], facts["active_experts"], WIDTHS[parameters["dtype"]]
@@ -198,4 +199,7 @@ def work(parameters: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, f
     if operation in {"permute", "unpermute"}:
         return {"flop": 0.0 if operation == "permute" else 2.0 * rows * hidden, "bytes": 2.0 * rows * hidden * moved}
     matrices = {"up_proj": 2, "down_proj": 1}.get(operation, 3)
-    return {"flop": 2.0 * rows * hidden * width * matrices, "bytes": float(active * hidden * width * matrices * size + 2 * rows * hidden * moved)}
+    return {
+        "flop": 2.0 * rows * hidden * width * matrices,
+        "bytes": float(active * hidden * width * matrices * size + 2 * rows * hidden * moved),
+    }

@@ -1,8 +1,8 @@
 """One expert-parallel Mixture-of-Experts layer, forward and backward, cut into phases that can be timed.
 
-Forward: gate → capacity, drops and permute → exchange of counts → dispatch → group by expert → experts → ungroup → combine → weighted sum. Backward goes the same
-way back. The graph of autograd is cut at both all-to-alls: each side is differentiated by PyTorch, and gradients of rows travel by the same
-all-to-all in the other direction. Rank r holds the experts from r · experts / ranks on.
+Forward: gate → capacity, drops and permute → exchange of counts → dispatch → group by expert → experts → ungroup → combine → weighted
+sum. Backward goes the same way back. The graph of autograd is cut at both all-to-alls: each side is differentiated by PyTorch, and
+gradients of rows travel by the same all-to-all in the other direction. Rank r holds the experts from r · experts / ranks on.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from moesim.lab.routing import Gate, by_expert, capacity, choose, keep, weighted
 
 FORWARD = ("gate", "permute", "counts", "dispatch", "group", "experts", "ungroup", "combine", "unpermute")
 BACKWARD = (
-    "unpermute_backward", "combine_backward", "ungroup_backward", "experts_backward", "group_backward", "dispatch_backward", "gate_backward",
-)  # fmt: skip
+    "unpermute_backward",
+    "combine_backward",
+    "ungroup_backward",
+    "experts_backward",
+    "group_backward",
+    "dispatch_backward",
+    "gate_backward",
+)
 
 Mark = Callable[[], None]
 
@@ -89,8 +95,17 @@ class Layer:
     """
 
     def __init__(
-        self, shape: Shape, gate: Gate, weights: Weights, *, exchange: AllToAll, gather: Callable[[Any], Any], rank: int, world: int, device: Device
-    ) -> None:  # fmt: skip
+        self,
+        shape: Shape,
+        gate: Gate,
+        weights: Weights,
+        *,
+        exchange: AllToAll,
+        gather: Callable[[Any], Any],
+        rank: int,
+        world: int,
+        device: Device,
+    ) -> None:
         self.shape, self.gate, self.weights = shape, gate, weights
         self.exchange, self.gather = exchange, gather
         self.rank, self.world, self.device = rank, world, device
@@ -139,9 +154,21 @@ class Layer:
         output = weighted_sum(returned, chosen, token_of, tokens)
         mark()
         return Pass(
-            output=output, kept=kept, dropped=int(experts_of.numel() - routes.numel()), sends=sends, receives=receives, rows_sent=rows,
-            rows_received=received, token_of=token_of, probability=chosen, x=x, order=order, grouped=grouped, results=results, returned=returned,
-        )  # fmt: skip
+            output=output,
+            kept=kept,
+            dropped=int(experts_of.numel() - routes.numel()),
+            sends=sends,
+            receives=receives,
+            rows_sent=rows,
+            rows_received=received,
+            token_of=token_of,
+            probability=chosen,
+            x=x,
+            order=order,
+            grouped=grouped,
+            results=results,
+            returned=returned,
+        )
 
     def backward(self, done: Pass, gradient: Any, mark: Mark = lambda: None) -> Gradients:
         """Return the gradients of a forward pass.

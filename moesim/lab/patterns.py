@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import UsageError, did_you_mean
 from moesim.base.streams import stream
+from moesim.base.units import parse_quantity
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,9 +28,9 @@ def shares(kind: str, ranks: int, seed: int) -> Floats:
     Parameters
     ----------
     kind : str
-        ``even``: to all alike. ``hot``: one destination is four times as popular. ``zipf``: popularity of destinations falls with their rank, in the
-        same order for all sources. ``random``: every source has a popularity of its own (Dirichlet, 0.7). ``sparse``: about half of the pairs are
-        silent. ``incast``: everything goes to rank 0. In all but the last every rank sends the same amount.
+        ``even``: to all alike. ``hot``: one destination is four times as popular. ``zipf``: destinations are 1, 1/2, 1/3 … as popular,
+        in one order for all sources. ``random``: every source has a popularity of its own (Dirichlet, 0.7). ``sparse``: about half of
+        the pairs are silent. ``incast``: everything goes to rank 0. In all but the last every rank sends the same amount.
     ranks : int
         At least 2.
     seed : int
@@ -115,3 +117,27 @@ def _bytes(cell: str, where: str) -> int:
     if not (0 <= number <= 2**40 and number == int(number)):
         raise UsageError(f"{where}: {cell.strip()} must be a whole number of bytes from 0 to 2^40")
     return int(number)
+
+
+def buffer_size(text: str, option: str = "--sizes") -> int:
+    """Return bytes: ``64K`` counts in powers of 1024, as in nccl-tests; ``64 kB`` and ``1 MiB`` say what they mean.
+
+    Raises
+    ------
+    UsageError
+        If it is no size from 1 B to 1 TiB.
+
+    Examples
+    --------
+    >>> buffer_size("64K"), buffer_size("64 kB"), buffer_size("100")
+    (65536, 64000, 100)
+    """
+    word = text.strip()
+    short = re.fullmatch(r"(\d+)([kKmMgG]?)", word)
+    try:
+        size = float(short[1]) * 1024.0 ** " kmg".index(short[2].lower() or " ") if short else parse_quantity(word, "B")
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+    if not 1 <= size <= 2**40:
+        raise UsageError(f"{option}: {word!r} is out of range: a buffer holds from 1 B to 1 TiB")
+    return int(size)

@@ -5,12 +5,12 @@ Who starts it sets the environment as torchrun does: ``RANK``, ``WORLD_SIZE``, `
 writes ``FOLDER/rank-R.jsonl`` as it goes, one JSON value in a line, so that whatever ends it, what was measured is there:
 
 - first ``{"schema", "rank", "world_size", "machine", "device", "backend", "offset_s", "offset_error_s", "lead_s", "job", "environment"}``;
-- ``{"case", "facts": {...}}`` once for every case: what does not change from repeat to repeat (for a layer: ``kept``, rows that this rank sends to
-  every expert, ``routes``, ``dropped``, ``phases``, ``kernel``);
+- ``{"case", "facts": {...}}`` once for every case: what does not change from repeat to repeat (for a layer: ``kept``, rows that this rank
+  sends to every expert, ``routes``, ``dropped``, ``phases``, ``kernel``);
 - ``{"case", "repeat", ...}`` for every measured repeat. Instants are seconds after the common start of that repeat, on one clock:
 
-  - exchange: ``arrival_s`` (it begins), ``posted_s`` (all its sends are handed over, on a CPU), ``end_s`` (of ``iterations`` calls), ``late_s`` (how
-    late it noticed the start), ``correct``, ``flows_s`` (source → end; with ``flows`` only)
+  - exchange: ``arrival_s`` (it begins), ``posted_s`` (all its sends are handed over, on a CPU), ``end_s`` (of ``iterations`` calls),
+    ``late_s`` (how late it noticed the start), ``correct``, ``flows_s`` (source → end; with ``flows`` only)
   - layer: ``marks_s`` (start, then the end of each phase), ``cpu_s`` (CPU time of each phase, all threads), ``dropped``
   - compute: ``time_s`` of one call, ``iterations``
 
@@ -26,7 +26,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,6 +34,8 @@ from moesim.base.errors import MoesimError, UsageError
 from moesim.lab.job import Job, from_text
 
 SCHEMA = 1
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What the environment says of a rank; torchrun's names."""
 
 
 class Journal:
@@ -65,6 +67,26 @@ class Journal:
         self.file.close()
 
 
+def place_of(environment: Mapping[str, str]) -> tuple[int, int]:
+    """Return rank and number of ranks as the environment gives them.
+
+    Raises
+    ------
+    UsageError
+        If a variable is missing or is no number in range.
+    """
+    missing = [name for name in NEEDED if not environment.get(name)]
+    if missing:
+        raise UsageError(f"the environment lacks {', '.join(missing)}: torchrun sets them, and so does `moesim measure`")
+    try:
+        rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    except ValueError:
+        raise UsageError(f"RANK={environment['RANK']!r} and WORLD_SIZE={environment['WORLD_SIZE']!r} must be whole numbers") from None
+    if not 0 <= rank < world:
+        raise UsageError(f"RANK={rank} is out of range for WORLD_SIZE={world}")
+    return rank, world
+
+
 def end_with_parent() -> None:
     """Ask Linux to end this process when the one that started it is gone, however that happened."""
     if sys.platform != "linux" or not os.environ.get("MOESIM_LAB_PARENT"):
@@ -78,20 +100,20 @@ def end_with_parent() -> None:
 
 
 def settle(job: Job, rank: int) -> None:
-    """Put this process where the job wants it: on its core, with its threads."""
-    import torch
-
+    """Put this process where the job wants it: on its core, and only then with its threads."""
     if job.cores and hasattr(os, "sched_setaffinity"):
         core = job.cores[rank % len(job.cores)]
         try:
             os.sched_setaffinity(0, {core})
         except OSError:
             raise UsageError(f"rank {rank} cannot run on core {core}: this process may use {sorted(os.sched_getaffinity(0))}") from None
+    import torch
+
     if job.threads:
         torch.set_num_threads(job.threads)
 
 
-def play(job: Job, journal: Journal, *, publish: bool = False) -> None:
+def play(job: Job, journal: Journal, *, publish: bool = False, join: Callable[[Job], Any] | None = None) -> None:
     """Join the peers and measure every case of a job.
 
     Parameters
@@ -102,13 +124,14 @@ def play(job: Job, journal: Journal, *, publish: bool = False) -> None:
         Where results go.
     publish : bool
         Leave them in the ranks' store as well.
+    join : callable, optional
+        Makes the session of a job; :class:`moesim.lab.session.Session` if left out.
     """
+    settle(job, place_of(os.environ)[0])
     from moesim.lab.environment import describe
-    from moesim.lab.session import Session, machine, place_of
+    from moesim.lab.session import Session, machine
 
-    rank, _ = place_of(os.environ)
-    settle(job, rank)
-    session = Session(job)
+    session = Session(job) if join is None else join(job)
     if publish:
         journal.store, journal.rank = session.store, session.rank
     try:
@@ -141,8 +164,8 @@ def play(job: Job, journal: Journal, *, publish: bool = False) -> None:
         session.close()
 
 
-def main(arguments: list[str]) -> int:
-    """Run one rank; return its exit code."""
+def main(arguments: list[str], join: Callable[[Job], Any] | None = None) -> int:
+    """Run one rank; return its exit code. ``join`` is that of :func:`play`."""
     end_with_parent()
     if len(arguments) != 2:
         sys.stderr.write("usage: python -m moesim.lab.rank JOB.json FOLDER\n")
@@ -152,7 +175,7 @@ def main(arguments: list[str]) -> int:
         job = from_text(path.read_text(encoding="utf-8"), str(path))
         journal = Journal(folder / f"rank-{int(os.environ.get('RANK', '0'))}.jsonl")
         try:
-            play(job, journal)
+            play(job, journal, join=join)
         finally:
             journal.close()
     except MoesimError as error:

@@ -32,12 +32,13 @@ def read_record(cls: type[R], data: Any, where: str) -> R:
     """
     if not isinstance(data, Mapping):
         raise UsageError(f"{where}: expected a mapping, got {type(data).__name__}")
-    annotations = field_types(cls)
+    kind: Any = cls  # a dataclass, which type[R] cannot say
+    annotations = field_types(kind)
     for key in data:
         if key not in annotations:
             raise UsageError(f"{where}: unknown key {key!r}{did_you_mean(str(key), annotations)}")
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type] - R is bound to no protocol of dataclasses
+    for field in dataclasses.fields(kind):
         if field.name in data:
             values[field.name] = _value(annotations[field.name], data[field.name], f"{where}: {field.name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,34 +15,14 @@ import torch.distributed as dist
 from moesim.base.errors import UsageError
 from moesim.lab.device import Device, choose_device
 from moesim.lab.job import Job
+from moesim.lab.rank import place_of
 
-NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PINGS = 64
 LEAST_LEAD, MOST_LEAD = 2e-3, 0.25
 """Bounds of the time between agreeing on a start and starting, in s."""
 
 SPIN = 2e-4
 """A rank sleeps until so long before the start, then looks at the clock without pause: a sleeping process wakes late."""
-
-
-def place_of(environment: Mapping[str, str]) -> tuple[int, int]:
-    """Return rank and number of ranks as the environment gives them.
-
-    Raises
-    ------
-    UsageError
-        If a variable is missing or is no number in range.
-    """
-    missing = [name for name in NEEDED if not environment.get(name)]
-    if missing:
-        raise UsageError(f"the environment lacks {', '.join(missing)}: torchrun sets them, and so does `moesim measure`")
-    try:
-        rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-    except ValueError:
-        raise UsageError(f"RANK={environment['RANK']!r} and WORLD_SIZE={environment['WORLD_SIZE']!r} must be whole numbers") from None
-    if not 0 <= rank < world:
-        raise UsageError(f"RANK={rank} is out of range for WORLD_SIZE={world}")
-    return rank, world
 
 
 def machine() -> str:

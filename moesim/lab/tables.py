@@ -25,11 +25,13 @@ def _text(measured: Mapping[str, Any], rows: Sequence[Row], notes: Iterable[str]
     environment = measured["environment"]
     torch = environment.get("torch", {}).get("version", "unknown")
     device = environment.get("gpu", {}).get("name") or environment.get("processor") or "unknown device"
+    ranks = "1 rank" if measured["ranks"] == 1 else f"{measured['ranks']} ranks"
+    load = environment.get("load")
     head = [
-        f"# source: moesim {measured['moesim']} measure {measured['kind']}, {measured['made']}, PyTorch {torch}, {measured['ranks']} ranks on {device}",
+        f"# source: moesim {measured['moesim']} measure {measured['kind']}, {measured['made']}, PyTorch {torch}, {ranks} on {device}",
         f"# licence: {measured['licence']}",
         *(f"# {note}" for note in notes),
-        f"# note: medians over repeats in random order (column n), with quartiles and minimum; load of the machine before: {environment.get('load')}",
+        f"# note: medians over n repeats in random order, with quartiles and minimum; load of the machine before: {load}",
     ]
     if measured["partial"]:
         head.append(f"# note: PARTIAL: {measured['why']}")
@@ -92,15 +94,15 @@ def _compute(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[str
         if asked["operation"] == "moe_ffn":
             times = _spread(result)
             whole.append({**framework, **shape, "time_us": times.pop("time_us"), **extra, **times})
+    kept = measured["settings"]
     notes = [
-        "units: time_us microseconds of one call on one device; sizes in elements; tflops 1e12 flop/s; GBps 1e9 B/s of active weights and rows",
-        "note: num_tokens = tokens of the whole expert-parallel group; the device plays the most loaded of moe_ep_size ranks and computes rows "
-        "(token-expert pairs) of its own experts only",
-        "note: power_law_A draws a weight per expert by inverse CDF on [1, 0.8 num_tokens], one seeded draw; an expert takes a token once at most",
-        f"note: caches {'emptied before every call' if measured['settings']['cold'] else 'warm'}, "
-        f"{'CUDA graph' if measured['settings']['graph'] else 'launched from Python'}, {measured['settings']['threads']} CPU threads",
+        "units: time_us microseconds of one call on one device; sizes in elements; tflops 1e12 flop/s; GBps 1e9 B/s of weights and rows",
+        "note: num_tokens = tokens of the whole expert-parallel group; the device plays the most loaded of moe_ep_size ranks",
+        "note: rows = token-expert pairs of the device's own experts, the only ones that it computes",
+        "note: power_law_A draws a weight per expert by inverse CDF on [1, 0.8 num_tokens], one seeded draw",
+        f"note: caches {'emptied' if kept['cold'] else 'warm'}; CUDA graph: {kept['graph']}; CPU threads: {kept['threads']}",
     ]
-    about = ["note: gated (SwiGLU) FFN with softmax and top-k of given logits, permute and weighted sum; without gate GEMM and communication"]
+    about = ["note: softmax and top-k of given logits, permute, gated (SwiGLU) FFN, weighted sum; no gate GEMM, no communication"]
     return {"compute.csv": (rows, notes), f"moe_ffn_{measured['system']}.csv": (whole, [*notes, *about])}
 
 
@@ -137,9 +139,9 @@ def _exchange(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[st
             even.append({**same, "bytes_per_rank": int(facts["bytes_per_rank"]), "time_us": times["time_us"], **rates})
     notes = [
         "units: *_us microseconds; bytes_per_rank B of a mean rank's buffer, own share included; *_GBps 1e9 B/s",
-        "note: as in nccl-tests time_us is the mean over ranks of their own times, algbw = bytes_per_rank / time, busbw = what leaves a mean rank "
-        "/ time; completion_us runs from the first arrival to the last end",
-        "note: posting receives_first: all receives are posted before any send; library: all_to_all_single; one rank per GPU, or CPU process",
+        "note: as in nccl-tests time_us is the mean over ranks of their own times, and algbw = bytes_per_rank / time",
+        "note: busbw = what leaves a mean rank / time; completion_us runs from the first arrival to the last end",
+        "note: posting receives_first: all receives are posted before any send; library: all_to_all_single",
     ]
     return {"exchange.csv": (rows, notes), f"nccl_alltoall_{measured['system']}.csv": (even, notes)}
 
@@ -195,11 +197,18 @@ def _layer(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[str]]
         ]
     notes = [
         "units: *_us microseconds; loads in token-expert assignments after drops; sizes in elements",
-        "note: whole routed layer from the common start to the end of the slowest rank: gate, capacity and drops, exchange of counts, dispatch, SwiGLU experts, "
-        "combine, weighted sum; no overlap of communication with compute",
-        "note: skew: probability of an expert before the gate's own noise falls with its popularity rank to the power -skew; capacity "
-        "ceil(tokens topk / experts * capacity_factor) per source rank and expert, empty: dropless; experts are placed contiguously",
+        "note: whole routed layer, from the common start to the end of the slowest rank, without overlap of communication and compute",
+        "note: gate, capacity and drops, exchange of counts, dispatch, SwiGLU experts, combine, weighted sum; and back",
+        "note: skew: before the gate's own noise an expert's probability falls with its popularity rank to the power -skew",
+        "note: capacity ceil(tokens topk / experts * capacity_factor) per source rank and expert, empty: dropless",
+        "note: experts are placed contiguously; rows per source rank and expert are in layer_expert_counts.csv",
     ]
-    of_phases = ["units: *_us microseconds; cpu_us CPU time of all threads of the rank in that phase", "note: phases of one rank follow each other; a phase that exchanges includes waiting for peers"]  # fmt: skip
-    of_counts = ["units: counts rows kept per expert, in the order of experts; dropped assignments", "note: join on case; rows that source_rank sends"]
+    of_phases = [
+        "units: *_us microseconds; cpu_us CPU time of all threads of the rank in that phase",
+        "note: phases of one rank follow each other; a phase that exchanges includes waiting for peers",
+    ]
+    of_counts = [
+        "units: counts rows kept per expert, in the order of experts; dropped assignments",
+        "note: join on case; rows that source_rank sends",
+    ]
     return {"layer.csv": (rows, notes), "layer_phases.csv": (phases, of_phases), "layer_expert_counts.csv": (counts, of_counts)}

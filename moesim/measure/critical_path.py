@@ -150,6 +150,7 @@ class _Walk:
             (table["phase"] == self._phase[index])
             & (table["layer"] == self._layer[index])
             & (table["direction"] == self._direction[index])
+            & (table["microbatch"] == self._microbatch[index])
             & (table["last_arrival_s"] <= now + self._slack)
             & (table["last_arrival_s"] >= earliest - self._slack)
         )

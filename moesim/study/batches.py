@@ -9,8 +9,12 @@ from moesim.facts.arrays import Floats, Ints
 TESTED = 8
 """The fewest batches on which a correlation of neighbours can be told from chance at all."""
 
-ONE_SIDED = 1.6448536269514722
-"""The 95 % quantile of the normal distribution: how large the correlation may be, times the square root of the batches, by chance."""
+BY_CHANCE = 0.8416212335729143
+"""The 80 % quantile of the normal distribution: how large a correlation times the square root of the batches may be.
+
+A stricter test misses correlations that already spoil an interval: with 95 % instead of 80 %, intervals of 60 steps whose neighbours are
+correlated by 0.7 covered the mean in 84 instead of 89 of 100 trials, at the same cover without correlation.
+"""
 
 
 def batches(values: Floats, weights: Floats) -> list[Ints]:
@@ -30,10 +34,10 @@ def batches(values: Floats, weights: Floats) -> list[Ints]:
 
     Notes
     -----
-    ----- A policy that looks at past loads, and a recording whose neighbouring tokens belong to one conversation, make neighbouring steps
+    A policy that looks at past loads, and a recording whose neighbouring tokens belong to one conversation, make neighbouring steps
     alike; an interval that takes them as independent is then too narrow. So batches have at least ``n ** (1/3)`` steps (the rate at which
     the error of the estimated variance falls fastest: Flegal and Jones, Annals of Statistics 38, 2010). Their size is doubled while the
-    lag-1 correlation of their means is significant at 5 % (after Fishman, Management Science 24, 1978), as long as there are the 8
+    lag-1 correlation of their means is significant at 20 % (after Fishman, Management Science 24, 1978), as long as there are the 8
     batches that such a test needs. Of fewer than 8 steps each is a batch of its own: so few cannot show how correlated they are.
 
     Examples
@@ -48,7 +52,7 @@ def batches(values: Floats, weights: Floats) -> list[Ints]:
         # What is left over makes the first batches one step longer.
         parts = np.array_split(np.arange(count), max(count // size, 1))
         means, _ = joined(values, weights, parts)
-        if len(parts) < TESTED or neighbour_correlation(means) * np.sqrt(len(means)) <= ONE_SIDED:
+        if len(parts) < TESTED or neighbour_correlation(means) * np.sqrt(len(means)) <= BY_CHANCE:
             return parts
         size *= 2
 

@@ -38,7 +38,9 @@ class Difference:
     corrected_low, corrected_high : float or None
         The interval that leaves out 0 exactly if ``differs``: wider, for the number of comparisons.
     per_cent, per_cent_low, per_cent_high : float or None
-        Relative to the baseline, with an interval of 95 %; None if that is 0.
+        Relative to the baseline, with an interval of 95 %; None if that is 0, the interval also if it may be.
+    corrected_per_cent_low, corrected_per_cent_high : float or None
+        Its corrected interval.
     p, p_adjusted : float or None
         Two-sided, before and after Holm's correction.
     differs : bool or None
@@ -63,6 +65,8 @@ class Difference:
     per_cent_high: float | None = None
     corrected_low: float | None = None
     corrected_high: float | None = None
+    corrected_per_cent_low: float | None = None
+    corrected_per_cent_high: float | None = None
     p: float | None = None
     p_adjusted: float | None = None
     paired: bool = True
@@ -156,7 +160,7 @@ def compare(variants: Sequence[Played], *, baseline: str, by: str = "step_time")
 
     Notes
     -----
-    ----- Each piece of evidence, a seed or a block of a recording, is played by all variants, and their differences are taken piece by
+    Each piece of evidence, a seed or a block of a recording, is played by all variants, and their differences are taken piece by
     piece: what a piece does to all of them cancels. Verdicts hold together at 95 % within each of two families, of all variants times
     :data:`HEADLINES` (and ``by``) and of all variants times the other metrics (:func:`moesim.study.many.holm`); metrics without a
     direction are in the second. Whether the best is better than each other is asked of all pairs, because which one is the best was seen
@@ -224,12 +228,14 @@ def _difference(distance: Apart | None, metric: Any, p: float | None, adjusted: 
     if distance is None:
         return Difference(value=None, low=None, high=None, unit=metric.unit, verdict=UNDECIDED, differs=None, better=metric.better)
     absolute, part = distance.absolute, distance.relative
+    confidence = None if p is None or adjusted is None else confidence_of(p, adjusted)
     low, high = absolute.interval()
-    per_cent: list[float | None] = [None, None, None]
+    corrected = (None, None) if confidence is None else absolute.interval(confidence)
+    per_cent: list[float | None] = [None] * 5
     if part is not None:
-        per_cent = [None if number is None else 100 * number for number in (part.value, *part.interval())]
+        of_part = (None, None) if confidence is None else part.interval(confidence)
+        per_cent = [None if number is None else 100 * number for number in (part.value, *part.interval(), *of_part)]
     differs = None if adjusted is None else adjusted <= ALPHA
-    corrected = _corrected(absolute, p, adjusted)
     return Difference(
         value=absolute.value,
         low=low,
@@ -243,15 +249,13 @@ def _difference(distance: Apart | None, metric: Any, p: float | None, adjusted: 
         per_cent_high=per_cent[2],
         corrected_low=corrected[0],
         corrected_high=corrected[1],
+        corrected_per_cent_low=per_cent[3],
+        corrected_per_cent_high=per_cent[4],
         p=p,
         p_adjusted=adjusted,
         paired=distance.paired,
         n=absolute.n,
     )
-
-
-def _corrected(absolute: Estimated, p: float | None, adjusted: float | None) -> tuple[float | None, float | None]:
-    return absolute.interval(confidence_of(p, adjusted)) if p is not None and adjusted is not None else (None, None)
 
 
 def _winner(found: Mapping[str, Mapping[str, Series | None]], by: str, metric: Any) -> Winner:
@@ -287,9 +291,7 @@ def _winner(found: Mapping[str, Mapping[str, Series | None]], by: str, metric: A
 
     best, following = order[:2]
     pair = losses[best, following].absolute
-    low, high = sorted(
-        sign * bound for bound in _corrected(pair, p_values[best, following], adjusted[best, following]) if bound is not None
-    ) or (None, None)
+    low, high = _corrected(pair, p_values[best, following], adjusted[best, following], sign)
     against = judged[following].estimate().value
     tied = (best, *(other for other in order[1:] if not told(other)))
     return Winner(
@@ -306,6 +308,15 @@ def _winner(found: Mapping[str, Mapping[str, Series | None]], by: str, metric: A
         distinguishable=told(following),
         tied=tied,
     )
+
+
+def _corrected(loss: Estimated, p: float | None, adjusted: float | None, sign: int) -> tuple[float | None, float | None]:
+    if p is None or adjusted is None:
+        return None, None
+    low, high = loss.interval(confidence_of(p, adjusted))
+    if low is None or high is None:
+        return None, None
+    return (low, high) if sign > 0 else (-high, -low)
 
 
 def _apart(of: Series | None, base: Series | None) -> Apart | None:

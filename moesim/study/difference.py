@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.study.batches import batches, joined
-from moesim.study.paired import Estimated, difference, relative, unpaired, unpaired_relative
+from moesim.study.paired import Estimated, Ratio, difference, relative, unpaired, unpaired_relative
 from moesim.study.played import Series
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "not distinguishable"
@@ -19,7 +19,7 @@ class Apart:
     """How far two variants are apart in one metric: in its unit, and as a part of the base (None where that is 0)."""
 
     absolute: Estimated
-    relative: Estimated | None
+    relative: Ratio | None
     paired: bool
 
 
@@ -34,7 +34,7 @@ def apart(of: Series, base: Series) -> Apart:
 
     Notes
     -----
-    ----- Blocks of one run are joined into batches by their *differences* (:func:`moesim.study.batches.batches`): what both policies
+    Blocks of one run are joined into batches by their *differences* (:func:`moesim.study.batches.batches`): what both policies
     share, such as a heavy step, cancels before anything is called correlated.
     """
     common = [label for label in of.labels if label in set(base.labels)]

@@ -26,7 +26,7 @@ def holm(p_values: Mapping[Name, float | None]) -> dict[Name, float | None]:
 
     Notes
     -----
-    ----- Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979): the i-th smallest of m is multiplied by m - i + 1, and
+    Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979): the i-th smallest of m is multiplied by m - i + 1, and
     none becomes smaller than the one before it. It needs no independence of the comparisons, and rejects whatever Bonferroni's rejects.
 
     Examples

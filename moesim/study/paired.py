@@ -67,7 +67,7 @@ def estimate(values: Floats, weights: Floats | None = None, *, scale: float = 0.
 
     Notes
     -----
-    ----- With weights ``w`` that sum to 1 the squared standard error is ``n / (n - 1) * sum(w**2 * (x - mean)**2)``, which is ``s**2 /
+    With weights ``w`` that sum to 1 the squared standard error is ``n / (n - 1) * sum(w**2 * (x - mean)**2)``, which is ``s**2 /
     n`` for equal weights (Cochran, Sampling Techniques, 3rd edition, 1977, chapter 6, without the finite population).
 
     Examples
@@ -106,7 +106,44 @@ def difference(of: Floats, base: Floats, weights: Floats | None = None) -> Estim
     return estimate(of - base, weights, scale=float(max(np.abs(of).max(), np.abs(base).max())))
 
 
-def relative(of: Floats, base: Floats, weights: Floats | None = None) -> Estimated | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """A ratio of two means less 1, with what its interval needs: variances of both means and their covariance."""
+
+    of: float
+    base: float
+    variance: float | None
+    base_variance: float
+    covariance: float
+    freedom: float
+
+    @property
+    def value(self) -> float:
+        """``of / base - 1``."""
+        return (self.of - self.base) / self.base
+
+    def interval(self, confidence: float = CONFIDENCE) -> tuple[float | None, float | None]:
+        """Return Fieller's interval of that confidence; (None, None) where nothing is known of spread, or the base may be 0.
+
+        Notes
+        -----
+        All ratios r for which ``of - r * base`` cannot be told from 0 (Fieller, Journal of the Royal Statistical Society B 16, 1954). So it
+        leaves out 0 exactly if the interval of the difference does, and it never reaches below -100 % of means above 0.
+        """
+        if self.variance is None:
+            return None, None
+        t2 = _quantile(self.freedom, confidence) ** 2
+        square = self.base**2 - t2 * self.base_variance
+        if square <= 0:
+            return None, None
+        half = self.of * self.base - t2 * self.covariance
+        rest = self.of**2 - t2 * self.variance
+        root = math.sqrt(max(half**2 - square * rest, 0.0))
+        low, high = (half - root) / square - 1, (half + root) / square - 1
+        return min(low, self.value), max(high, self.value)
+
+
+def relative(of: Floats, base: Floats, weights: Floats | None = None) -> Ratio | None:
     """Estimate ``mean(of) / mean(base) - 1`` from pairs; None where the mean of ``base`` is 0.
 
     Parameters
@@ -116,19 +153,28 @@ def relative(of: Floats, base: Floats, weights: Floats | None = None) -> Estimat
     weights : float[n], optional
         How much each pair counts.
 
-    Notes
-    -----
-    ----- The standard error is that of a ratio of means by linearisation: the one of ``of - ratio * base``, over ``mean(base)`` (Cochran
-    1977, section 6.4). So the spread of the base counts as well.
+    Examples
+    --------
+    >>> relative(np.array([3.0, 3.0]), np.array([2.0, 2.0])).interval()
+    (0.5, 0.5)
     """
-    share = np.full(len(of), 1 / len(of)) if weights is None else weights / weights.sum()
-    below = float(share @ base)
+    count = len(of)
+    share = np.full(count, 1 / count) if weights is None else weights / weights.sum()
+    above, below = float(share @ of), float(share @ base)
     if below == 0:
         return None
-    ratio = float(share @ of) / below
-    rest = estimate(of - ratio * base, weights, scale=float(max(np.abs(of).max(), np.abs(base).max())))
-    value = difference(of, base, weights).value / below
-    return Estimated(value=value, error=None if rest.error is None else rest.error / abs(below), freedom=rest.freedom, n=rest.n)
+    if count < 2:
+        return Ratio(of=above, base=below, variance=None, base_variance=0.0, covariance=0.0, freedom=0)
+    wide = count / (count - 1) * share**2
+    mine, others = of - above, base - below
+    return Ratio(
+        of=above,
+        base=below,
+        variance=float(wide @ mine**2),
+        base_variance=float(wide @ others**2),
+        covariance=float(wide @ (mine * others)),
+        freedom=count - 1,
+    )
 
 
 def unpaired(of: Estimated, base: Estimated) -> Estimated:
@@ -157,14 +203,19 @@ def unpaired(of: Estimated, base: Estimated) -> Estimated:
     return Estimated(value=value, error=error, freedom=freedom, n=n)
 
 
-def unpaired_relative(of: Estimated, base: Estimated) -> Estimated | None:
-    """Estimate ``of / base - 1`` of two means that have no pairs, by linearisation; None where the base is 0."""
+def unpaired_relative(of: Estimated, base: Estimated) -> Ratio | None:
+    """Estimate ``of / base - 1`` of two means that have no pairs; None where the base is 0."""
     if base.value == 0:
         return None
-    ratio = of.value / base.value
-    apart = unpaired(of, base)
-    error = None if of.error is None or base.error is None else math.hypot(of.error, ratio * base.error) / abs(base.value)
-    return Estimated(value=apart.value / base.value, error=error, freedom=apart.freedom, n=apart.n)
+    known = of.error is not None and base.error is not None
+    return Ratio(
+        of=of.value,
+        base=base.value,
+        variance=of.error**2 if of.error is not None and known else None,
+        base_variance=base.error**2 if base.error is not None else 0.0,
+        covariance=0.0,
+        freedom=unpaired(of, base).freedom,
+    )
 
 
 def _quantile(freedom: float, confidence: float) -> float:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from moesim.base.units import DIMENSIONS, format_quantity
+from moesim.facts.arrays import Floats
 from moesim.facts.target import AT_MOST, OF_PLAN, Target
 from moesim.study.cell import Answer, Cell
 from moesim.study.plan_bounds import Bound
@@ -36,7 +40,7 @@ class Found:
     chosen : Judged or None
         The cheapest that meets all targets; of equally cheap ones the fastest.
     nearest : Judged or None
-        If nothing fits: the one whose largest miss is smallest.
+        If nothing fits: the one whose largest miss is smallest; one that was pruned only if none was simulated, since more may be missed.
     cheaper : Judged or None
         The next cheaper candidate that was looked at, of equally cheap ones the one that misses least.
     ruled_out : mapping of str to int
@@ -94,7 +98,7 @@ def find(
     judged: dict[int, Judged] = {}
     queue: list[tuple[float, int]] = []
     for index, candidate in enumerate(candidates):
-        early = _before(candidate, targets, confidence)
+        early = _before(candidate, targets)
         if early is not None:
             judged[index] = early
         else:
@@ -144,9 +148,7 @@ def judge(
     return Judged(candidate=candidate, status=status, verdicts=verdicts, means=means, reason=reason)
 
 
-def _costs(candidate: Candidate, rates: Iterable[float]) -> "object":
-    import numpy as np
-
+def _costs(candidate: Candidate, rates: Floats) -> Floats:
     return np.array([candidate.cost_per_million(float(rate)) for rate in rates])
 
 
@@ -156,7 +158,7 @@ def _fixed(candidate: Candidate, metric: str) -> Mean | None:
     return None if value is None else Mean(value=float(value), exact=True)
 
 
-def _before(candidate: Candidate, targets: Sequence[Target], confidence: float) -> Judged | None:
+def _before(candidate: Candidate, targets: Sequence[Target]) -> Judged | None:
     """Return the judgement of a candidate that needs no run, or None."""
     if candidate.problem:
         return Judged(candidate=candidate, status="invalid", reason=candidate.problem)
@@ -172,16 +174,20 @@ def _before(candidate: Candidate, targets: Sequence[Target], confidence: float) 
         return None
     target, bound = hits[0]
     value = _in_terms_of(candidate, target, bound)
-    verdicts = tuple(
-        Verdict(target=its, mean=Mean(value=_in_terms_of(candidate, its, by)), outcome=MISSED, miss=its.miss(_in_terms_of(candidate, its, by), candidate.memory))
-        for its, by in hits
-    )  # fmt: skip
+    shown = format_quantity(value, target.unit) if target.unit in DIMENSIONS else f"{value:.4g} {target.unit}".strip()
+    if_so = "" if bound.drop_rate is None else f" with at most {100 * bound.drop_rate:.3g} % dropped"
+    strongest: dict[Target, Verdict] = {}
+    for its, by in hits:
+        at_best = _in_terms_of(candidate, its, by)
+        miss = its.miss(at_best, candidate.memory)
+        if its not in strongest or miss > strongest[its].miss:
+            strongest[its] = Verdict(target=its, mean=Mean(value=at_best), outcome=MISSED, miss=miss)
     return Judged(
         candidate=candidate,
         status="pruned",
-        verdicts=verdicts,
+        verdicts=tuple(strongest.values()),
         pruned_by=bound.name,
-        reason=f"{target} cannot be met: the {bound.name} is {value!r} in {target.unit or '1'}",
+        reason=f"{target} cannot be met{if_so}: by the {bound.name} it is {'at least' if target.sense == AT_MOST else 'at most'} {shown}",
     )
 
 
@@ -234,13 +240,18 @@ def conclude(judged: Sequence[Judged], targets: Sequence[Target], *, objective: 
     dearest = cost_of(chosen, objective) if chosen is not None else math.inf
     below = [one for one in missing if chosen is None or _compared(one, objective) < dearest]
     ruled_out = Counter(str(verdict.target) for one in below for verdict in one.missed)
+    nearest = cheaper = None
+    if chosen is None and missing:
+        nearest = min(missing, key=lambda one: (one.status == "pruned", _shortfall(one), _compared(one, objective)))
+    elif chosen is not None and below:
+        cheaper = min(below, key=lambda one: (-_compared(one, objective), _shortfall(one)))
     return Found(
         judged=tuple(judged),
         objective=objective,
         confidence=confidence,
         chosen=chosen,
-        nearest=min(missing, key=lambda one: (_shortfall(one), _compared(one, objective))) if missing and chosen is None else None,
-        cheaper=min(below, key=lambda one: (-_compared(one, objective), _shortfall(one))) if below and chosen is not None else None,
+        nearest=nearest,
+        cheaper=cheaper,
         ruled_out={str(target): ruled_out[str(target)] for target in targets if ruled_out[str(target)]},
         pruned=dict(Counter(one.pruned_by for one in judged if one.status == "pruned")),
         pareto=pareto(judged, objective),

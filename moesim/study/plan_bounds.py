@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
 from moesim.models.bounds import no_communication
 from moesim.models.compute.grouped_gemm import GroupedGemmKernels
-from moesim.models.compute.roofline import RooflineKernels
 from moesim.models.compute.peaks import peak
+from moesim.models.compute.roofline import RooflineKernels
 from moesim.models.exchange.transport import Carrier
 from moesim.models.memory import peak_memory
 from moesim.models.work import dense_work
@@ -54,11 +55,14 @@ class Bound:
         What it bounds.
     value : float
         In SI units; a least value, or for ``tokens_per_second`` a largest one.
+    drop_rate : float or None
+        If it holds only for candidates that drop at most this share; one that drops more misses the target of the drop rate.
     """
 
     name: str
     metric: str
     value: float
+    drop_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,8 @@ def bounds_of(scenario: Scenario, read_trace: Callable[..., Trace], *, drop_rate
     ranks = scenario.parallel.ep
     slots = -(-scenario.model.experts // ranks)
     memory = float(peak_memory(scenario.model, scenario.workload, slots, np.floor(kept * known.routes), tokens=known.tokens))
-    found = [Bound(name=MEMORY, metric="peak_memory", value=memory)]
+    given = drop_rate if 0.0 < kept < 1.0 else None
+    found = [Bound(name=MEMORY, metric="peak_memory", value=memory, drop_rate=given)]
     if not known.tokens:
         return tuple(found)
     program = scenario.schedule.program(scenario.model, scenario.workload)
@@ -122,18 +127,19 @@ def bounds_of(scenario: Scenario, read_trace: Callable[..., Trace], *, drop_rate
         seconds = _seconds(program, setting, known, kernels, kept)
         moving = _moving(scenario, setting, known, kept) if network else {}
         least = _longest(program, seconds, moving)
-        found.append(Bound(name=name, metric="step_time", value=least))
+        found.append(Bound(name=name, metric="step_time", value=least, drop_rate=given))
         if kept == 1.0:
             best = tokens / least if least else np.inf
         else:
             # Steps may drop unequally, and the mean of tokens over time is not tokens over the mean time. Where tasks form a chain, time
             # is linear in what is kept, so its reciprocal is convex, and largest when some steps keep everything and others nothing.
-            none = _longest(program, _seconds(program, setting, known, kernels, 0.0), _moving(scenario, setting, known, 0.0) if network else {})
+            still = _moving(scenario, setting, known, 0.0) if network else {}
+            none = _longest(program, _seconds(program, setting, known, kernels, 0.0), still)
             every = _longest(program, _seconds(program, setting, known, kernels, 1.0), {})
             chain = not may_overlap(program) and drop_rate is not None
             best = (tokens * (kept / every + (1 - kept) / none) if chain else tokens / none) if none else np.inf
         if np.isfinite(best):
-            found.append(Bound(name=name, metric="tokens_per_second", value=float(best)))
+            found.append(Bound(name=name, metric="tokens_per_second", value=float(best), drop_rate=given))
     return tuple(found)
 
 
@@ -174,7 +180,7 @@ def _seconds(program: Program, setting: Setting, known: _Known, kernels: Kernels
     return found
 
 
-def _expert_seconds(kernels: Kernels, setting: Setting, rows: float, direction: str) -> float:
+def _expert_seconds(kernels: Any, setting: Setting, rows: float, direction: str) -> float:
     """Return the least seconds of ``rows`` rows, however they lie: linear in them, so that means over GPUs and steps go through."""
     if type(kernels) is GroupedGemmKernels:
         rate, between = kernels.rate, float(kernels.between(np.array([rows]))[0])

@@ -87,8 +87,8 @@ class Verdict:
     target : Target
     mean : Mean
     outcome : str
-        ``met``: the one-sided bound is on the right side. ``missed``: the mean is not. ``open``: the mean is, but the bound is not, or there
-        is none.
+        ``met``: the one-sided bound is on the right side. ``missed``: the mean is not. ``open``: the mean is, but the bound is not, or
+        there is none.
     miss : float
         By how much the mean misses the limit, as a share of it; negative is room to spare; infinite where nothing is known.
     """

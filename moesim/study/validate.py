@@ -19,6 +19,14 @@ from moesim.study.validation import Prediction, TableKind, prediction, table_kin
 
 Profiles = Mapping[str, Profile]
 
+SLIPS = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What code for one kind of table may raise over values that nobody foresaw: it costs that table its predictions, not the others theirs."""
+
+
+def told(error: Exception) -> str:
+    """Return an error as the reason why something has no prediction."""
+    return str(error) if isinstance(error, MoesimError) else f"the rows hold something unforeseen: {type(error).__name__}: {error}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
@@ -133,8 +141,8 @@ def validate(
             progress(table.name)
         try:
             found = cases_of(kind, table, profiles, companions=beside(kind, table.name, tables))
-        except MoesimError as error:
-            scores.append(_nothing(table.name, count(table.rows), str(error), table.refused))
+        except (MoesimError, *SLIPS) as error:
+            scores.append(_nothing(table.name, count(table.rows), told(error), table.refused))
             continue
         cases.append(found[0])
         scores += scores_of(kind, found[0], found[1], found[2])
@@ -183,11 +191,11 @@ def predicted(kind: TableKind, rows: Rows, profiles: Profiles) -> Prediction:
     """Ask a kind for predictions; where it refuses, ask group by group, so that one case does not cost the others."""
     try:
         return kind.predict(rows, profiles)
-    except MoesimError as error:
+    except (MoesimError, *SLIPS) as error:
         groups = np.asarray(kind.group(rows))
         names = np.unique(groups)
         if len(names) < 2:
-            return _without(count(rows), str(error))
+            return _without(count(rows), told(error))
     parts = [np.flatnonzero(groups == name) for name in names]
     found = [predicted(kind, take(rows, part), profiles) for part in parts]
     order = np.argsort(np.concatenate(parts))

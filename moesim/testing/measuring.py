@@ -141,6 +141,7 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
         "tokens": counts(spans),
         "waiting_s": times(spans) / 8.0,
         "waited_for": np.full(spans, -1),
+        "slowed_s": times(spans) / 16.0,
     }
     columns: dict[str, dict[str, Any]] = {
         "steps": {
@@ -151,7 +152,7 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
             "repeats": np.full(STEPS, -1),
         }
         | {f"{phase}_s": times(STEPS) for phase in _PHASES}
-        | {"expert_slowest_s": times(STEPS) + 1.0, "exposed_communication_s": times(STEPS)},
+        | {"expert_slowest_s": times(STEPS) + 1.0, "exposed_communication_s": times(STEPS), "slowed_s": times(STEPS)},
         "layers": {
             "step": np.repeat(steps, LAYERS),
             "moe_layer": np.tile(np.arange(LAYERS), STEPS),
@@ -212,6 +213,7 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
             "step": np.repeat(steps, collectives // STEPS),
             "layer": np.ones(collectives, dtype=np.int64),
             "moe_layer": np.zeros(collectives, dtype=np.int64),
+            "microbatch": np.zeros(collectives, dtype=np.int64),
             "phase": np.resize(["dispatch", "combine"], collectives),
             "direction": np.resize(["forward", "forward", "backward", "backward"], collectives),
             "group": np.zeros(collectives, dtype=np.int64),

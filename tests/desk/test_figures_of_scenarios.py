@@ -29,8 +29,12 @@ EXPECTED = {
     "is-uniform-routing-realistic": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
     "what-does-hashing-over-spines-cost": (32, 16, {"nvlink": 64, "nic": 64, "uplink": 64}, 4, 128, set()),
     "what-does-forwarding-save": (32, 5, {"nvlink": 64, "nic": 64}, 2, 256, {"dense layers", "shared experts"}),
+    "does-overlap-help": (8, 3, {"nvlink": 16, "nic": 16}, 2, 64, {"dense layers", "shared experts"}),
+    "is-rebalancing-worth-it": (8, 3, {"nvlink": 16, "nic": 16}, 2, 64, set()),
+    "what-does-imbalance-cost": (8, 3, {"nvlink": 16, "nic": 16}, 2, 64, set()),
     "what-does-padding-cost": (8, 1, {"nvlink": 16}, 4, 8, set()),
     "what-does-real-routing-cost": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
+    "which-policy-for-a-recorded-trace": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
     "which-capacity-factor": (8, 1, {"nvlink": 16}, 26, 64, {"dense layers", "shared experts"}),
 }
 

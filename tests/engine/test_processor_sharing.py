@@ -225,5 +225,9 @@ def test_steps_without_communication_by_hand():
     seconds = {works[0]: np.array([2.0, 4.0]), works[2]: np.array([1.0, 1.0])}
     one = ShapedHosts(ranks=2, cores=1).build()
     assert no_communication_on_shared_cores(program, seconds, 1, one) == pytest.approx(8.0)
-    # In two groups nobody meets: rank 0 goes on to its last second at 4, rank 1 has 2 left: 4 to 6 both at half speed, then 1 s more: 7.
-    assert no_communication_on_shared_cores(program, seconds, 2, one) == pytest.approx(7.0)
+    # Four ranks on two cores (0 and 2 on one, 1 and 3 on the other), experts 1, 4, 1 and 0 s, then 1, 1, 1 and 0 s. All meet at 4, when rank 1
+    # is done; ranks 0 and 2 then share: 6. In two groups 2 and 3 meet at 2, rank 2 is done at 3, and rank 0 has its core alone from 4 on: 5.
+    seconds = {works[0]: np.array([1.0, 4.0, 1.0, 0.0]), works[2]: np.array([1.0, 1.0, 1.0, 0.0])}
+    two = ShapedHosts(ranks=4, cores=2).build()
+    assert no_communication_on_shared_cores(program, seconds, 1, two) == pytest.approx(6.0)
+    assert no_communication_on_shared_cores(program, seconds, 2, two) == pytest.approx(5.0)

@@ -59,7 +59,7 @@ def test_a_library_runs_the_two_ways_of_some_pairs_one_after_the_other():
     # 2 -> 0, 3 -> 1, 3 -> 0 and both ways of (0, 1), (1, 2), (2, 3) move: rank 0 receives from 1, 2, 3, rank 1 from 0, 2, 3, and ranks 2
     # and 3 send to 0, 1, 3 and to 0, 1, 2. All of these take 3 s, as ports of three flows do; nothing serial has begun before.
     # The last three flows 0 -> 2, 1 -> 3, 0 -> 3 begin then; rank 0 sends two of them: 2 s more.
-    even = AllToAll(name="swap", bytes=np.full((4, 4), 10.0), library=True)
+    even = AllToAll(name="swap", bytes=np.full((4, 4), 10.0), posting="alternately")
     order = Wait(name="order", seconds=np.arange(4) * 1e-9)
     assert replay(star(4), [order, even]).seconds == pytest.approx(5.0)
     first = replay(star(4), [order, AllToAll(name="swap", bytes=np.full((4, 4), 10.0))])
@@ -69,11 +69,25 @@ def test_a_library_runs_the_two_ways_of_some_pairs_one_after_the_other():
 def test_a_library_without_bytes_one_way_does_not_wait_for_that_way():
     # Rank 1 comes later and has nothing for rank 0: rank 0's bytes move at once.
     order = Wait(name="order", seconds=np.array([0.0, 1.0]))
-    done = replay(star(2), [order, AllToAll(name="send", bytes=pair(10), library=True)])
+    done = replay(star(2), [order, AllToAll(name="send", bytes=pair(10), posting="alternately")])
     assert done.ends[1].tolist() == pytest.approx([2.0, 2.0])
-    nothing = replay(star(2), [order, AllToAll(name="send", bytes=pair(0), library=True)])
+    nothing = replay(star(2), [order, AllToAll(name="send", bytes=pair(0), posting="alternately")])
     assert nothing.ends[1].tolist() == [1.0, 1.0]
     assert np.isnan(nothing.waiting[1]).all()
+
+
+def test_receives_posted_before_let_messages_move_when_their_sender_comes():
+    # Rank 1 starts 5 s late. Rank 0's 20 B for it move at once (2 s), so rank 1 has them long before; its own 10 B take 5 to 6 s.
+    late = Wait(name="late", seconds=np.array([0.0, 5.0]))
+    sent = pair(20, 10)
+    before = replay(star(2), [late, AllToAll(name="swap", bytes=sent, posting="before")])
+    assert before.ends[1].tolist() == pytest.approx([6.0, 6.0])
+    arriving = replay(star(2), [late, AllToAll(name="swap", bytes=sent)])
+    assert arriving.ends[1].tolist() == pytest.approx([7.0, 7.0])
+    # Who has nothing to do with the late rank leaves before it comes.
+    three = np.array([[0.0, 10.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    last = Wait(name="late", seconds=np.array([0.0, 0.0, 9.0]))
+    assert replay(star(3), [last, AllToAll(name="send", bytes=three, posting="before")]).ends[1].tolist() == pytest.approx([1.0, 1.0, 9.0])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +98,8 @@ def test_a_library_without_bytes_one_way_does_not_wait_for_that_way():
         ([Wait(name="late", seconds=np.array([0.0, -1.0]))], [], "'late' holds seconds below 0"),
         ([AllToAll(name="swap", bytes=pair(np.nan))], [], "bytes below 0 or not finite"),
         ([AllToAll(name="swap", bytes=pair(1), latency=-1.0)], [], "latency of -1.0 s"),
-        ([AllToAll(name="swap", bytes=pair(1), library=True, barrier=True)], [], "choose one"),
+        ([AllToAll(name="swap", bytes=pair(1), posting="alternately", barrier=True)], [], "choose one"),
+        ([AllToAll(name="swap", bytes=pair(1), posting="befor")], [], "did you mean 'before'"),
         ([], [Change(time=-1.0, link=0, bandwidth=1.0)], "finite time"),
         ([], [Change(time=1.0, link=9, bandwidth=1.0)], "no link 9"),
         ([AllToAll(name="swap", bytes=pair(100))], [Change(time=1.0, link=0, bandwidth=0.0)], "cannot carry 0 B/s"),

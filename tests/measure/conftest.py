@@ -47,6 +47,7 @@ def record() -> Record:
             gradient_s=[0.4, 0.0],
             gradient_exposed_s=[0.15, 0.0],
             exposed_communication_s=[0.9, 1.1],
+            slowed_s=[0.06, 0.25],
         ),
         "layers": _table(
             step=[3, 3, 4, 4],

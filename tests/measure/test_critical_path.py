@@ -31,6 +31,7 @@ def collectives_of(*rows):
             "last_gpu": np.array(gpu),
             "layer": np.zeros(size, dtype=int),
             "group": np.zeros(size, dtype=int),
+            "microbatch": np.zeros(size, dtype=int),
             "direction": np.full(size, "forward"),
             "bottleneck_link": np.full(size, "wire"),
         }

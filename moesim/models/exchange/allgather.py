@@ -53,7 +53,7 @@ class AllGather(Transport):
         price = replace(price, counted_dispatch=price.dispatch, counted_gradient=price.gradient_out)
         count = partial(_count, ranks=setting.parallel.ep, ring=self.algorithm == "ring")
         pipelined = self.pipelined and self.algorithm == "ring"
-        return Carrier(plan=self, price=price, port=self.port(setting), count=count, pipelined=pipelined)
+        return Carrier(plan=self, price=price, port=self.port(setting), held_sms=self.held_sms(setting), count=count, pipelined=pipelined)
 
 
 def _count(assignment: Assignment, *, ranks: int, ring: bool) -> Rows:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 
-from moesim.base.fields import Flag
+from moesim.base.fields import Flag, ReadFile
 from moesim.base.registry import register
+from moesim.facts.profile_data import ProfileField
 from moesim.facts.routing import Assignment
 from moesim.facts.scenario import Setting
 from moesim.models.exchange.copies import copies_per_route, copies_per_token, padding_rows
+from moesim.models.exchange.fitted_limits import nccl_limits
 from moesim.models.exchange.transport import Carrier, Rows, Transport, there_and_back
 
 
@@ -35,9 +38,16 @@ class Direct(Transport):
     ----------
     deduplicate : bool
         Needs to know the experts of each token.
+    profile : str or None
+        A shipped profile's name, or the file of one: its sections of NCCL's all-to-all then say how long they take before the first byte, in place of
+        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone decides.
+    fitted : profile or None
+        What the profile holds; the loader fills it in.
     """
 
     deduplicate: Flag = True
+    profile: Annotated[str, ReadFile(reader="profile/nccl_", into="fitted")] | None = None
+    fitted: ProfileField | None = None
 
     def begin(self, setting: Setting) -> Carrier:
         """Return the exchange of one run."""
@@ -45,7 +55,9 @@ class Direct(Transport):
         price = self.price(model.dispatch_width, choices=model.top_k if self.deduplicate else 1)
         if not self.deduplicate:
             price = replace(price, counted_dispatch=price.dispatch, counted_gradient=price.gradient_out)
-        return Carrier(plan=self, price=price, port=self.port(setting), count=self._count)
+        limits = None if self.fitted is None else nccl_limits(self.fitted, setting)
+        port, held = self.port(setting), self.held_sms(setting)
+        return Carrier(plan=self, price=price, port=port, held_sms=held, count=self._count, limits=limits)
 
     def _count(self, assignment: Assignment) -> Rows:
         padding = padding_rows(assignment)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 
-from moesim.base.fields import BytesPerSecond, Flag
+from moesim.base.fields import BytesPerSecond, Flag, ReadFile
 from moesim.base.registry import register
 from moesim.facts.arrays import Ints
+from moesim.facts.profile_data import ProfileField
 from moesim.facts.routing import Assignment
 from moesim.facts.scenario import Setting
 from moesim.models.exchange.copies import destinations, first_of_each, padding_rows, stays_home
+from moesim.models.exchange.fitted_limits import normal_limits
 from moesim.models.exchange.nodes import same_index_on_node_of, through, used
 from moesim.models.exchange.transport import Carrier, Rows, Transport, there_and_back
 
@@ -46,6 +49,11 @@ class Hierarchical(Transport):
         As in the other exchanges, but among 2 nodes of 8 Hopper GPUs with 4 SMs, where bytes of both stages count: 13.9 GB/s in dispatch
         and 10.7 GB/s in combine (``h100_sxm/comm/sglang/0.5.6.post2/wideep_deepep_normal_perf.parquet`` under the same folder). The
         default is their mean.
+    profile : str or None
+        A shipped profile's name, or the file of one: its sections of these kernels then say how long they take before the first byte, in place of
+        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone decides.
+    fitted : profile or None
+        What the profile holds; the loader fills it in.
 
     Notes
     -----
@@ -54,6 +62,8 @@ class Hierarchical(Transport):
 
     pipelined: Flag = True
     bandwidth_per_sm: BytesPerSecond = 12.3e9
+    profile: Annotated[str, ReadFile(reader="profile/deepep_normal", into="fitted")] | None = None
+    fitted: ProfileField | None = None
 
     def begin(self, setting: Setting) -> Carrier:
         """Return the exchange of one run.
@@ -74,7 +84,10 @@ class Hierarchical(Transport):
             gradient_home=_message(price.gradient_home),
         )
         count = partial(_count, setting=setting, via=via)
-        return Carrier(plan=self, price=price, port=self.port(setting), count=count, pipelined=self.pipelined)
+        each = {"dispatch": price.dispatch, "combine": price.combine}
+        limits = None if self.fitted is None else normal_limits(self.fitted, setting, each, self.communication_sms)
+        port, held = self.port(setting), self.held_sms(setting)
+        return Carrier(plan=self, price=price, port=port, held_sms=held, count=count, pipelined=self.pipelined, limits=limits)
 
 
 def _message(size: float) -> float:

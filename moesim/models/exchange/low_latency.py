@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from moesim.base.fields import ReadFile
 from moesim.base.registry import register
 from moesim.facts.model import Dtype
+from moesim.facts.profile_data import ProfileField
 from moesim.facts.routing import Assignment
 from moesim.facts.scenario import Setting
 from moesim.models.exchange.copies import copies_per_route, padding_rows
+from moesim.models.exchange.fitted_limits import low_latency_limits
 from moesim.models.exchange.transport import Carrier, Rows, Transport, there_and_back
 
 HEADER_BYTES = 16
@@ -31,6 +35,11 @@ class LowLatency(Transport):
     ----------
     dispatch_dtype : str
         ``fp8`` is what DeepEP's kernels make of the tokens unless told otherwise.
+    profile : str or None
+        A shipped profile's name, or the file of one: its sections of these kernels then say how long they take before the first byte, in place of
+        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone decides.
+    fitted : profile or None
+        What the profile holds; the loader fills it in.
 
     Notes
     -----
@@ -38,13 +47,18 @@ class LowLatency(Transport):
     """
 
     dispatch_dtype: Dtype = "fp8"
+    profile: Annotated[str, ReadFile(reader="profile/deepep_low_latency", into="fitted")] | None = None
+    fitted: ProfileField | None = None
 
     def begin(self, setting: Setting) -> Carrier:
         """Return the exchange of one run."""
         price = self.price(setting.model.dispatch_width)
         message = price.dispatch + HEADER_BYTES
         price = replace(price, dispatch=message, counted_dispatch=message)
-        return Carrier(plan=self, price=price, port=self.port(setting), count=_count)
+        each = {"dispatch": price.dispatch, "combine": price.combine}
+        limits = None if self.fitted is None else low_latency_limits(self.fitted, setting, each)
+        port, held = self.port(setting), self.held_sms(setting)
+        return Carrier(plan=self, price=price, port=port, held_sms=held, count=_count, limits=limits)
 
 
 def _count(assignment: Assignment) -> Rows:

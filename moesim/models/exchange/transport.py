@@ -17,6 +17,7 @@ from moesim.facts.program import BACKWARD, FORWARD
 from moesim.facts.routing import Assignment
 from moesim.facts.scenario import Setting
 from moesim.facts.traffic import ORDERS, Exchange, Traffic
+from moesim.models.exchange.fitted_limits import Limits
 from moesim.models.exchange.payload import GRADIENT_DTYPE, INDEX_BYTES, WEIGHT_BYTES, Price, payload_bytes
 
 Stage = tuple[Ints, Ints]
@@ -70,8 +71,8 @@ class Transport:
     in_flight : int
         Messages of a GPU that may be on their way at once; 0 for all.
     communication_sms : int or None
-        Streaming multiprocessors that the communication kernels of a GPU get; null if they limit nothing. They are not taken from the
-        kernels that compute.
+        Streaming multiprocessors that the communication kernels of a GPU get; null if they limit nothing and hold nothing. In a schedule
+        that computes beside communication, kernels have so many fewer while a dispatch or combine is under way.
     bandwidth_per_sm : float
         What each of them sends, and receives. The default is the median over 4 to 16 SMs and both ways of DeepEP's normal kernels among 8
         H200 of one node, 8192 tokens, hidden 7168, top-8 of 256: bytes that leave a GPU, by expectation of its uniform routing, over
@@ -107,6 +108,10 @@ class Transport:
                 "or leave the key out for no limit"
             )
         return self.communication_sms * self.bandwidth_per_sm
+
+    def held_sms(self, setting: Setting) -> float:
+        """Return the share of a GPU's SMs that its communication kernels hold."""
+        return 0.0 if self.communication_sms is None else self.communication_sms / setting.cluster.gpu.sms
 
     def price(self, width: int, *, choices: int = 0) -> Price:
         """Return what a row weighs if it carries an expert index and a gate weight for so many choices.
@@ -144,10 +149,14 @@ class Carrier:
         Of one row.
     port : float
         B/s that communication kernels can send, and receive.
+    held_sms : float
+        Share of a GPU's SMs that they hold.
     count : callable
         What an assignment sends.
     pipelined : bool
         Whether the stages of a way start together.
+    limits : Limits or None
+        What a profile says of the kernels: its launches then stand in place of the plug-in's, and its port limits a GPU too.
     """
 
     plan: Transport
@@ -155,6 +164,8 @@ class Carrier:
     port: float
     count: Callable[[Assignment], Rows]
     pipelined: bool = False
+    held_sms: float = 0.0
+    limits: Limits | None = None
     remembered: list[tuple[Assignment, Rows]] = field(default_factory=list)
 
     def __call__(self, assignment: Assignment, *, direction: str) -> Exchange:
@@ -171,19 +182,28 @@ class Carrier:
         else:
             combine, dispatch = _traffic(rows.out, price.gradient_out), _traffic(rows.home, price.gradient_home)
             counted = (price.counted_gradient, price.counted_gradient)
+        launches = (plan.launch, None) if self.limits is None else _launches(self.limits, dispatch, combine)
         return Exchange(
             dispatch=dispatch,
             combine=combine,
-            launch=plan.launch,
+            launch=launches[0],
+            combine_launch=launches[1],
             barrier=plan.start == "barrier",
             pipelined=self.pipelined,
             order=plan.order,
             overhead=plan.overhead,
             in_flight=plan.in_flight,
-            port=self.port,
+            port=self.port if self.limits is None else self.limits.port,
+            held_sms=self.held_sms,
             dispatch_counted=rows.counted * counted[0],
             combine_counted=rows.counted * counted[1],
         )
+
+
+def _launches(limits: Limits, dispatch: tuple[Traffic, ...], combine: tuple[Traffic, ...]) -> tuple[float, float]:
+    ways = {"dispatch": dispatch, "combine": combine}
+    busiest = {way: float(max((stage.bytes.sum(axis=1).max(initial=0.0) for stage in stages), default=0.0)) for way, stages in ways.items()}
+    return limits.launch(busiest["dispatch"], "dispatch"), limits.launch(busiest["combine"], "combine")
 
 
 def _traffic(stages: tuple[Stage, ...], each: float) -> tuple[Traffic, ...]:

@@ -58,7 +58,7 @@ class TwoDimensional(Transport):
         via = same_index_on_node_of(setting, "exchange 'two_dimensional'").T
         price = self.price(setting.model.dispatch_width)
         count = partial(self._count, setting=setting, via=via)
-        return Carrier(plan=self, price=price, port=self.port(setting), count=count)
+        return Carrier(plan=self, price=price, port=self.port(setting), held_sms=self.held_sms(setting), count=count)
 
     def _count(self, assignment: Assignment, *, setting: Setting, via: Ints) -> Rows:
         who = "exchange 'two_dimensional' with padded: true"

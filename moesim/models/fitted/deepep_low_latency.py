@@ -119,7 +119,15 @@ START = {
 }  # fmt: skip
 START_OF = {
     "dispatch": START,
-    "combine": {**START, "launch": 8.6e-6, "per_expert": 4e-9, "per_byte": 1.07e-10, "link_efficiency": 0.5, "block_bandwidth": 2.8e10, "network_latency": 1.3e-5},
+    "combine": {
+        **START,
+        "launch": 8.6e-6,
+        "per_expert": 4e-9,
+        "per_byte": 1.07e-10,
+        "link_efficiency": 0.5,
+        "block_bandwidth": 2.8e10,
+        "network_latency": 1.3e-5,
+    },
 }
 """By operation. Where a table cannot tell a number (one shape says nothing of the cost per expert) it stays as it is here: rounded from eight
 H200 of one node."""

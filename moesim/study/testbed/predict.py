@@ -62,7 +62,7 @@ def testbed(
 def exchange(
     cluster: Cluster, sent: Ints | Floats, *, late: Sequence[float] = (), library: bool = False, changes: Sequence[Change] = ()
 ) -> Replayed:
-    """Predict one all-to-all.
+    """Predict one all-to-all whose receives are posted before anybody starts, or one of a library.
 
     Parameters
     ----------
@@ -81,10 +81,10 @@ def exchange(
     asked = np.array(sent, dtype=np.float64)
     np.fill_diagonal(asked, 0.0)
     if not library:
-        return replay(cluster, [Wait(name="start", seconds=start), AllToAll(name="exchange", bytes=asked)], changes=changes)
+        return replay(cluster, [Wait(name="start", seconds=start), AllToAll(name="exchange", bytes=asked, posting="before")], changes=changes)
     found = []
     for number in range(ORDERS):
-        phases: list[Phase] = [Wait(name="start", seconds=start + _apart(number, cluster.gpus)), AllToAll(name="exchange", bytes=asked, library=True)]
+        phases: list[Phase] = [Wait(name="start", seconds=start + _apart(number, cluster.gpus)), AllToAll(name="exchange", bytes=asked, posting="alternately")]
         found.append(replay(cluster, phases, changes=changes))
     return _median(found)
 
@@ -172,7 +172,7 @@ def phases_of(step: Step, calibration: Calibration, *, order: int = 0) -> list[P
     def moved(name: str, sent_bytes: Floats) -> list[Phase]:
         entering: list[Phase] = [Wait(name=f"{name} order", seconds=apart)] if step.library else []
         waits: list[Phase] = [Wait(name=f"{name} latency", seconds=np.full(ranks, step.latency))] if step.latency else []
-        return [*entering, AllToAll(name=name, bytes=sent_bytes, library=step.library), *waits]
+        return [*entering, AllToAll(name=name, bytes=sent_bytes, posting="alternately" if step.library else "on_arrival"), *waits]
 
     phases: list[Phase] = [
         Compute(name="router", seconds=same("router", gate, step.tokens)),

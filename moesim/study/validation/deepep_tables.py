@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from moesim.facts.arrays import Floats
 from moesim.models.fitted import deepep_low_latency, deepep_normal
 from moesim.models.fitted.deepep_low_latency import DeepEpLowLatency, message_bytes
-from moesim.models.fitted.deepep_normal import DeepEpNormal, row_bytes
+from moesim.models.fitted.deepep_normal import DeepEpNormal, copies, row_bytes
 from moesim.models.fitted.parametric import Parametric
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
-from moesim.models.fitted.uniform_routing import expected_distinct
 from moesim.study.validation.fitted_table import FittedTable, alpha_beta, both_ops
 from moesim.study.validation.machines import RACKS, TRAY, peaks, presets_of
 from moesim.study.validation.table_kind import register_table
@@ -165,6 +164,8 @@ class NormalTable(DeepEpTable):
         hidden, top_k, nodes = numbers(rows, "hidden_size"), shape["num_topk"], machine["node_num"]
         old = presets_of(words(rows, "system")) == "a100-sxm-80"  # without fp8, dispatch sends bf16
         out = np.where(old, row_bytes(hidden, top_k, "dispatch", nodes, dispatch_dtype="bf16"), row_bytes(hidden, top_k, "dispatch", nodes))
+        gpus, others = copies(nodes, machine["gpus_per_node"], shape["num_experts"], top_k)
+        shape |= {"gpu_copies": gpus, "node_copies": others}
         return {**shape, "message_bytes": np.where(ops == "dispatch", out, row_bytes(hidden, top_k, "combine", nodes)), **machine}
 
     def fitted(self, section: str, inputs: Rows, seconds: Floats) -> Parametric:
@@ -181,10 +182,9 @@ class NormalTable(DeepEpTable):
     def baseline(self, rows: Rows) -> tuple[str, Floats]:
         """Return the port bound: the bytes of NVLink or of the card at their data-sheet rate, whichever takes longer."""
         given = self.inputs(rows)
-        experts, top_k, nodes, local = (given[name] for name in ("num_experts", "num_topk", "node_num", "gpus_per_node"))
-        moved = given["tokens_per_rank"] * given["message_bytes"]
-        link = moved * expected_distinct(nodes * local, experts, top_k) * (local - 1) / local / given["link_bandwidth"]
-        card = moved * expected_distinct(nodes, experts, top_k) * (nodes - 1) / nodes / given["nic_bandwidth"]
+        local, moved = given["gpus_per_node"], given["tokens_per_rank"] * given["message_bytes"]
+        link = moved * given["gpu_copies"] * (local - 1) / local / given["link_bandwidth"]
+        card = moved * given["node_copies"] / given["nic_bandwidth"]
         return "port bound", np.maximum(link, card)
 
 

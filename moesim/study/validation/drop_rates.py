@@ -15,7 +15,7 @@ from moesim.facts.routing import LayerRouting
 from moesim.models.capacity.megatron import Megatron
 from moesim.models.fitted.intervals import CONFIDENCE
 from moesim.models.fitted.rows import Rows, count, labels, numbers
-from moesim.models.source.uniform import draw_uniform
+from moesim.models.source.plackett_luce import draw_uniform
 from moesim.study.validation.table_kind import Prediction, prediction, register_table
 
 DRAWS = 16

@@ -57,6 +57,11 @@ class FittedTable:
         found: Any = self.model
         return found.fit(inputs, seconds, source=self.source)  # type: ignore[no-any-return]
 
+    def instead(self, name: str) -> tuple[str, ...]:
+        """Return sections that may answer where no profile has the one of this name, nearest first."""
+        del name
+        return ()
+
     def assumed(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which rows rest on a parameter that no measurement determined."""
         return np.zeros(count(rows), dtype=bool)
@@ -108,7 +113,10 @@ class FittedTable:
             if not preset:
                 reasons[mask] = [unknown_system(str(system)) for system in systems[mask]]
                 continue
-            section, carried = whose_section(profiles, preset, name)
+            section, carried = next(
+                (found for wanted in (name, *self.instead(name)) if (found := whose_section(profiles, preset, wanted))[0] is not None),
+                (None, False),
+            )
             if section is None:
                 reasons[mask] = f"no profile has the section {name!r}, neither that of {preset} nor another's to carry over"
                 continue

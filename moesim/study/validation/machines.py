@@ -14,7 +14,7 @@ from moesim.facts.profile import Profile, Section
 
 SIGNS = (
     ("gb300", "gb300-nvl72"), ("gb200", "gb200-nvl72"), ("b300", "gb300-nvl72"), ("b200", "b200-sxm"), ("h200", "h200-sxm"), ("h100", "h100-sxm"),
-    ("h800", "h800-sxm"), ("h20", "h20"), ("a100", "a100-sxm-80"), ("l40s", "l40s"), ("mi300x", "mi300x"), ("hopper", "h100-sxm"),
+    ("h800", "h800-sxm"), ("h20", "h20"), ("a100", "a100-sxm-80"), ("l40s", "l40s"), ("mi3", "mi300x"), ("hopper", "h100-sxm"),
 )  # fmt: skip
 """What names of systems contain, and the preset that it means; the first that fits. ``hopper`` is a node of eight H100 or H200."""
 
@@ -65,7 +65,8 @@ def whose_section(profiles: Mapping[str, Profile], preset: str, name: str) -> tu
     for candidate in (preset, *KIN.get(preset, ()), *OTHERS):
         for profile in profiles.values():
             if profile.gpu == candidate and name in profile.sections:
-                return profile.sections[name], candidate != preset
+                section = profile.sections[name]
+                return section, candidate != preset or bool(section.carried_from)
     return None, False
 
 

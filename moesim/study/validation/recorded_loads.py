@@ -17,9 +17,10 @@ from moesim.study.validation.table_kind import Prediction, prediction, register_
 
 @register_table
 class RecordedLoads:
-    """Tokens that each expert of each layer received, by task: the recording ``routing_MODEL_TASK.npz`` beside the table must give the same.
+    """Tokens that each expert of each layer received, by task.
 
-    The recording's first layer is the first layer that the table lists for the task.
+    The recording ``routing_MODEL_TASK.npz`` beside the table must give the same. The recording's first
+    layer is the first layer that the table lists for the task.
     """
 
     name = "routing_counts"

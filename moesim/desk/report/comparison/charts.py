@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from moesim.desk.compare_words import change, is_share, signed, told
+from moesim.desk.compare_words import change, is_share, told
 from moesim.desk.comparing import Outcome
 from moesim.desk.report import style
 from moesim.desk.report.style import Drawing
@@ -67,7 +67,7 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
     return Drawing(
         name="tradeoff",
         title=f"{label(by).capitalize()} against {label(against)}",
-        caption="Bars are intervals of 95 % of each variant alone; how sure a difference is stands in the verdicts, which compare seed by seed. "
+        caption="Bars are intervals of 95 % of each variant alone; how sure a difference is stands in the verdicts, which are paired. "
         f"The square is the baseline, {outcome.comparison.baseline}. The dotted line joins the variants that no other beats in both.",
         alt=f"Scatter plot of {len(points)} variants. "
         + "; ".join(f"{name}: {label(against)} {_shown(against, x)}, {label(by)} {_shown(by, y)}" for name, (x, y) in points.items())
@@ -78,16 +78,26 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
 
 
 def differences(outcome: Outcome) -> Drawing | None:
-    """Draw what each variant changes in the objective, with the interval corrected for many comparisons."""
-    by, comparison = outcome.question.by, outcome.comparison
+    """Draw what each variant changes in the objective."""
+    return _forest(outcome, outcome.question.by, "differences")
+
+
+def exposed(outcome: Outcome) -> Drawing | None:
+    """Draw what each variant changes in the time that communication is not hidden."""
+    return None if outcome.question.by == "exposed_communication" else _forest(outcome, "exposed_communication", "exposed")
+
+
+def _forest(outcome: Outcome, by: str, figure_name: str) -> Drawing | None:
+    """Draw what each variant changes in a metric, with the interval corrected for many comparisons."""
+    comparison = outcome.comparison
     found = {name: of[by] for name, of in comparison.differences.items() if of[by].value is not None}
-    if not found:
+    if not found or all(each.value == 0 for each in found.values()):
         return None
     relative = all(each.per_cent is not None for each in found.values())
     rows = []
     for name, each in found.items():
-        part = each.per_cent / each.value if relative and each.value and each.per_cent is not None else 0.0 if relative else 1.0
-        ends = [part * end for end in (each.corrected_low, each.corrected_high) if end is not None]
+        absolute, part = (each.corrected_low, each.corrected_high), (each.corrected_per_cent_low, each.corrected_per_cent_high)
+        ends = [end for end in (part if relative else absolute) if end is not None]
         value = (each.per_cent if relative else each.value) or 0.0
         rows.append((name, each, value, min(ends, default=value), max(ends, default=value)))
     low, high = min(0.0, *(row[3] for row in rows)), max(0.0, *(row[4] for row in rows))
@@ -111,12 +121,12 @@ def differences(outcome: Outcome) -> Drawing | None:
     style.upward(area, range(len(rows)), [short(row[0]) for row in rows])
     said = "; ".join(f"{name} {change(each)}, {told(each)}" for name, each, *_ in rows)
     return Drawing(
-        name="differences",
+        name=figure_name,
         title=f"{label(by).capitalize()} against {comparison.baseline}",
         caption="▲ better, ▼ worse, ○ not distinguishable. Differences are paired; a line that does not cross 0 is told from chance after "
         "correction for all comparisons.",
         alt=f"Differences from {comparison.baseline}: {said}.",
-        svg=style.svg(figure, "differences"),
+        svg=style.svg(figure, figure_name),
     )
 
 
@@ -269,6 +279,3 @@ def _named(area: Axes, points: dict[str, tuple[float, float]]) -> None:
             text, point, xytext=(9 * scale, shift * scale), textcoords="offset points", va="center", fontsize=11, color=style.INK, zorder=4,
             arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.8, "shrinkB": 4} if abs(shift) > 13 else None,
         )  # fmt: skip
-
-
-__all__ = ["differences", "memory", "phases", "short", "signed", "tradeoff"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import moesim
-from moesim.desk.compare_words import SIGNS, change, corrected, evidence, headlines, is_share, listed, signed, told, winner
+from moesim.desk.compare_words import SIGNS, change, corrected, evidence, headlines, is_share, listed, price, signed, told, winner
 from moesim.desk.comparing import Outcome
 from moesim.desk.report import style
-from moesim.desk.report.comparison.charts import differences, memory, phases, tradeoff
+from moesim.desk.report.comparison.charts import differences, exposed, memory, phases, tradeoff
 from moesim.desk.report.comparison.panels import experts, ranks, traffic, waiting
 from moesim.desk.report.page import BASES, NOT_MODELLED, tight
 from moesim.desk.report.style import GRADIENT, Drawing
@@ -20,16 +20,18 @@ from moesim.desk.words import definitions, interval, label, show
 from moesim.facts.record import Value
 
 HERE = Path(__file__).parent / "templates"
-FIGURES = (tradeoff, differences, phases, memory, experts, ranks, traffic, waiting)
+FIGURES = (tradeoff, differences, exposed, phases, memory, experts, ranks, traffic, waiting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One cell of a table: its text, what it sorts by, and a word for its look."""
+    """One cell of a table: its text, what it sorts by, a word for its look, a second line, and that line in words."""
 
     text: str
     key: str
     look: str = ""
+    note: str = ""
+    word: str = ""
 
 
 @cache
@@ -74,7 +76,7 @@ def page(outcome: Outcome) -> str:
     html: str = _template().render(
         name=outcome.question.name,
         subtitle=evidence(outcome),
-        answer=winner(comparison.winner),
+        answer=f"{winner(comparison.winner)} {price(outcome)}".strip(),
         baseline=comparison.baseline,
         by=label(outcome.question.by),
         heads=[(label(name), meaning[name]) for name in shown],
@@ -113,19 +115,13 @@ def verdicts(outcome: Outcome, names: list[str]) -> list[tuple[str, list[Cell]]]
         cells = []
         for name in names:
             value = metrics[name]
-            cells.append(Cell(text=_value(name, value), key="" if value.value is None else repr(value.value)))
+            key = "" if value.value is None else repr(value.value)
             if variant == outcome.comparison.baseline:
-                cells.append(Cell(text="baseline", key="0", look="base"))
+                cells.append(Cell(text=_value(name, value), key=key, look="base", note="baseline" if name == names[0] else ""))
                 continue
             one = outcome.comparison.differences[variant][name]
-            order = one.value if one.per_cent is None or is_share(name, one.unit) else one.per_cent
-            cells.append(
-                Cell(
-                    text=f"{SIGNS[one.verdict]} {told(one)}, {change(one, share=is_share(name, one.unit))}" if one.value is not None else "no value",
-                    key="" if order is None else repr(order),
-                    look=one.verdict.replace(" ", "-"),
-                )
-            )
+            note = f"{SIGNS[one.verdict]} {change(one, share=is_share(name, one.unit))}" if one.value is not None else ""
+            cells.append(Cell(text=_value(name, value), key=key, look=one.verdict.replace(" ", "-"), note=note, word=told(one)))
         found.append((variant, cells))
     return found
 

@@ -1,4 +1,4 @@
-"""The all-to-all of a library that posts sends and receives alternately, over connections that carry both ways in order.
+"""All-to-alls whose messages start by themselves, not pair by pair: receives posted beforehand, and the alternating posts of a library.
 
 Gloo's ``alltoall`` lets rank r, in step k = 1 ... n - 1, send to r + k and then receive from r - k (gloo/alltoall.cc). Data moves once the
 receiver has said that it is ready, and that word travels on the connection of the pair, behind the data that already waits there. So of two
@@ -18,8 +18,8 @@ from moesim.engine.fabric import Fabric
 from moesim.facts.arrays import Floats
 
 
-class LibraryCall:
-    """One all-to-all of n ranks.
+class PostedCall:
+    """An all-to-all whose receives are all posted before it begins: a rank's messages move when it comes, whoever else is there.
 
     Parameters
     ----------
@@ -39,18 +39,11 @@ class LibraryCall:
         self._done = [env.event() for _ in range(len(size))]
 
     def arrive(self, rank: int) -> simpy.Event:
-        """Let a rank in; the event fires when all ranks are there and all that it sends and receives has moved."""
-        for earlier in self._here:
-            first_step, half = (earlier - rank) % len(self._size), len(self._size) / 2
-            if first_step <= half:  # its send to the earlier one is posted before its receive from it
-                self._send(rank, earlier, partial(self._send, earlier, rank))
-            else:
-                self._send(rank, earlier)
-                self._send(earlier, rank)
+        """Let a rank in; the event fires when all that it sends and receives has moved."""
         self._here.append(rank)
-        if len(self._here) == len(self._size):
-            for peer in range(len(self._size)):
-                self._leave(peer)
+        for peer in range(len(self._size)):
+            self._send(rank, peer)
+        self._leave(rank)
         return self._done[rank]
 
     def _send(self, source: int, destination: int, then: Callable[[], None] | None = None) -> None:
@@ -74,5 +67,34 @@ class LibraryCall:
         )
 
     def _leave(self, rank: int) -> None:
-        if len(self._here) == len(self._size) and not self._left[rank] and not self._done[rank].triggered:
+        if rank in self._here and not self._left[rank] and not self._done[rank].triggered:
             self._done[rank].succeed()
+
+
+class LibraryCall(PostedCall):
+    """An all-to-all whose sends and receives are posted alternately; a rank leaves it when all ranks are there as well.
+
+    Parameters
+    ----------
+    env, fabric, size
+        As for :class:`PostedCall`.
+    """
+
+    def arrive(self, rank: int) -> simpy.Event:
+        """Let a rank in; the event fires when all ranks are there and all that it sends and receives has moved."""
+        for earlier in self._here:
+            first_step, half = (earlier - rank) % len(self._size), len(self._size) / 2
+            if first_step <= half:  # its send to the earlier one is posted before its receive from it
+                self._send(rank, earlier, partial(self._send, earlier, rank))
+            else:
+                self._send(rank, earlier)
+                self._send(earlier, rank)
+        self._here.append(rank)
+        if len(self._here) == len(self._size):
+            for peer in range(len(self._size)):
+                self._leave(peer)
+        return self._done[rank]
+
+    def _leave(self, rank: int) -> None:
+        if len(self._here) == len(self._size):
+            super()._leave(rank)

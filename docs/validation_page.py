@@ -1,0 +1,198 @@
+"""Write the figures of ``tests/data/validation_figures.json`` into ``docs/validation.md``, between its two marks.
+
+python docs/validation_page.py            write the page
+python docs/validation_page.py --check    only say whether it is out of date, and exit with 1 if it is
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "validation.md"
+FIGURES = ROOT / "tests" / "data" / "validation_figures.json"
+TARGETS = ROOT / "docs" / "validation_targets.json"
+BEGIN = "<!-- Figures: written by docs/validation_page.py from tests/data/validation_figures.json. Do not edit below. -->"
+END = "<!-- End of the figures. -->"
+
+
+def number(value, signed=False):
+    return "–" if value is None else (f"{value:+.1f}" if signed else f"{value:.1f}")
+
+
+def share(value):
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def table(heads, rows):
+    return [
+        "| " + " | ".join(heads) + " |",
+        "| " + " | ".join(["---"] * len(heads)) + " |",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def reached(target, scores):
+    """Return the error of a class over its regimes (mean weighted by rows, or the worst), the baseline, and the rows."""
+    found = [score for score in scores if fnmatch(score["table"], target["table"]) and fnmatch(score["regime"], target["regime"])]
+    kind = target["error"]
+    if kind == "ratio":
+        parts = [(score["ratio"]["mape"], score["ratio"]["n"], score["ratio_baseline_mape"]) for score in found if score.get("ratio")]
+    elif kind == "wrong winners":
+        pairs = sum(score.get("pairs", 0) for score in found)
+        return (100 * sum(score.get("wrong", 0) for score in found) / pairs if pairs else None), None, pairs
+    elif kind == "wrong sign":
+        told = sum(score.get("told", 0) for score in found)
+        return (float(sum(score.get("wrong_sign", 0) for score in found)) if told else None), None, told
+    elif kind == "worst":
+        known = [score for score in found if score["worst"] is not None]
+        return max((score["worst"] for score in known), default=None), None, sum(score["n"] for score in known)
+    else:
+        parts = [(score["mape"], score["n"], score["baseline_mape"]) for score in found]
+    parts = [part for part in parts if part[0] is not None and part[1]]
+    rows = sum(part[1] for part in parts)
+    if not rows:
+        return None, None, 0
+    ruled = [part for part in parts if part[2] is not None]
+    baseline = sum(part[2] * part[1] for part in ruled) / sum(part[1] for part in ruled) if ruled else None
+    return sum(part[0] * part[1] for part in parts) / rows, baseline, rows
+
+
+def verdict(target, value):
+    if value is None:
+        return "**not predicted**"
+    return "met" if value <= target["target"] + 1e-9 else "**missed**"
+
+
+def targets(figures):
+    lines = []
+    for target in json.loads(TARGETS.read_text(encoding="utf-8")):
+        value, baseline, rows = reached(target, figures["held_back"])
+        fit, _, _ = reached(target, figures["shipped"])
+        lines.append([target["class"], target["asked"], number(value), number(fit), number(baseline), str(rows), verdict(target, value)])
+    return table(["class", "asked", "held back", "fitted", "simple rule", "rows", "verdict"], lines)
+
+
+def scores(listed):
+    rows = [
+        [f"`{score['table']}`", score["regime"], str(score["n"]), number(score["mape"]), number(score["median_ape"]), number(score["p90_ape"]),
+         number(score["bias"], True), score["baseline"] or "–", number(score["baseline_mape"]), share(score["coverage"]), str(score["outside"] or "–")]
+        for score in listed if score["n"]
+    ]  # fmt: skip
+    return table(["table", "regime", "rows", "mean", "median", "90th", "bias", "simple rule", "its mean", "in 90 %", "outside"], rows)
+
+
+def orders(listed):
+    rows = [
+        [f"`{score['table']}`", score["regime"], "–" if score["rank_correlation"] is None else f"{score['rank_correlation']:.2f}",
+         str(score["pairs"]), "–" if not score["pairs"] else f"{100 * score['wrong'] / score['pairs']:.1f} %"]
+        for score in listed if "rank_correlation" in score and (score["pairs"] or score["rank_correlation"] is not None)
+    ]  # fmt: skip
+    return table(["table", "regime", "rank correlation", "pairs told apart", "wrong winners"], rows) if rows else []
+
+
+def ratios(listed):
+    rows = [
+        [f"`{score['table']}`", score["regime"], str(score["ratio"]["n"]), number(score["ratio"]["mape"]), number(score["ratio"]["bias"], True),
+         score["ratio_baseline"] or "–", number(score["ratio_baseline_mape"]), f"{score['wrong_sign']} of {score['told']}"]
+        for score in listed if score.get("ratio") and score["ratio"]["n"]
+    ]  # fmt: skip
+    return table(["table", "regime", "rows", "mean", "bias", "simple rule", "its mean", "wrong side of 1"], rows) if rows else []
+
+
+def groups(figures):
+    rows = [
+        [f"`{item['table']}`", item["group"] or "–", str(item["n"]), number(item["mape"]), number(item["bias"], True)]
+        for item in figures["groups"]
+        if item["n"]
+    ]
+    return table(["table", "group that was held back", "rows", "mean", "bias"], rows)
+
+
+def missing(figures):
+    found = {}
+    for score in figures["held_back"]:
+        for item in score["unpredicted"]:
+            key = (score["table"], item["reason"])
+            found[key] = found.get(key, 0) + item["rows"]
+    return table(
+        ["table", "rows", "why there is no prediction"],
+        [[f"`{name}`", str(rows), reason.replace("|", "/")] for (name, reason), rows in sorted(found.items())],
+    )
+
+
+def domains(figures):
+    rows = []
+    for item in figures["ranges"]:
+        if not item["carried_from"]:
+            limits = "; ".join(f"{name} {least:g} to {most:g}" for name, (least, most) in item["range"].items())
+            rows.append([item["profile"], f"`{item['section']}`", str(item["rows"]), limits or "–"])
+    carried = sorted({(item["profile"], item["carried_from"]) for item in figures["ranges"] if item["carried_from"]})
+    said = "; ".join(f"{profile} from {source}" for profile, source in carried)
+    return [
+        *table(["profile", "section", "rows", "fitted range"], rows),
+        *([f"Carried over by ratios of data sheets: {said}.", ""] if said else []),
+    ]
+
+
+TEXTS = {
+    "thresholds": """The thresholds stand in `docs/validation_targets.json` and were written down before the first fit. *Held back* is what counts: the
+errors of rows whose whole group was left out of the fit. *Fitted* are the same rows with the shipped profile, which has seen them. Errors are
+mean absolute ones in per cent unless the class says otherwise.""",
+    "held_back": """Each group of a table (a system with a number of GPUs or of nodes, or a shape) was predicted from fits to all other groups. *Bias* is the
+mean signed error: below zero, the model is too fast. *In 90 %* is the share of measurements inside the 90 % interval of their prediction, *outside*
+counts rows beyond the fitted range. Tables of which nothing is fitted (drops, loads, the testbed) are predicted as always.""",
+    "fitted": "The shipped profiles on the rows that they were fitted to. This shows what the form of a model cannot express, and no more.",
+    "order": """Among configurations that compete in one experiment: does the prediction rank them as the measurement does? Only pairs whose measured
+difference exceeds noise count.""",
+    "ratios": "Slow-down against balanced load, or time after against time before replication.",
+    "domains": "Outside these ranges a prediction is flagged, and its interval is twice as wide.",
+}
+PICTURE = "![Predicted against measured times, one panel for each table](images/validation.png)"
+
+
+def body(figures):
+    held, shipped = figures["held_back"], figures["shipped"]
+    parts = [
+        ("Against the thresholds", "thresholds", targets(figures)),
+        ("Rows held back", "held_back", [*scores(held), PICTURE, ""]),
+        ("Rows that were fitted", "fitted", scores(shipped)),
+        ("Order of rivals", "order", orders(held)),
+        ("Ratios", "ratios", ratios(held)),
+        ("Every group, signed", "", groups(figures)),
+        ("Not predicted", "", missing(figures)),
+        ("Where each model applies", "domains", domains(figures)),
+    ]
+    lines = []
+    for title, text, made in parts:
+        if made:
+            lines += [f"### {title}", "", *([TEXTS[text], ""] if text else []), *made]
+    return "\n".join(lines)
+
+
+def page():
+    """Return the page as it should be."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{body(json.loads(FIGURES.read_text(encoding='utf-8')))}\n{END}{after}"
+
+
+def write():
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def main() -> None:
+    if "--check" in sys.argv[1:]:
+        if page() != PAGE.read_text(encoding="utf-8"):
+            sys.exit("docs/validation.md is out of date: run python docs/validation_page.py")
+    else:
+        write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Pictures of a sweep: curves over a number, a map over two keys, and the front of the best trade-offs."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from moesim.base.units import DIMENSIONS, format_quantity
+from moesim.desk.network_picture import DPI, EMPTY, INK, LONGEST, RC
+from moesim.desk.report import style
+from moesim.desk.words import SHARES, label, show
+from moesim.facts.arrays import Floats
+from moesim.study.cell import Answer, Scalar
+from moesim.study.sweep import ABSENT, PARETO, Sweep, short_names, word
+
+SHOWN = ("step_time", "drop_rate", "rank_max_over_mean")
+"""What is drawn, where it differs between cells."""
+
+LINES = 8
+"""Curves in one picture; more cannot be told apart."""
+
+MOST = 40
+"""Values of an axis of a map."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c6470", "#882255")
+MARKERS = "osD^vPX*"
+"""Colour and marker both tell curves apart (Okabe and Ito), so that neither is needed to see the other."""
+
+
+def pictures(sweep: Sweep) -> dict[str, bytes]:
+    """Return PNG and SVG of every picture that a sweep allows, by file name; the same bytes for the same sweep.
+
+    Curves need an axis of numbers, a map two axes, the front two cells with both of its metrics.
+    """
+    found = {}
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        cast("Any", mpl.rcParams).update(RC | {"svg.hashsalt": "moesim sweep"})
+        drawn = {"sweep-curves": curves(sweep), "sweep-heatmap": heatmap(sweep), "sweep-front": front(sweep)}
+        for name, figure in drawn.items():
+            if figure is None:
+                continue
+            for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+                out = io.BytesIO()
+                figure.canvas.print_figure(out, format=form, dpi=DPI, facecolor="white", metadata=metadata)
+                found[f"{name}.{form}"] = out.getvalue()
+    return found
+
+
+def curves(sweep: Sweep) -> Figure | None:
+    """Draw what differs over the numeric axis with the most values, one curve per combination of the others; bands are 95 %."""
+    shown = _shown(sweep)
+    numeric = sorted(sweep.numeric(), key=lambda axis: -len(sweep.values(axis)))
+    if not numeric or not shown:
+        return None
+    axis = numeric[0]
+    groups: dict[tuple[str, ...], list[Answer]] = {}
+    others = [other for other in sweep.axes if other != axis]
+    for answer in sweep.done:
+        if axis in answer.axes:
+            groups.setdefault(tuple(word(answer.axes.get(other, ABSENT)) for other in others), []).append(answer)
+    keys = list(groups)
+    chosen = [keys[at] for at in style.every(len(keys), LINES)]
+    figure = _canvas(11.0, 4.2)
+    left, width = 0.07, 0.9 / len(shown)
+    for panel, name in enumerate(shown):
+        area = figure.add_axes((left + panel * width, 0.24, width - 0.075, 0.6))
+        for at, key in enumerate(chosen):
+            _curve(area, axis, name, groups[key], at)
+        _numbers(area, name, sweep)
+        area.set_xlabel(axis)
+        area.set_title(label(name), fontsize=9, color=INK, loc="left")
+        _frame(area)
+    short = short_names(sweep.axes)
+    names = [", ".join(f"{short[other]}={value or 'as in the file'}" for other, value in zip(others, key, strict=True)) for key in chosen]
+    if len(names) > 1:
+        figure.legend(figure.axes[0].get_lines(), names, loc="lower center", ncols=min(len(names), 4), frameon=False, fontsize=8)
+    part = "" if len(chosen) == len(keys) else f" ({len(chosen)} of {len(keys)} curves)"
+    _title(figure, f"{sweep.name}{part}")
+    return figure
+
+
+def heatmap(sweep: Sweep) -> Figure | None:
+    """Draw what differs over the first two axes that have several values, the others at the first value that they take."""
+    shown = _shown(sweep)[:2]
+    free = [axis for axis in sweep.axes if 1 < len(sweep.values(axis)) <= MOST]
+    if len(free) < 2 or not shown:
+        return None
+    across, upward = free[0], free[1]
+    fixed = {axis: sweep.values(axis)[0] for axis in sweep.axes if axis not in (across, upward) and sweep.values(axis)}
+    chosen = [answer for answer in sweep.done if all(answer.axes.get(axis, ABSENT) == value for axis, value in fixed.items())]
+    columns, rows = sweep.values(across), sweep.values(upward)
+    figure = _canvas(11.0, float(np.clip(0.34 * len(rows), 1.6, 7.0)) + 1.9)
+    height = figure.get_size_inches()[1]
+    width = 0.92 / len(shown)
+    for panel, name in enumerate(shown):
+        area = figure.add_axes((0.11 + panel * width, 0.95 / height, width - 0.19, 1 - 1.6 / height))
+        _map(figure, area, name, _grid(chosen, name, across, columns, upward, rows))
+        shown_columns = style.every(len(columns), 12)
+        words = [word(columns[at]) for at in shown_columns]
+        slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, words)) > 5 else {}
+        area.set_xticks(shown_columns, words, **slanted)
+        area.set_yticks(style.every(len(rows), 20), [word(rows[at]) for at in style.every(len(rows), 20)])
+        area.set_xlabel(across)
+        area.set_ylabel(upward)
+        area.set_title(label(name), fontsize=9, color=INK, loc="left")
+    at = f" at {', '.join(f'{axis}={word(value)}' for axis, value in fixed.items())}" if fixed else ""
+    _title(figure, f"{sweep.name}{at}")
+    return figure
+
+
+def front(sweep: Sweep) -> Figure | None:
+    """Draw step time against drop rate of every cell, and the cells that no other beats in both."""
+    x, y = PARETO
+    cells = [answer for answer in sweep.done if not math.isnan(_number(answer, x) + _number(answer, y))]
+    best = sweep.front()
+    if len(cells) < 2:
+        return None
+    figure = _canvas(8.0, 4.6)
+    area = figure.add_axes((0.1, 0.13, 0.86, 0.74))
+    area.plot([_number(answer, x) for answer in cells], [_number(answer, y) for answer in cells], "o", color="#9aa3ae", markersize=4)
+    points = [(_number(answer, x), _number(answer, y)) for answer in best]
+    area.plot(*zip(*points, strict=True), "-o", color=COLOURS[0], markersize=6, linewidth=1.2)
+    places = list(dict.fromkeys(points))
+    middle = (min(_number(answer, x) for answer in cells) + max(_number(answer, x) for answer in cells)) / 2
+    for at in style.every(len(places), 8):
+        equal = [answer.name for answer, point in zip(best, points, strict=True) if point == places[at]]
+        text = _cut(equal[0], 44) + (f" (and {len(equal) - 1} equal)" if len(equal) > 1 else "")
+        left = places[at][0] > middle  # of the point, so that no word leaves the picture
+        area.annotate(
+            text, places[at], (-6 if left else 6, 5), textcoords="offset points", fontsize=7.5, color=INK, ha="right" if left else "left"
+        )
+    area.margins(0.12)
+    _numbers(area, x, sweep, horizontal=True)
+    _numbers(area, y, sweep)
+    area.set_xlabel(label(x))
+    area.set_ylabel(label(y))
+    _frame(area)
+    _title(figure, f"{sweep.name}: {len(best)} of {len(cells)} cells are beaten by none in both")
+    return figure
+
+
+def _shown(sweep: Sweep) -> list[str]:
+    """Return the metrics of :data:`SHOWN` that have numbers and differ; step time in any case, if there is one."""
+    found = []
+    for name in SHOWN:
+        values = {number for answer in sweep.done if not math.isnan(number := _number(answer, name))}
+        if len(values) > 1 or (values and name == SHOWN[0]):
+            found.append(name)
+    return found
+
+
+def _curve(area: Axes, axis: str, name: str, answers: list[Answer], at: int) -> None:
+    known = [answer for answer in answers if not math.isnan(_number(answer, name))]
+    known.sort(key=lambda answer: float(cast("float", answer.axes[axis])))
+    x = [float(cast("float", answer.axes[axis])) for answer in known]
+    area.plot(x, [_number(answer, name) for answer in known], marker=MARKERS[at], color=COLOURS[at], linewidth=1.4, markersize=4.5)
+    banded = [(place, answer.metrics[name]) for place, answer in zip(x, known, strict=True) if answer.metrics[name].low is not None]
+    area.fill_between(
+        [place for place, _ in banded],
+        [float(value.low or 0.0) for _, value in banded],
+        [float(value.high or 0.0) for _, value in banded],
+        color=COLOURS[at],
+        alpha=0.18,
+        linewidth=0,
+    )
+
+
+def _grid(answers: Sequence[Answer], name: str, across: str, columns: Sequence[Scalar], upward: str, rows: Sequence[Scalar]) -> Floats:
+    grid = np.full((len(rows), len(columns)), np.nan)
+    where = {(word(row), word(column)): (r, c) for r, row in enumerate(rows) for c, column in enumerate(columns)}
+    for answer in answers:
+        place = where.get((word(answer.axes.get(upward, ABSENT)), word(answer.axes.get(across, ABSENT))))
+        if place is not None:
+            grid[place] = _number(answer, name)
+    return grid
+
+
+def _map(figure: Figure, area: Axes, name: str, grid: Floats) -> None:
+    area.set_facecolor(EMPTY)
+    shades = area.imshow(np.ma.masked_invalid(grid), aspect="auto", cmap=style.MAP + "_r", origin="lower", interpolation="nearest")
+    area.tick_params(length=0)
+    for side in area.spines.values():
+        side.set_visible(False)
+    unit = _unit(name)
+    if grid.size <= 120:
+        low, high = np.nanmin(grid), np.nanmax(grid)
+        for (row, column), value in np.ndenumerate(grid):
+            if not np.isnan(value):
+                dark = high > low and (value - low) / (high - low) > 0.55
+                shown = show(float(value), unit, share=name in SHARES)
+                area.text(column, row, shown, ha="center", va="center", fontsize=7, color="white" if dark else INK)
+    box = area.get_position()
+    scale = figure.colorbar(shades, cax=figure.add_axes((box.x1 + 0.012, box.y0, 0.012, box.height)))
+    scale.outline.set_visible(False)
+    scale.ax.yaxis.set_major_formatter(lambda value, _: show(float(value), unit, share=name in SHARES))
+
+
+def _unit(name: str) -> str:
+    from moesim.base.registry import kinds
+
+    known = kinds("metric")
+    return str(known[name].unit) if name in known else ""  # type: ignore[attr-defined]
+
+
+def _numbers(area: Axes, name: str, sweep: Sweep, *, horizontal: bool = False) -> None:
+    """Write the numbers of an axis with their unit."""
+    unit = _unit(name)
+    share = name in SHARES
+    high = max((abs(value) for answer in sweep.done if not math.isnan(value := _number(answer, name))), default=0.0)
+
+    def text(value: float, _: float) -> str:
+        if share:
+            return f"{100 * value:.4g} %"
+        if unit in DIMENSIONS and high > 0:
+            best = format_quantity(high, unit).split()[-1]
+            return f"{value / DIMENSIONS[unit].units[best]:.4g} {best}".replace(" us", " µs")
+        return f"{value:.4g}"
+
+    (area.xaxis if horizontal else area.yaxis).set_major_formatter(text)
+
+
+def _frame(area: Axes) -> None:
+    for name, side in area.spines.items():
+        side.set_visible(name in ("left", "bottom"))
+    area.grid(color=EMPTY, linewidth=0.7)
+    area.set_axisbelow(True)
+
+
+def _number(answer: Answer, name: str) -> float:
+    """Return the value of a metric; NaN where there is none."""
+    value = answer.metrics.get(name)
+    return math.nan if value is None or value.value is None else value.value
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _canvas(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _title(figure: Figure, title: str) -> None:
+    figure.text(0.02, 1 - 0.16 / figure.get_size_inches()[1], _cut(title, LONGEST), ha="left", va="top", fontsize=10, color=INK)

@@ -1,0 +1,90 @@
+"""A sweep for the terminal: one line per cell, the best cells marked, what failed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from moesim.base.errors import UsageError, did_you_mean
+from moesim.desk.words import SHARES, label, show
+from moesim.study.cell import Answer
+from moesim.study.sweep import ABSENT, PARETO, Sweep, short_names, word
+
+SHOWN = ("step_time", "tokens_per_second", "drop_rate", "rank_max_over_mean", "waiting_time", "peak_memory")
+"""Metrics that the table shows, where they differ between cells."""
+
+MOST = 60
+"""Lines of cells; a longer sweep is read from its files."""
+
+
+def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int = 120) -> str:
+    """Return a sweep as text.
+
+    Parameters
+    ----------
+    sweep : Sweep
+        To show.
+    folder : Path
+        Where its files are; named last.
+    metrics : sequence of str
+        Which metrics; those of :data:`SHOWN` that differ if left out.
+    width : int
+        Characters of a line.
+
+    Raises
+    ------
+    UsageError
+        If there is no such metric.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    known = sweep.metrics()
+    unknown = next((name for name in metrics if known and name not in known), None)
+    if unknown is not None:
+        raise UsageError(f"there is no metric {unknown!r}{did_you_mean(unknown, known)}")
+    chosen = tuple(metrics) or tuple(name for name in SHOWN if name == SHOWN[0] or _differs(sweep, name))
+    short = short_names(sweep.axes)
+    best = {answer.name for answer in sweep.front()}
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for axis in sweep.axes:
+        grid.add_column(short[axis])
+    for name in chosen:
+        grid.add_column(label(name), justify="right")
+    grid.add_column("")
+    shown = sweep.answers[:MOST]
+    for answer in shown:
+        mark = "failed" if not answer.done else "front" if answer.name in best else ""
+        grid.add_row(*(word(answer.axes.get(axis, ABSENT)) for axis in sweep.axes), *(_value(answer, name) for name in chosen), mark)
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    console.print(f"{sweep.name}: {len(sweep.done)} of {len(sweep.answers)} cells")
+    console.print()
+    console.print(grid)
+    if len(sweep.answers) > MOST:
+        console.print(f"... and {len(sweep.answers) - MOST} more cells: see cells.csv")
+    console.print()
+    if best:
+        console.print(f"front: no other cell is better in {label(PARETO[0])} and {label(PARETO[1])} at once", soft_wrap=True)
+    console.print(f"Results in {folder}", soft_wrap=True)
+    return "\n".join(row.rstrip() for row in out.getvalue().splitlines()) + "\n"
+
+
+def failures(sweep: Sweep) -> str:
+    """Return what went wrong with which cell, a line each and more where there are several problems; empty if nothing did."""
+    lines = []
+    for answer in sweep.failed:
+        first, *rest = answer.error.splitlines() or [""]
+        lines += [f"failed: {answer.name}: {first}", *(f"  {line}" for line in rest)]
+    return "\n".join(lines)
+
+
+def _differs(sweep: Sweep, name: str) -> bool:
+    return len({answer.metrics[name].value for answer in sweep.done if name in answer.metrics}) > 1
+
+
+def _value(answer: Answer, name: str) -> str:
+    value = answer.metrics.get(name)
+    return "" if value is None else show(value.value, value.unit, share=name in SHARES and value.unit == "")

@@ -1,0 +1,174 @@
+"""The routings that measured tables name: even, power laws of one draw, and tokens that sample heavy-tailed experts.
+
+Tables of kernel times name a distribution and seldom say which experts got how many rows. The rules below are those of the tables' published
+generator (ai-dynamo/aiconfigurator@095f58a, ``collector/helper.py``, and the header lines of the tables), so that its draws are met
+statistically; where the source seeds its generator, the very draw is met.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moesim.base.streams import stream
+from moesim.facts.arrays import Floats, Ints
+
+FEW = (0.01, 2.0)
+"""Range of the weights where there are no more routes than experts."""
+
+BY_RANK, BY_SIZE = "rank", "size"
+"""Who gets the routes that rounding lost: rank after rank, to its least loaded expert; or expert after expert, the most loaded first."""
+
+
+def even_rows(routes: int, experts: int) -> Ints:
+    """Return int[experts]: routes spread as evenly as whole numbers allow, the first on expert 0.
+
+    Examples
+    --------
+    >>> even_rows(3, 6).tolist()
+    [1, 0, 1, 0, 1, 0]
+    """
+    ends = np.arange(experts + 1, dtype=np.int64)
+    return np.asarray(np.diff(-(-ends * routes // experts)))
+
+
+def power_law_weights(uniforms: Floats, exponent: float, least: float, most: float) -> Floats:
+    """Return draws of a power law on ``[least, most]`` by its inverse distribution function.
+
+    Parameters
+    ----------
+    uniforms : Floats[...]
+        In [0, 1).
+    exponent : float
+        Of the density ``x**-exponent``.
+    least, most : float
+        Above 0, ``least < most``.
+    """
+    if abs(exponent - 1.0) < 1e-9:
+        return np.asarray(least * (most / least) ** uniforms)
+    power = 1.0 - exponent
+    return np.asarray(((most**power - least**power) * uniforms + least**power) ** (1.0 / power))
+
+
+def power_law_rows(uniforms: Floats, exponent: float, *, tokens: int, top_k: int, ranks: int, dealing: str = BY_RANK) -> Ints:
+    """Return the rows of every expert under a power law: weights on [1, 0.8 tokens], normalised, rounded, at most one row per token.
+
+    Parameters
+    ----------
+    uniforms : Floats[D, E]
+        One draw per line.
+    exponent : float
+        Of the power law.
+    tokens, top_k, ranks : int
+        Of the whole expert-parallel group.
+    dealing : str
+        ``rank`` or ``size``: who gets the routes that rounding lost.
+
+    Returns
+    -------
+    Ints[D, E]
+        Each line sums to ``tokens * top_k``.
+    """
+    draws, experts = uniforms.shape
+    routes = tokens * top_k
+    least, most = (1.0, 0.8 * tokens) if routes > experts else FEW
+    weights = power_law_weights(uniforms, exponent, least, max(most, least * (1 + 1e-9)))
+    rows = np.minimum(np.rint(weights / weights.sum(axis=1, keepdims=True) * routes).astype(np.int64), tokens)
+    missing = routes - rows.sum(axis=1)
+    if dealing == BY_SIZE:
+        _deal_by_size(rows, np.maximum(missing, 0))
+    else:
+        _deal_by_rank(rows.reshape(draws, ranks, -1), np.maximum(missing, 0))
+    for line in np.flatnonzero(missing < 0):
+        for _ in range(-int(missing[line])):
+            rows[line, int(rows[line].argmax())] -= 1
+    return rows
+
+
+def _deal_by_size(rows: Ints, missing: Ints) -> None:
+    experts = rows.shape[1]
+    order = np.argsort(-rows, axis=1, kind="stable")
+    turn = np.arange(experts)
+    extra = missing[:, None] // experts + (turn < (missing % experts)[:, None])
+    np.put_along_axis(rows, order, np.take_along_axis(rows, order, axis=1) + extra, axis=1)
+
+
+def _deal_by_rank(rows: Ints, missing: Ints) -> None:
+    draws, ranks, _ = rows.shape
+    quota = missing[:, None] // ranks + (np.arange(ranks) < (missing % ranks)[:, None])
+    line, rank = np.meshgrid(np.arange(draws), np.arange(ranks), indexing="ij")
+    for turn in range(int(quota.max(initial=0))):
+        still = quota > turn
+        least = rows.argmin(axis=2)
+        rows[line[still], rank[still], least[still]] += 1
+
+
+def pareto_rows(exponent: float, *, tokens: int, top_k: int, experts: int, draws: int, most_sampled: int = 2048) -> Ints:
+    """Return the rows of every expert if each token samples its experts, without replacement, by weights ``u**(-1/(exponent-1))``.
+
+    Weights have the density of an unbounded power law above 1; they are drawn once per draw. Beyond ``most_sampled`` tokens the shares of
+    that many are scaled up: what is left of sampling noise is then far below the spread between draws.
+
+    Returns
+    -------
+    Ints[draws, experts]
+        Each line sums to about ``tokens * top_k``, exactly up to ``most_sampled`` tokens.
+    """
+    sampled = min(tokens, most_sampled)
+    found = np.zeros((draws, experts), dtype=np.int64)
+    for draw in range(draws):
+        rng = stream(0, "sampled routing", draw)
+        logs = -np.log1p(-rng.random(experts)) / (exponent - 1.0)
+        # The Gumbel trick (Yellott, J. Math. Psychology 15, 1977): the k largest of log weight + noise are a sample without replacement.
+        keys = logs + rng.gumbel(size=(sampled, experts))
+        chosen = np.argpartition(-keys, top_k - 1, axis=1)[:, :top_k]
+        found[draw] = np.bincount(chosen.ravel(), minlength=experts)
+    if sampled < tokens:
+        found = np.rint(found * (tokens / sampled)).astype(np.int64)
+    return found
+
+
+def uniforms_of(draws: int, experts: int, *names: str | int) -> Floats:
+    """Return Floats[draws, experts] of the named stream."""
+    return stream(0, "routing of a table", *names).random((draws, experts))
+
+
+def seeded_uniforms(experts: int, seed: int = 0) -> Floats:
+    """Return the single-precision uniforms that a Mersenne Twister of this seed gives a tensor library: 24 bits of each 32.
+
+    The seeded tables were made with PyTorch's CPU generator, which is the generator of Matsumoto and Nishimura (ACM TOMACS 8, 1998) with its
+    usual seeding; NumPy's ``RandomState`` is the same generator.
+
+    Returns
+    -------
+    Floats[experts]
+    """
+    words = np.random.RandomState(seed).randint(0, 2**32, size=experts, dtype=np.uint32)
+    return np.asarray((words & np.uint32(2**24 - 1)).astype(np.float64) / 2**24)
+
+
+def rows_by_rank(rows: Ints, ranks: int) -> Ints:
+    """Return int[D, ranks, E / ranks]: experts placed in order, equally many on every rank."""
+    return np.asarray(rows.reshape(len(rows), ranks, -1))
+
+
+def hottest_rank(by_rank: Ints) -> Ints:
+    """Return int[D, S]: the rows of the experts of the rank with the most rows, the first of equals."""
+    return np.asarray(by_rank[np.arange(len(by_rank)), by_rank.sum(axis=2).argmax(axis=1)])
+
+
+def distinct_tokens(rows: Ints, tokens: int) -> Floats:
+    """Return how many tokens reach at least one expert of a rank, if experts are chosen independently of each other.
+
+    Parameters
+    ----------
+    rows : Ints[D, S]
+        Rows of the rank's experts.
+    tokens : int
+        Of the whole group.
+
+    Returns
+    -------
+    Floats[D]
+        ``tokens * (1 - prod(1 - rows / tokens))``.
+    """
+    return np.asarray(tokens * (1.0 - np.prod(1.0 - np.minimum(rows / tokens, 1.0), axis=1)))

@@ -1,0 +1,109 @@
+"""Predictions of the testbed beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moesim.study.scores import order_of, summary_of
+from moesim.study.validation.testbed_all_to_all import LONG, REPEATED
+
+
+def compared(document: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every case with its measurement and its error, and the errors of each sort of case.
+
+    Parameters
+    ----------
+    document : mapping
+        The prediction file.
+    measured : mapping
+        What the lab returned: ``cases`` by name with ``seconds``, and why it is partial, if it is.
+
+    Returns
+    -------
+    dict
+        ``cases``: name, sort, predicted, median, quartiles, extremes and number of repeats in s, error and errors of the baselines in per cent
+        (signed, of the measurement). ``sorts``: number, mean, worst and signed mean of the errors, and the same of each baseline.
+        ``order`` of layer cases of one fabric and shape: pairs that differ by more than noise, and those that were predicted the other way
+        round. ``unmeasured``: names.
+    """
+    queue = {fabric["name"]: fabric["queue"] for fabric in document["fabrics"]}
+    cases, missing, notes = [], [], []
+    for case in document["cases"]:
+        found = measured["cases"].get(case["name"], {})
+        seconds = np.asarray(found.get("seconds", ()), dtype=np.float64)
+        if not len(seconds):
+            missing.append(case["name"])
+            continue
+        if case["kind"] == "layer" and found["kept"] != case["kept"]:
+            notes.append(f"{case['name']}: the ranks kept other rows than was foretold; its prediction is of another step")
+        cases.append(_case(case, seconds, _sort(case, queue[case["fabric"]], float(np.median(seconds)))))
+    sorts = {sort: _summary([case for case in cases if case["sort"] == sort]) for sort in dict.fromkeys(case["sort"] for case in cases)}
+    return {
+        "prediction": document["sha256"],
+        "partial": measured["partial"],
+        "cases": cases,
+        "sorts": sorts,
+        "order": _order(document, cases),
+        "unmeasured": missing,
+        "notes": notes,
+        "runs": list(measured["runs"]),
+    }
+
+
+def _sort(case: Mapping[str, Any], queue: str, seconds: float) -> str:
+    if case["kind"] == "layer":
+        return "layer, forward and backward" if case["backward"] else "layer, forward"
+    words = ["exchange"]
+    words += ["one queue per link"] if queue == "fifo" else []
+    words += ["the library's own"] if case["posting"] == "library" else []
+    words += ["late starts"] if case["stagger_ms"] else []
+    words += ["a link that changes"] if case["change"] else []
+    words += [] if seconds >= LONG else ["below 50 ms"]
+    return ", ".join(words)
+
+
+def _case(case: Mapping[str, Any], seconds: Any, sort: str) -> dict[str, Any]:
+    median = float(np.median(seconds))
+    lower, upper = (float(value) for value in np.quantile(seconds, (0.25, 0.75)))
+    return {
+        "name": case["name"],
+        "sort": sort,
+        "predicted_s": case["predicted_s"],
+        "median_s": median,
+        "q25_s": lower,
+        "q75_s": upper,
+        "min_s": float(seconds.min()),
+        "max_s": float(seconds.max()),
+        "repeats": len(seconds),
+        "error_pct": (case["predicted_s"] / median - 1.0) * 100.0,
+        "baselines_pct": {name: (value / median - 1.0) * 100.0 for name, value in case["baselines_s"].items()},
+    }
+
+
+def _summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def of(values: Sequence[float]) -> dict[str, float | int]:
+        errors = summary_of(np.asarray(values, dtype=np.float64))
+        return {"n": errors.n, "mean_abs_pct": errors.mape, "worst_pct": errors.worst, "bias_pct": errors.bias}
+
+    names = dict.fromkeys(name for case in cases for name in case["baselines_pct"])
+    return {
+        **of([case["error_pct"] for case in cases]),
+        "baselines": {name: of([case["baselines_pct"][name] for case in cases if name in case["baselines_pct"]]) for name in names},
+    }
+
+
+def _order(document: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Hold the order of routings and capacity factors on one fabric, of one shape, against the measured one."""
+    by_name = {case["name"]: case for case in document["cases"]}
+    layers = [case for case in cases if by_name[case["name"]]["kind"] == "layer"]
+    if not layers:
+        return {"pairs": 0, "wrong": 0, "experiments": 0}
+    keys = ("fabric", "hidden", "expert_width", "experts", "top_k", "tokens", "backward")
+    rivals = np.array([" ".join(str(by_name[case["name"]][key]) for key in keys) for case in layers])
+    median = np.array([case["median_s"] for case in layers])
+    own = np.array([0.93 * (case["q75_s"] - case["q25_s"]) / np.sqrt(case["repeats"]) for case in layers]) / median
+    found = order_of(median, np.array([case["predicted_s"] for case in layers]), rivals, np.hypot(own, REPEATED))
+    return {"pairs": found.pairs, "wrong": found.wrong, "experiments": found.experiments, "rank_correlation": found.correlation}

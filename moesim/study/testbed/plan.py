@@ -1,0 +1,260 @@
+"""What the testbed shall measure, and what the engine says of it beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from moesim.engine.replay import Change
+from moesim.facts.cluster import Cluster
+from moesim.models.bounds import link_bound
+from moesim.models.topology.shaped_hosts import ShapedHosts
+from moesim.study.testbed.calibration import Calibration, calibration_of
+from moesim.study.testbed.patterns import matrix
+from moesim.study.testbed.predict import MBIT, Step, exchange, latency_of_probe, play_step, testbed
+
+POSTINGS = {"receives_first": False, "library": True}
+DEGRADED = 0.25
+"""Of its rate, on the link that changes in the middle of an exchange."""
+MIDDLE = 0.4
+"""Of the time that the exchange would take: then the link changes."""
+PROBE = {"tokens": 16, "expert_width": 8, "top_k": 2}
+"""A step so small that hardly anything but latency is left of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FabricPlan:
+    """A fabric; as :class:`moesim.lab.namespaces.Fabric` has it."""
+
+    name: str
+    ranks: int
+    per_node: int = 0
+    fast_mbit: float = 100.0
+    slow_mbit: float = 0.0
+    queue: str = "flow"
+
+    def hosts(self, cores: int = 0, *, pinned: bool = True) -> ShapedHosts:
+        """Return the topology that the engine plays."""
+        return testbed(self.ranks, self.per_node, self.fast_mbit, self.slow_mbit, cores=cores, pinned=pinned)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangePlan:
+    """One all-to-all: pattern, bytes of a pair on average, how it is posted, how late rank r starts (r x ``stagger_ms``), and whether a link
+    carries a quarter from the middle on."""
+
+    name: str
+    fabric: str
+    pattern: str
+    bytes_per_pair: int
+    posting: str = "receives_first"
+    stagger_ms: float = 0.0
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlan:
+    """One step of a layer, in the words of :class:`moesim.lab.job.LayerCase`."""
+
+    name: str
+    fabric: str
+    tokens: int = 256
+    hidden: int = 512
+    expert_width: int = 512
+    experts: int = 16
+    top_k: int = 2
+    capacity_factor: float | None = None
+    drop: str = "position"
+    skew: float = 0.0
+    popularity: str = "in_order"
+    posting: str = "receives_first"
+    backward: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that one run of the testbed measures."""
+
+    fabrics: tuple[FabricPlan, ...]
+    exchanges: tuple[ExchangePlan, ...]
+    layers: tuple[LayerPlan, ...]
+    repeats: int
+
+    def fabric(self, name: str) -> FabricPlan:
+        """Return a fabric by its name."""
+        return next(fabric for fabric in self.fabrics if fabric.name == name)
+
+
+def _exchanges(fabric: FabricPlan, patterns: Sequence[str], sizes: Sequence[int], **more: Any) -> list[ExchangePlan]:
+    words = "".join(f" {value}" for key, value in more.items() if key == "posting")
+    words += " degraded" if more.get("degraded") else ""
+    found = []
+    for written in patterns:
+        pattern, _, late = written.partition("@")
+        for size in sizes:
+            # Of adversarial patterns little is under way at once: they must be longer to be more than the first bytes of their flows.
+            each = 4 * size if pattern.startswith("adv") else size
+            found.append(
+                ExchangePlan(
+                    name=f"{fabric.name} {written} {each}{words}", fabric=fabric.name, pattern=pattern, bytes_per_pair=each,
+                    stagger_ms=float(late or 0), **more,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _layers(fabric: FabricPlan, skews: Sequence[float], factors: Sequence[float | None], **more: Any) -> list[LayerPlan]:
+    return [
+        LayerPlan(
+            name=f"{fabric.name} width {more.get('expert_width', 512)} skew {skew:g} "
+            + ("dropless" if factor is None else f"factor {factor:g}")
+            + (" backward" if more.get("backward") else ""),
+            fabric=fabric.name, skew=skew, capacity_factor=factor, **more,
+        )
+        for skew in skews
+        for factor in factors
+    ]  # fmt: skip
+
+
+def quick_plan() -> Plan:
+    """Return about a minute of cases: one of each sort."""
+    star = FabricPlan(name="star4", ranks=4)
+    nodes = FabricPlan(name="two2x2", ranks=4, per_node=2, fast_mbit=200.0, slow_mbit=100.0)
+    fifo = FabricPlan(name="star4-fifo", ranks=4, queue="fifo")
+    return Plan(
+        fabrics=(star, fifo, nodes),
+        exchanges=(
+            *_exchanges(star, ("even", "zipf", "adv1", "zipf@20"), (262144,)),
+            *_exchanges(star, ("even",), (262144,), posting="library"),
+            *_exchanges(star, ("zipf",), (524288,), degraded=True),
+            *_exchanges(fifo, ("even", "zipf"), (262144,)),
+            *_exchanges(nodes, ("even", "dir"), (262144,)),
+        ),
+        layers=(*_layers(nodes, (0.0, 1.2), (None, 1.25)),),
+        repeats=5,
+    )
+
+
+def full_plan() -> Plan:
+    """Return the whole set: stars of 4 and 8, two tiers, both queues, both postings, late starts, links that change, layers."""
+    star4 = FabricPlan(name="star4", ranks=4, fast_mbit=200.0)
+    star8 = FabricPlan(name="star8", ranks=8)
+    two2x4 = FabricPlan(name="two2x4", ranks=8, per_node=4, fast_mbit=200.0, slow_mbit=100.0)
+    two4x2 = FabricPlan(name="two4x2", ranks=8, per_node=2, fast_mbit=200.0, slow_mbit=100.0)
+    fifo = FabricPlan(name="star8-fifo", ranks=8, queue="fifo")
+    slow4 = FabricPlan(name="star4-100", ranks=4)
+    dense, skewed = ("even", "hot", "zipf", "dir", "sparse", "zipf@20"), ("adv1", "adv2")
+    layers: list[LayerPlan] = []
+    for fabric in (slow4, star8, two2x4):
+        for width in (512, 1536):
+            layers += _layers(fabric, (0.0, 0.6, 1.2), (None, 1.0, 1.25, 2.0), expert_width=width)
+        layers += _layers(fabric, (0.0, 1.2), (None, 1.25), backward=True)
+    return Plan(
+        fabrics=(star4, star8, two2x4, two4x2, fifo, slow4),
+        exchanges=(
+            *_exchanges(star4, (*dense, *skewed), (524288, 1048576)),
+            *_exchanges(star8, (*dense, *skewed), (131072, 524288)),
+            *_exchanges(two2x4, dense, (131072, 524288)),
+            *_exchanges(two4x2, dense, (131072, 524288)),
+            *_exchanges(fifo, ("even", "hot", "zipf", "dir", "sparse", *skewed), (131072, 524288)),
+            *_exchanges(star8, ("even", "hot", "zipf", "dir"), (262144,), posting="library"),
+            *_exchanges(two2x4, ("even", "hot", "zipf", "dir"), (262144,), posting="library"),
+            *_exchanges(star4, ("even", "zipf", "dir"), (1048576,), degraded=True),
+            *_exchanges(star8, ("even", "zipf", "dir"), (524288,), degraded=True),
+        ),
+        layers=tuple(layers),
+        repeats=7,
+    )
+
+
+
+
+def predicted_exchange(case: ExchangePlan, fabric: FabricPlan) -> dict[str, Any]:
+    """Return an exchange as the measurement and the reader need it: bytes, late starts, the change of a link, what is predicted."""
+    cluster = fabric.hosts().build()
+    sent = matrix(case.pattern, fabric.ranks, case.bytes_per_pair)
+    late = (np.arange(fabric.ranks) * case.stagger_ms / 1e3).tolist()
+    library = POSTINGS[case.posting]
+    plain = exchange(cluster, sent, late=late, library=library)
+    found: dict[str, Any] = {"kind": "exchange", **asdict(case), "bytes": sent.tolist(), "stagger_s": late, "change": None}
+    answer = plain
+    if case.degraded:
+        rank, after, mbit = _busiest(sent), MIDDLE * plain.seconds, DEGRADED * fabric.fast_mbit
+        bandwidth = mbit * MBIT * fabric.hosts().payload
+        links = [cluster.link_names.index(f"rank-{way}:{rank}") for way in ("out", "in")]
+        answer = exchange(
+            cluster, sent, late=late, library=library, changes=[Change(time=after, link=link, bandwidth=bandwidth) for link in links]
+        )
+        found["change"] = {"after_s": after, "rank": rank, "mbit": mbit}
+    baselines = {"port bound": link_bound(sent.astype(np.float64), cluster)[0]}
+    if case.degraded:
+        baselines["no change"] = plain.seconds
+    if library:
+        baselines["receives first"] = exchange(cluster, sent, late=late).seconds
+    if fabric.per_node:
+        flat = testbed(fabric.ranks, 0, fabric.fast_mbit, 0.0, cores=0).build()
+        baselines["no uplinks"] = exchange(flat, sent, late=late, library=library).seconds
+    return {**found, "predicted_s": answer.seconds, "ends_s": answer.ends[-1].tolist(), "baselines_s": baselines}
+
+
+def _busiest(sent: Any) -> int:
+    """Return the rank that sends or receives most: a slower link there is one that matters."""
+    return int(np.maximum(sent.sum(axis=0), sent.sum(axis=1)).argmax())
+
+
+def predicted_layer(
+    case: LayerPlan, fabric: FabricPlan, kept: Sequence[Sequence[int]], calibration: Calibration, probe: Mapping[str, float], cores: int
+) -> dict[str, Any]:
+    """Return a step as the measurement and the reader need it.
+
+    Parameters
+    ----------
+    case, fabric : LayerPlan, FabricPlan
+    kept : int[ranks, experts]
+        Rows that the gate and the capacity rule will leave.
+    calibration : Calibration
+        Of the local operations, alone.
+    probe : mapping
+        ``counts_s`` and ``all_to_all_s`` of the smallest step on this fabric.
+    cores : int
+        Of the machine.
+    """
+    hosts = fabric.hosts(cores)
+    step = Step(
+        kept=np.array(kept), hidden=case.hidden, width=case.expert_width, tokens=case.tokens, top_k=case.top_k, backward=case.backward,
+        counts=probe["counts_s"], latency=latency_of_probe(hosts, probe["all_to_all_s"], case.hidden), library=POSTINGS[case.posting],
+    )  # fmt: skip
+    played = play_step(hosts.build(), step, calibration)
+    flat = testbed(fabric.ranks, 0, fabric.fast_mbit, 0.0, cores=cores)
+    baselines = {
+        "balanced load": play_step(hosts.build(), step.balanced(), calibration).seconds,
+        "no core sharing": play_step(fabric.hosts(0).build(), step, calibration).seconds,
+    }
+    if fabric.per_node:
+        baselines["no uplinks"] = play_step(flat.build(), step, calibration).seconds
+    ends = {name: float(played.ends[number].max()) for number, name in enumerate(played.names)}
+    return {"kind": "layer", **asdict(case), "kept": [list(row) for row in kept], "predicted_s": played.seconds, "phase_ends_s": ends,
+            "baselines_s": baselines}  # fmt: skip
+
+
+def predictions(plan: Plan, known: Mapping[str, Any], cores: int) -> list[dict[str, Any]]:
+    """Return every case of a plan with its prediction.
+
+    Parameters
+    ----------
+    plan : Plan
+    known : mapping
+        ``calibration`` (operations alone), ``kept`` (rows of each layer case) and ``probes`` (latencies of each fabric with layers).
+    cores : int
+        Of the machine.
+    """
+    calibration = calibration_of(known["calibration"]) if plan.layers else Calibration({})
+    found = [predicted_exchange(case, plan.fabric(case.fabric)) for case in plan.exchanges]
+    found += [
+        predicted_layer(case, plan.fabric(case.fabric), known["kept"][case.name], calibration, known["probes"][case.fabric], cores)
+        for case in plan.layers
+    ]
+    return found

@@ -1,0 +1,120 @@
+"""Sealed predictions, and predictions beside measurements."""
+
+import copy
+import json
+import math
+
+import pytest
+
+from moesim.base.errors import UsageError
+from moesim.desk.sealed import check_seal, digest, sealed
+from moesim.desk.testbed_files import tables
+from moesim.study.testbed.outcome import compared
+
+
+def document(**more):
+    fabric = {"name": "star2", "ranks": 2, "per_node": 0, "fast_mbit": 100.0, "slow_mbit": 0.0, "queue": "flow"}
+    exchange = {
+        "kind": "exchange", "name": "a", "fabric": "star2", "pattern": "even", "bytes_per_pair": 8, "posting": "receives_first", "stagger_ms": 0.0,
+        "degraded": False, "bytes": [[0, 8], [8, 0]], "stagger_s": [0.0, 0.0], "change": None, "predicted_s": 0.11,
+        "baselines_s": {"port bound": 0.05},
+    }  # fmt: skip
+    layer = {
+        "kind": "layer", "name": "b", "fabric": "star2", "tokens": 4, "hidden": 8, "expert_width": 8, "experts": 2, "top_k": 1,
+        "capacity_factor": None, "drop": "position", "skew": 0.0, "popularity": "in_order", "posting": "receives_first", "backward": False,
+        "kept": [[2, 2], [2, 2]], "predicted_s": 0.2, "baselines_s": {"balanced load": 0.2},
+    }  # fmt: skip
+    return sealed(
+        {
+            "fabrics": [fabric], "cases": [exchange, {**layer, "name": "c", "predicted_s": 0.3}, layer], "repeats": 3, "cores": 2,
+            "probes": {"star2": {"counts_s": 1e-3, "all_to_all_s": 2e-3}}, "calibration": {"ffn": {"8x8,4": 1e-5}}, **more,
+        }
+    )  # fmt: skip
+
+
+def measured(**cases):
+    layer = {"kept": [[2, 2], [2, 2]], "dropped": 0, "phases": ["gate"], "marks_median_s": [[0.0, 0.1]] * 2}
+    found = {"a": {"seconds": [0.1, 0.1, 0.1]}, "b": {"seconds": [0.25, 0.25, 0.26], **layer}, "c": {"seconds": [0.2, 0.2, 0.2], **layer}}
+    return {"partial": "", "runs": [], "cases": {**found, **cases}}
+
+
+def test_a_seal_is_the_hash_of_everything_else():
+    content = sealed({"b": [1, 2.5], "a": {"x": None}})
+    # Written out: keys sorted, no spaces.
+    assert content["sha256"] == __import__("hashlib").sha256(b'{"a":{"x":null},"b":[1,2.5]}').hexdigest()
+    check_seal(json.loads(json.dumps(content)), "here")
+    assert digest(content) == content["sha256"]
+    assert sealed(content) == content
+
+
+@pytest.mark.parametrize("change", [lambda c: c["b"].append(3), lambda c: c.update(new=1), lambda c: c.pop("a")])
+def test_a_changed_document_is_refused(change):
+    content = copy.deepcopy(sealed({"a": 1, "b": [1]}))
+    change(content)
+    with pytest.raises(UsageError, match="changed after it was written"):
+        check_seal(content, "here")
+
+
+def test_a_document_without_a_seal_is_refused():
+    with pytest.raises(UsageError, match="does not carry its own hash"):
+        check_seal({"a": 1}, "here")
+
+
+def test_errors_are_signed_and_in_per_cent_of_the_measurement():
+    found = compared(document(), measured())
+    case = found["cases"][0]
+    assert case["sort"] == "exchange"
+    assert case["error_pct"] == pytest.approx(10.0)
+    assert case["baselines_pct"]["port bound"] == pytest.approx(-50.0)
+    assert found["sorts"]["exchange"]["worst_pct"] == pytest.approx(10.0)
+    layers = found["sorts"]["layer, forward"]
+    # +50 % (0.3 of 0.2) and -20 % (0.2 of 0.25).
+    assert (layers["n"], layers["mean_abs_pct"], layers["bias_pct"]) == (2, pytest.approx(35.0), pytest.approx(15.0))
+    # The two layer cases compete: measured b > c, predicted c > b.
+    assert (found["order"]["pairs"], found["order"]["wrong"]) == (1, 1)
+    assert found["prediction"] == document()["sha256"]
+
+
+def test_what_was_not_measured_is_named_and_the_rest_is_kept():
+    found = compared(document(), measured(a={"seconds": []}) | {"partial": "a rank died"})
+    assert found["unmeasured"] == ["a"]
+    assert [case["name"] for case in found["cases"]] == ["c", "b"]
+    assert found["partial"] == "a rank died"
+
+
+def test_other_rows_than_foretold_are_told():
+    other = {**measured()["cases"]["b"], "kept": [[3, 1], [2, 2]]}
+    assert "b: the ranks kept other rows" in compared(document(), measured(b=other))["notes"][0]
+
+
+def test_sorts_of_exchanges():
+    base = document()
+    late = {**base["cases"][0], "name": "late", "stagger_ms": 5.0}
+    own = {**base["cases"][0], "name": "own", "posting": "library"}
+    link = {**base["cases"][0], "name": "link", "change": {"after_s": 0.1, "rank": 0, "mbit": 25.0}}
+    short = {**base["cases"][0], "name": "short"}
+    cases = {name: {"seconds": [0.1]} for name in ("late", "own", "link")} | {"short": {"seconds": [0.01]}}
+    found = compared({**base, "cases": [late, own, link, short]}, measured(**cases))
+    assert [case["sort"] for case in found["cases"]] == [
+        "exchange, late starts", "exchange, the library's own", "exchange, a link that changes", "exchange, below 50 ms",
+    ]  # fmt: skip
+
+
+def test_tables_have_the_columns_that_validate_reads(tmp_path):
+    from moesim.desk.measured_tables import read_measured
+    from moesim.study.validation.testbed_all_to_all import TestbedAllToAll
+    from moesim.study.validation.testbed_layer import TestbedLayer
+
+    base = document()
+    files = tables(base, compared(base, measured()), measured())
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    exchanges = read_measured(tmp_path / "a2a_cases.csv").rows
+    assert set(TestbedAllToAll.columns) <= set(exchanges)
+    # 8 B at 100 Mbit/s, 1448 of 1514 B of a packet being data.
+    assert TestbedAllToAll().predict(exchanges, {}).values[0] == pytest.approx(8 / (12.5e6 * 1448 / 1514))
+    steps = read_measured(tmp_path / "moe_fwd_own.jsonl").rows
+    assert set(TestbedLayer.columns) <= set(steps)
+    assert steps["kept"][0] == [[2, 2], [2, 2]]
+    assert set(files) == {"a2a_cases.csv", "moe_fwd_own.jsonl", "moe_fwd_own_calibration.json"}
+    assert math.isclose(exchanges["median_s"][0], 0.1)

@@ -1,0 +1,57 @@
+"""Ways to play a cell without a simulation, for tests of the pool; in a module of their own, so that worker processes can import them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from moesim.study.cell import Answer, Cell
+
+
+def cells(count: int, text: str = "") -> list[Cell]:
+    return [Cell(name=f"cell {at}", text=text, folder="/", axes={"at": at}, digest=f"{at:064x}") for at in range(count)]
+
+
+def answer(cell: Cell) -> Answer:
+    at = cell.axes["at"]
+    return Answer(name=cell.name, digest=cell.digest, axes=cell.axes, samples={"square": np.array([float(at) ** 2])})
+
+
+def square(cell: Cell) -> Answer:
+    return answer(cell)
+
+
+def square_or_raise(cell: Cell) -> Answer:
+    if cell.axes["at"] == 1:
+        raise RuntimeError("cell 1 is odd")
+    return answer(cell)
+
+
+def square_or_die(cell: Cell) -> Answer:
+    """The process that plays cell 2 is killed, every time."""
+    if cell.axes["at"] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer(cell)
+
+
+def square_or_die_once(cell: Cell) -> Answer:
+    """The first process that plays cell 2 is killed; ``text`` is a folder in which a file remembers that."""
+    mark = Path(cell.text) / "died"
+    if cell.axes["at"] == 2 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer(cell)
+
+
+def die(cell: Cell) -> Answer:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return answer(cell)
+
+
+def square_slowly(cell: Cell) -> Answer:
+    time.sleep(0.05)
+    return answer(cell)
