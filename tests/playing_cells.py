@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moesim.study.cell import Answer, Cell
+from moesim.study.cell import Answer, Cell, failure
 
 
 def cells(count: int, text: str = "") -> list[Cell]:
@@ -55,3 +55,18 @@ def die(cell: Cell) -> Answer:
 def square_slowly(cell: Cell) -> Answer:
     time.sleep(0.05)
     return answer(cell)
+
+
+def square_or_take_much(cell: Cell) -> Answer:
+    """Cell 1 wants 8 GiB and says so if it does not get them, as a simulation does."""
+    if cell.axes["at"] == 1:
+        try:
+            np.ones(2**30)
+        except MemoryError as error:
+            return failure(cell, f"not enough memory: {error}")
+    return answer(cell)
+
+
+def threads_of_libraries(cell: Cell) -> Answer:
+    numbers = [int(os.environ["OMP_NUM_THREADS"]), int(os.environ["OPENBLAS_NUM_THREADS"])]
+    return Answer(name=cell.name, digest=cell.digest, axes=cell.axes, samples={"threads": np.array(numbers, dtype=np.float64)})

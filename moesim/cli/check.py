@@ -25,6 +25,7 @@ def command(context: click.Context, file: str, overrides: tuple[str, ...], form:
 
     try:
         scenario = load_scenario(file, overrides)
+        cells = _check_cells(file, overrides) if scenario.matrix else 0
     except MoesimError as error:
         if form == "text":
             raise
@@ -35,7 +36,23 @@ def command(context: click.Context, file: str, overrides: tuple[str, ...], form:
     if form == "json":
         click.echo(json.dumps({"schema": 1, "ok": True, "name": scenario.name, "problems": []}, indent=2))
     else:
-        click.echo(f"ok: {described(scenario)}")
+        click.echo(f"ok: {described(scenario)}{f', a matrix of {cells} cells' if cells else ''}")
+
+
+def _check_cells(file: str, overrides: tuple[str, ...]) -> int:
+    """Read every cell of a matrix; return their number, or raise with the problems of all of them."""
+    from moesim.desk.sweep_cells import plan_sweep
+
+    plan = plan_sweep(file, overrides)
+    problems: list[Problem] = []
+    for index in range(len(plan)):
+        try:
+            plan.scenario(index)
+        except ScenarioError as error:
+            problems += error.problems
+    if problems:
+        raise ScenarioError(list(dict.fromkeys(problems)))
+    return len(plan)
 
 
 def described(scenario: Scenario) -> str:

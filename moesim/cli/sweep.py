@@ -78,6 +78,7 @@ def command(
     except ValueError as error:
         raise UsageError(f"--memory: {error}") from None
     plan = plan_sweep(file, words)
+    _check_metrics(shown)
     folder = Path(out) if out is not None else Path("out") / f"{places.slug(plan.base.name)}-sweep"
     said = prepare(folder)
     if said and not quiet:
@@ -101,6 +102,17 @@ def command(
         click.echo(failures(sweep), err=True)
         click.echo(f"Error: {len(sweep.failed)} of {len(plan)} cells failed; the others are in {folder}", err=True)
         context.exit(1)
+
+
+def _check_metrics(names: tuple[str, ...]) -> None:
+    """Refuse a metric that does not exist before anything is played; by now the plug-ins of the scenario are known."""
+    from moesim.base.errors import UsageError, did_you_mean
+    from moesim.measure.collect import metrics
+
+    known = metrics()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no metric {name!r}{did_you_mean(name, known)}")
 
 
 def _announce_compiling(*, quiet: bool) -> None:

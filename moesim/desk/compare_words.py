@@ -14,6 +14,9 @@ from moesim.study.difference import BETTER, UNDECIDED, WORSE
 SIGNS: Mapping[str, str] = {BETTER: "▲", WORSE: "▼", UNDECIDED: "○"}
 """A shape for each verdict, so that none is told by colour alone."""
 
+VAGUE = 10
+"""A relative interval wider than this many times the variant's own size says only that the baseline may be 0: then the absolute one is shown."""
+
 
 def is_share(name: str, unit: str) -> bool:
     """Tell whether a metric reads best in per cent."""
@@ -93,7 +96,7 @@ def change(found: Difference, *, share: bool = False) -> str:
         return f"{100 * found.value:+.3g} points".replace("-", "−")
     if found.per_cent is None:
         return signed(show(found.value, found.unit), found.value)
-    return f"{found.per_cent:+.3g} %".replace("-", "−")
+    return f"{_per_cent(found.per_cent)} %"
 
 
 def signed(text: str, value: float) -> str:
@@ -118,9 +121,9 @@ def corrected(found: Difference, *, share: bool = False) -> str:
     if found.per_cent is None or found.value == 0:
         return span(low, high, found.unit)
     first, last = found.corrected_per_cent_low, found.corrected_per_cent_high
-    if first is None or last is None:  # the baseline may be 0
+    if first is None or last is None or last - first > VAGUE * (100 + abs(found.per_cent)):
         return span(low, high, found.unit)
-    return f"{first:+.3g} … {last:+.3g} %".replace("-", "−")
+    return f"{_per_cent(first)} … {_per_cent(last)} %"
 
 
 def told(found: Difference) -> str:
@@ -137,6 +140,10 @@ def told(found: Difference) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return names in a row, the last after *and*."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _per_cent(number: float) -> str:
+    return (f"{number:+,.0f}" if abs(number) >= 999.5 else f"{number:+.3g}").replace("-", "−")
 
 
 def _shown(value: Value, name: str) -> str:

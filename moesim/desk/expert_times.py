@@ -39,8 +39,7 @@ def read_expert_times(path: str, keys: Mapping[str, Any]) -> tuple[ExpertTimes |
         shape = _shape(tables["ffn"], keys.get("shape"))
         rows = sorted(tables["ffn"][shape])
         backward = tables["ffn_bwd"].get(shape, {})
-        if backward and sorted(backward) != rows:
-            raise FieldError("ffn_bwd", f"{shape} has other rows backward than forward")
+        backward = _same_rows(shape, rows, backward)
         times = ExpertTimes(
             rows=tuple(rows),
             forward=tuple(tables["ffn"][shape][row] for row in rows),
@@ -77,6 +76,12 @@ def _by_shape(name: str, given: Any) -> dict[str, dict[int, float]]:
             raise FieldError(name, f"{key}: {seconds!r} is not a time above 0 in seconds")
         found.setdefault(shape, {})[int(rows)] = float(seconds)
     return found
+
+
+def _same_rows(shape: str, rows: list[int], backward: dict[int, float]) -> dict[int, float]:
+    if backward and sorted(backward) != rows:
+        raise FieldError("ffn_bwd", f"{shape} has other rows backward than forward")
+    return backward
 
 
 def _shape(known: Mapping[str, Any], wanted: Any) -> str:

@@ -151,7 +151,7 @@ def parse_csv(text: str, name: str) -> MeasuredTable:
     columns: dict[str, NDArray[Any]] = {}
     bad: dict[int, str] = {}
     for index, column in enumerate(header):
-        found, wrong = _column([row[index].strip() for row in cells])
+        found, wrong = _column([row[index].strip() for row in cells], certain=_is_time(column))
         columns[column] = found
         for row, cell in wrong.items():
             bad.setdefault(row, f"column {column}: {cell!r} is not a number, and the other rows hold numbers")
@@ -208,12 +208,15 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def _column(cells: list[str]) -> tuple[NDArray[Any], dict[int, str]]:
-    """Return a column with its type, and the cells that do not fit: a column is of numbers if most cells that hold something are."""
+def _column(cells: list[str], *, certain: bool) -> tuple[NDArray[Any], dict[int, str]]:
+    """Return a column with its type, and the cells that do not fit.
+
+    A column is of numbers if half of the cells that hold something are; one that is ``certain`` to be of numbers, if any is.
+    """
     given = [(row, cell) for row, cell in enumerate(cells) if cell]
     values = {row: _number(cell) for row, cell in given}
     numeric = sum(value is not None for value in values.values())
-    if not given or numeric * 2 <= len(given):
+    if not numeric or (2 * numeric < len(given) and not certain):
         return np.asarray(cells, dtype=np.str_), {}
     wrong = {row: cell for row, cell in given if values[row] is None}
     if len(given) == len(cells) and not wrong and all(re.fullmatch(r"[-+]?\d{1,18}", cell) for cell in cells):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -51,7 +53,7 @@ def _drawn(asked: Asked, found: Found, played: list[Judged]) -> Figure:
         if target.metric == "step_time":
             area.axhline(target.limit * 1e3, color=MUTED, linewidth=0.9, linestyle="--")
             said = f"{'at most' if target.sense == AT_MOST else 'at least'} {show(target.limit, 's')}"
-            where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
             area.annotate(said, (1, target.limit * 1e3), (-2, 3), ha="right", fontsize=8, color=MUTED, **where)
     per = {"gpus": "GPUs", "cost_per_hour": f"cost per hour ({asked.plan.currency})"}
     area.set_xlabel("routes dropped (%)" if by_drops else per.get(found.objective, f"cost per million tokens ({asked.plan.currency})"))

@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from moesim.base.errors import UsageError, did_you_mean
 from moesim.desk.words import SHARES, label, show
 from moesim.study.cell import Answer
 from moesim.study.sweep import ABSENT, PARETO, Sweep, short_names, word
@@ -31,20 +30,11 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
         Which metrics; those of :data:`SHOWN` that differ if left out.
     width : int
         Characters of a line.
-
-    Raises
-    ------
-    UsageError
-        If there is no such metric.
     """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    known = sweep.metrics()
-    unknown = next((name for name in metrics if known and name not in known), None)
-    if unknown is not None:
-        raise UsageError(f"there is no metric {unknown!r}{did_you_mean(unknown, known)}")
     chosen = tuple(metrics) or tuple(name for name in SHOWN if name == SHOWN[0] or _differs(sweep, name))
     short = short_names(sweep.axes)
     best = {answer.name for answer in sweep.front()}

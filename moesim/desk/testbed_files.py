@@ -1,4 +1,4 @@
-"""Tables of a testbed, in the format that ``moesim validate`` reads: all-to-alls as CSV, steps as JSON lines, the calibration beside them."""
+"""Tables of a testbed, as ``moesim validate`` reads them: all-to-alls as CSV, steps as JSON lines, the calibration beside them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def _layer(
         lab |= {"per_node": fabric["per_node"], "slow": fabric["slow_mbit"] * 1e6}
     return {
         "lab": fabric["name"], "lab_kw": lab, "cores": document["cores"], "bwd": int(case["backward"]), "ff": case["expert_width"],
-        "skew": case["skew"], "cf": case["capacity_factor"] or 0.0, "tokens": case["tokens"], "d": case["hidden"], "experts": case["experts"],
+        "skew": case["skew"], "cf": case["capacity_factor"] or 0.0, "tokens": case["tokens"], "d": case["hidden"],
+        "experts": case["experts"],
         "pinned": 1, "a2a": "gloo" if case["posting"] == "library" else "pre", "reps": found["repeats"],
         **{name: found[name] for name in ("median_s", "min_s", "max_s", "q25_s", "q75_s", "predicted_s")},
         "dropped": measured["cases"][case["name"]]["dropped"], "kept": measured["cases"][case["name"]]["kept"],

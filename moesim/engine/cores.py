@@ -35,10 +35,12 @@ class Cores:
         self._pool_of = cluster.core_pool.tolist()
         members = np.bincount(cluster.core_pool, minlength=len(cluster.pool_cores))
         crowded = members > cluster.pool_cores
-        self._pools = [Pool(env, cores) if full else None for cores, full in zip(cluster.pool_cores.tolist(), crowded.tolist(), strict=True)]
+        self._pools = [
+            Pool(env, cores) if full else None for cores, full in zip(cluster.pool_cores.tolist(), crowded.tolist(), strict=True)
+        ]
 
     def contended(self, gpu: int) -> bool:
-        """Tell whether others may slow this GPU down: false where there is a core for every rank of its pool, and where nothing is shared."""
+        """Tell whether others may slow this GPU down: not where there is a core for every rank of its pool, or nothing is shared."""
         return bool(self._pool_of) and self._pools[self._pool_of[gpu]] is not None
 
     def run(self, gpu: int, seconds: float) -> simpy.Event:

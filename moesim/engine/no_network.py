@@ -1,4 +1,4 @@
-"""A step whose bytes take no time, on cores that ranks share: the bound of :func:`moesim.models.bounds.no_communication` for such machines."""
+"""A step whose bytes take no time, on cores that ranks share: what :mod:`moesim.models.bounds` adds up for cores of their own."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """All-to-alls whose messages start by themselves, not pair by pair: receives posted beforehand, and the alternating posts of a library.
 
-Gloo's ``alltoall`` lets rank r, in step k = 1 ... n - 1, send to r + k and then receive from r - k (gloo/alltoall.cc). Data moves once the
-receiver has said that it is ready, and that word travels on the connection of the pair, behind the data that already waits there. So of two
-ranks the one that enters later, and that comes to its send before its receive, holds up what the other has for it: the two directions of that
-pair run one after the other. Ranks that post every receive before any send do not meet this (:class:`moesim.engine.collective.Collective`).
+Gloo's ``alltoall`` lets rank r, in step k = 1 ... n - 1, send to r + k and then receive from r - k (gloo/alltoall.cc). Data moves once
+the receiver has said that it is ready, and that word travels on the connection of the pair, behind the data that already waits there. So
+of two ranks the one that enters later, and that comes to its send before its receive, holds up what the other has for it: the two
+directions of that pair run one after the other. Ranks that post every receive before any send do not meet this
+(:class:`moesim.engine.collective.Collective`).
 """
 
 from __future__ import annotations
@@ -62,9 +63,7 @@ class PostedCall:
             self._leave(destination)
 
         counter = self._fabric.watch(ended)
-        self._fabric.transfer(
-            np.array([source]), np.array([destination]), np.array([size]), np.array([[counter, counter]], dtype=np.int32)
-        )
+        self._fabric.transfer(np.array([source]), np.array([destination]), np.array([size]), np.array([[counter, counter]], dtype=np.int32))
 
     def _leave(self, rank: int) -> None:
         if rank in self._here and not self._left[rank] and not self._done[rank].triggered:

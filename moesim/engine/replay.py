@@ -64,9 +64,9 @@ class AllToAll:
 
 
 POSTINGS = ("on_arrival", "before", "alternately")
-"""How messages are posted. ``on_arrival``: each rank posts its receives when it comes, then its sends, so a pair starts when both are there.
-``before``: receives are posted before anybody starts, and a rank's messages move when it comes. ``alternately``: sends and receives in turn, as
-gloo's own all-to-all does (:class:`~moesim.engine.posted_calls.LibraryCall`)."""
+"""How messages are posted. ``on_arrival``: each rank posts its receives when it comes, then its sends, so a pair starts when both are
+there. ``before``: receives are posted before anybody starts, and a rank's messages move when it comes. ``alternately``: sends and
+receives in turn, as gloo's own all-to-all does (:class:`~moesim.engine.posted_calls.LibraryCall`)."""
 
 Phase: TypeAlias = Compute | Wait | AllToAll
 
@@ -181,7 +181,9 @@ def _check(cluster: Cluster, phases: Sequence[Phase], changes: Sequence[Change])
         wanted = (ranks, ranks) if isinstance(phase, AllToAll) else (ranks,)
         what = "bytes" if isinstance(phase, AllToAll) else "seconds"
         if given.shape != wanted:
-            raise UsageError(f"phase {phase.name!r} has {what} of shape {given.shape}, but the cluster has {ranks} ranks: expected {wanted}")
+            raise UsageError(
+                f"phase {phase.name!r} has {what} of shape {given.shape}, but the cluster has {ranks} ranks: expected {wanted}"
+            )
         if not (np.isfinite(given).all() and (given >= 0).all()):
             raise UsageError(f"phase {phase.name!r} holds {what} below 0 or not finite")
         if isinstance(phase, AllToAll) and phase.posting not in POSTINGS:

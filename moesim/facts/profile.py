@@ -140,8 +140,7 @@ class Section:
         for name, (least, most) in self.fitted_range.items():
             if name in quantities:
                 column = np.asarray(quantities[name], dtype=np.float64)
-                slack = 1e-9 * max(abs(least), abs(most))
-                beyond |= (column < least - slack) | (column > most + slack)
+                beyond |= (column < least - 1e-9 * abs(least)) | (column > most + 1e-9 * abs(most))
         return beyond
 
     def draws(self, count: int, rng: np.random.Generator) -> Iterator[dict[str, float]]:

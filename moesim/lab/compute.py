@@ -12,7 +12,7 @@ import torch
 from moesim.base.errors import MoesimError
 from moesim.base.streams import stream
 from moesim.lab.device import DTYPES, Device, as_graph, choose_kernel, per_call
-from moesim.lab.experts import feed_forward, grouped_product, make_weights, swiglu
+from moesim.lab.experts import Weights, feed_forward, grouped_product, make_weights, swiglu
 from moesim.lab.job import ComputeCase, Job, visits
 from moesim.lab.loads import choices, expert_loads, hottest_first
 from moesim.lab.rank import Journal
@@ -39,7 +39,32 @@ def facts_of(case: ComputeCase, seed: int) -> dict[str, Any]:
     }
 
 
-def build(case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, Any]) -> tuple[Callable[[], Any], str]:
+class Pool:
+    """Rows and weights that cases of one shape share, so that a device holds them once."""
+
+    def __init__(self, seed: int, device: Device) -> None:
+        self.seed, self.device = seed, device
+        self.rows: dict[Any, Any] = {}
+        self.weights: dict[Any, Weights] = {}
+
+    def drawn(self, rows: int, width: int, dtype: Any) -> Any:
+        """Return [rows, width] numbers of mean 0 and variance 1."""
+        known = self.rows.get((width, dtype))
+        if known is None or known.shape[0] < rows:
+            draw = self.device.local_generator(self.seed * 7919 + 11)
+            uniform = torch.rand(rows, width, generator=draw, device=self.device.place)
+            known = self.rows[width, dtype] = ((uniform - 0.5) * math.sqrt(12.0)).to(dtype)
+        return known[:rows]
+
+    def experts(self, case: ComputeCase) -> Weights:
+        """Return the weights of this device's experts."""
+        key = (case.experts // case.ep, case.hidden, case.expert_width, case.dtype)
+        if key not in self.weights:
+            self.weights[key] = make_weights(self.seed, range(key[0]), case.hidden, case.expert_width, case.dtype, self.device)
+        return self.weights[key]
+
+
+def build(case: ComputeCase, seed: int, device: Device, pool: Pool) -> tuple[Callable[[], Any], str]:
     """Return the call to be timed, and the name of its kernel.
 
     Parameters
@@ -50,18 +75,17 @@ def build(case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, An
         Of loads, rows and weights.
     device : Device
         Where.
-    weights_of : dict
-        Weights that other cases have already drawn; added to.
+    pool : Pool
+        What other cases have already drawn.
     """
     place = device.place
     dtype = torch.bfloat16 if case.dtype == "float8_e4m3fn" else DTYPES[case.dtype]
-    draw = device.generator(seed * 7919 + 11)
 
-    def drawn(*size: int) -> Any:
-        return ((torch.rand(*size, generator=draw) - 0.5) * math.sqrt(12.0)).to(place, dtype)
+    def drawn(rows: int, width: int) -> Any:
+        return pool.drawn(rows, width, dtype)
 
     if case.operation == "gate":
-        gate = make_gate(draw, case.experts, case.hidden, 0.0, in_order=True)
+        gate = make_gate(device.generator(seed * 7919 + 5), case.experts, case.hidden, 0.0, in_order=True)
         here = type(gate)(weight=gate.weight.to(place, dtype), popularity=gate.popularity.to(place))
         tokens = drawn(case.tokens, case.hidden)
         return lambda: choose(tokens, here, case.top_k), "linear + softmax + topk"
@@ -71,8 +95,8 @@ def build(case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, An
     counts = table[:local].tolist()
     rows = sum(counts)
     if case.operation in {"permute", "unpermute", "moe_ffn"}:
-        return _moving(case, seed, device, weights_of, table, drawn)
-    weights = _weights(case, seed, device, weights_of)
+        return _moving(case, seed, device, pool, table, drawn)
+    weights = pool.experts(case)
     kernel = choose_kernel(case.kernel, device, case.dtype)
     product = grouped_product(kernel, counts, device)
     if case.operation == "ffn":
@@ -86,7 +110,7 @@ def build(case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, An
 
 
 def _moving(
-    case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, Any], table: Any, drawn: Callable[..., Any]
+    case: ComputeCase, seed: int, device: Device, pool: Pool, table: Any, drawn: Callable[..., Any]
 ) -> tuple[Callable[[], Any], str]:
     """Return calls that move rows: they start from logits that make each token choose the experts of the table."""
     local = case.experts // case.ep
@@ -109,7 +133,7 @@ def _moving(
     if case.operation == "unpermute":
         rows, weight, token_of = select()
         return lambda: weighted_sum(rows, weight, token_of, case.tokens), "index_add"
-    weights = _weights(case, seed, device, weights_of)
+    weights = pool.experts(case)
     kernel = choose_kernel(case.kernel, device, case.dtype)
     product = grouped_product(kernel, counts, device)
 
@@ -118,14 +142,6 @@ def _moving(
         return weighted_sum(feed_forward(rows, weights, product), weight, token_of, case.tokens)
 
     return layer, kernel
-
-
-def _weights(case: ComputeCase, seed: int, device: Device, weights_of: dict[Any, Any]) -> Any:
-    key = (case.experts // case.ep, case.hidden, case.expert_width, case.dtype)
-    if key not in weights_of:
-        weights_of.clear()  # cases of one shape stand together; two large layers might not fit side by side
-        weights_of[key] = make_weights(seed, range(key[0]), case.hidden, case.expert_width, case.dtype, device)
-    return weights_of[key]
 
 
 def measure_compute(job: Job, session: Session, journal: Journal) -> None:
@@ -156,11 +172,12 @@ def _shape(case: ComputeCase) -> tuple[int, int, int, str]:
 def _measure_shape(job: Job, cases: Sequence[ComputeCase], device: Device, journal: Journal) -> None:
     scratch = torch.zeros(device.cache_bytes() // 4, device=device.place) if job.cold else None
     calls: dict[int, tuple[Callable[[], Any], int]] = {}
-    weights_of: dict[Any, Any] = {}
+    pool = Pool(job.seed, device)
     with torch.inference_mode():
-        for number, case in enumerate(cases):
+        # The largest first: smaller ones take a part of its rows.
+        for number, case in sorted(enumerate(cases), key=lambda item: -item[1].tokens):
             try:
-                call, kernel = build(case, job.seed, device, weights_of)
+                call, kernel = build(case, job.seed, device, pool)
                 for _ in range(max(job.warmup, 1)):
                     call()
                 graph, call = as_graph(call, device) if job.graph else (False, call)

@@ -25,6 +25,10 @@ def contents(source: int, target: int, size: int, device: Any) -> Any:
     return ((position * 131 + (position >> 8) * 29 + source * 67 + target * 17 + 1) & 0xFF).to(torch.uint8)
 
 
+MOST_HELD = 2 << 30
+"""Bytes of buffers that are kept from visit to visit of a case; larger ones are filled anew."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Buffers:
     """What one rank sends and receives in a case."""
@@ -59,6 +63,7 @@ def measure_exchange(job: Job, session: Session, journal: Journal) -> None:
         Where lines go; :mod:`moesim.lab.rank` says what is in them.
     """
     held: dict[int, Buffers] = {}
+    room = MOST_HELD
     round_of = -1
     for repeat, number in visits(job):
         case = job.cases[number]
@@ -67,9 +72,14 @@ def measure_exchange(job: Job, session: Session, journal: Journal) -> None:
         if repeat > round_of:
             journal.publish()
             round_of = repeat
-        if number not in held:
-            held[number] = buffers(session, case)
-        sample = _once(job, session, case, held[number])
+        these = held.get(number)
+        if these is None:
+            these = buffers(session, case)
+            size = these.source.numel() + 2 * these.target.numel()
+            if size <= room:
+                held[number] = these
+                room -= size
+        sample = _once(job, session, case, these)
         if repeat >= 0:
             journal.write({"case": case.name, "repeat": repeat, **sample})
     journal.publish()

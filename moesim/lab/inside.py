@@ -3,8 +3,8 @@
 It enters its network namespace before it opens any socket, asks for the processor as the testbed wants it, and is then a rank as any other
 (:mod:`moesim.lab.rank`). PLACE.json says where:
 
-``{"namespaces": [...], "address": "10.77.0.1", "scheduling": "first" | "realtime", "change": null | {"after_s", "rank", "steps": [[namespace,
-[lines]], ...], "back": [...], "notes": "changes.jsonl"}}``
+``{"namespaces": [...], "address": "10.77.0.1", "scheduling": "first" | "realtime", "change": null | {"after_s", "rank", "steps":
+[[namespace, [lines]], ...], "back": [...], "notes": "changes.jsonl"}}``
 
 ``change`` makes the rank that it names give its link another rate so long after the common start of every repeat, and its old rate back
 before the next. Each change is written to the file of notes: when it was asked for and when it was done, s after the start.
@@ -52,8 +52,8 @@ def enter(namespace: str) -> None:
 def take_precedence(scheduling: str) -> str:
     """Ask for the processor before other programs; return what was granted: ``realtime``, ``first`` or ``as others``.
 
-    ``realtime`` takes turns with the other ranks and waits for nobody else; only for ranks that mostly wait for the network. ``first`` is an
-    ordinary process in a session that comes before others.
+    ``realtime`` takes turns with the other ranks and waits for nobody else; only for ranks that mostly wait for the network. ``first`` is
+    an ordinary process in a session that comes before others.
     """
     if scheduling == "realtime":
         with contextlib.suppress(OSError):
@@ -98,7 +98,7 @@ class Link:
 
 
 def _tools(steps: Steps) -> list[Popen[bytes]]:
-    return [Popen(["tc", "-n", namespace, "-batch", "-"], stdin=PIPE) for namespace, _ in steps]
+    return [Popen(["tc", "-n", namespace, "-batch", "-"], stdin=PIPE) for namespace, _ in steps]  # noqa: S603, S607 - where tc is differs
 
 
 def _tell(tools: Sequence[Popen[bytes]], steps: Steps) -> None:

@@ -22,6 +22,9 @@ from moesim.lab.job import Job, to_text
 from moesim.lab.merging import Line, finished, parse
 from moesim.lab.rank import NEEDED, Journal, play
 
+GLANCE = 0.1
+"""Seconds between two looks at the ranks: looking costs them time."""
+
 PATIENCE = 3.0
 """Seconds between asking a rank to end and ending it."""
 
@@ -154,10 +157,14 @@ def _watch(
 ) -> str:
     """Wait for all ranks; return why they were not waited for any longer."""
     total = len(job.cases) * job.repeats
+    looked, done = 0, 0
     while True:
         codes = [process.poll() for process in processes]
         if progress is not None:
-            progress(min(_text(folder / "rank-0.jsonl").count('"repeat"'), total), total)
+            news = _news(folder / "rank-0.jsonl", looked)
+            looked += len(news)
+            done += news.count(b'"repeat"')
+            progress(min(done, total), total)
         dead = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
         if dead:
             time.sleep(0.2)  # the peers of a dead rank fail at once, too: see which of them knows more
@@ -166,7 +173,17 @@ def _watch(
             return ""
         if time.monotonic() > until:
             return f"not finished after {timeout_s:g} s; --timeout allows more, --quick needs less"
-        time.sleep(0.05)
+        time.sleep(GLANCE)
+
+
+def _news(path: Path, since: int) -> bytes:
+    """Return the whole lines that a file has gained."""
+    try:
+        with path.open("rb") as file:
+            file.seek(since)
+            return file.read().rpartition(b"\n")[0]
+    except OSError:
+        return b""
 
 
 ECHOES = ("connection closed by peer", "connection reset by peer", "socket closed", "timed out", "broken pipe")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from moesim.base.errors import MeasurementError
 from moesim.lab.alltoall import all_to_all
 from moesim.lab.device import DTYPES, choose_kernel
-from moesim.lab.experts import make_weights
+from moesim.lab.experts import Weights, make_weights
 from moesim.lab.job import Job, LayerCase, visits
 from moesim.lab.moe_layer import BACKWARD, FORWARD, Layer, Pass, Shape
 from moesim.lab.rank import Journal
@@ -21,7 +21,7 @@ from moesim.lab.routing import Gate, make_gate
 from moesim.lab.session import Session, wait_until
 
 
-def build(job: Job, session: Session, case: LayerCase) -> tuple[Layer, Any]:
+def build(job: Job, session: Session, case: LayerCase, weights_of: dict[Any, Weights]) -> tuple[Layer, Any]:
     """Return this rank's part of a case's layer, and its tokens.
 
     Gate and experts are drawn from the job's seed, tokens from the seed and the rank: any number of ranks holds the same layer.
@@ -30,11 +30,14 @@ def build(job: Job, session: Session, case: LayerCase) -> tuple[Layer, Any]:
     gate = make_gate(device.generator(job.seed * 31 + 7), case.experts, case.hidden, case.skew, in_order=case.popularity == "in_order")
     local = case.experts // session.world
     mine = range(session.rank * local, (session.rank + 1) * local)
-    weights = make_weights(job.seed, mine, case.hidden, case.expert_width, case.dtype, device)
+    key = (case.experts, case.hidden, case.expert_width, case.dtype, case.backward)
+    if key not in weights_of:
+        weights_of[key] = make_weights(job.seed, mine, case.hidden, case.expert_width, case.dtype, device)
+        for parameter in weights_of[key].parameters:
+            parameter.requires_grad_(case.backward)
+    weights = weights_of[key]
     place, dtype = device.place, DTYPES[case.dtype]
     gate = Gate(weight=gate.weight.to(place, dtype).requires_grad_(case.backward), popularity=gate.popularity.to(place))
-    for parameter in weights.parameters:
-        parameter.requires_grad_(case.backward)
     shape = Shape(
         experts=case.experts,
         top_k=case.top_k,
@@ -69,6 +72,7 @@ def measure_layer(job: Job, session: Session, journal: Journal) -> None:
         Where lines go; :mod:`moesim.lab.rank` says what is in them.
     """
     built: dict[int, tuple[Layer, Any]] = {}
+    weights_of: dict[Any, Weights] = {}
     round_of = -1
     for repeat, number in visits(job):
         case = job.cases[number]
@@ -78,7 +82,7 @@ def measure_layer(job: Job, session: Session, journal: Journal) -> None:
             journal.publish()
             round_of = repeat
         if number not in built:
-            built[number] = build(job, session, case)
+            built[number] = build(job, session, case, weights_of)
             journal.write({"case": case.name, "facts": _facts(session, case, *built[number])})
         sample = _once(session, case, *built[number])
         if repeat >= 0:

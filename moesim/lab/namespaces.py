@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from moesim.base.errors import MeasurementError, UsageError
 from moesim.lab.shaping import QUEUES, SEGMENT, End, changed, lines
@@ -110,7 +110,7 @@ def run(command: Sequence[str], text: str = "") -> str:
     MeasurementError
         With what it says, if it fails.
     """
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
     if done.returncode:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise MeasurementError(f"{' '.join(command)}: {said[0] if said else f'exit code {done.returncode}'}")
@@ -190,7 +190,7 @@ class Testbed:
         """Return the address of a rank."""
         return f"10.77.0.{rank + 1}"
 
-    def __enter__(self) -> Testbed:
+    def __enter__(self) -> Self:
         remove_left_behind()
         self._file = _lock(self.token)
         try:
@@ -288,4 +288,3 @@ class Testbed:
         steps = [f"echo {mask} > /sys/class/net/{device}/queues/rx-0/rps_cpus" for device in devices]
         steps += [f"echo '{value}' > /proc/sys/net/{key}" for key, value in SETTINGS.items()]
         run(["ip", "netns", "exec", name, "sh", "-e", "-c", "; ".join(steps)])
-

@@ -189,6 +189,12 @@ def main(arguments: list[str], join: Callable[[Job], Any] | None = None) -> int:
 
 if __name__ == "__main__":
     # Past this line nothing is left to do, and PyTorch's threads have nothing to say: leave without waiting for them.
-    code = main(sys.argv[1:])
+    try:
+        code = main(sys.argv[1:])
+    except Exception:  # noqa: BLE001 - whoever started this rank reads the last line of what it says
+        import traceback
+
+        traceback.print_exc()
+        code = 1
     sys.stderr.flush()
     os._exit(code)

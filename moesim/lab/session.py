@@ -69,6 +69,9 @@ class Session:
         dist.init_process_group(both, store=store, rank=self.rank, world_size=self.world, timeout=timeout)
         self._same_job(job)
         self.meet()  # the first exchange makes every connection
+        if self.backend == "nccl":
+            dist.all_reduce(torch.zeros(1, device=self.device.place))
+            self.device.wait()
         self.offset, self.offset_error = self._clock()
         self.lead = self._lead()
 

@@ -1,7 +1,7 @@
 """Links of a given rate, by Linux's hierarchical token bucket (HTB): the lines that ``tc`` is given for one end of a link.
 
-HTB is the shaper to use on a machine with few cores: it keeps a rate within some thousandths at a few per cent of a core, where a plain token
-bucket cuts large packets into small ones first. Two ways of queueing:
+HTB is the shaper to use on a machine with few cores: it keeps a rate within some thousandths at a few per cent of a core, where a plain
+token bucket cuts large packets into small ones first. Two ways of queueing:
 
 - ``flow``: every pair of ranks has a class of its own that borrows from the link, so that pairs share it equally. That is max-min sharing.
 - ``fifo``: one queue for all, as a simple switch has it.
@@ -101,4 +101,4 @@ def _classes(verb: str, end: End) -> list[str]:
         (OTHERS, f"prio 1 quantum {SEGMENT}"),
         *((_flow(number), f"prio 1 quantum {SEGMENT}") for number in range(len(end.flows))),
     ]
-    return [f"class {verb} dev {end.device} parent {LINK_CLASS} classid {name} htb {' '.join([common, rest])}" for name, rest in named]
+    return [f"class {verb} dev {end.device} parent {LINK_CLASS} classid {name} htb {common} {rest}" for name, rest in named]

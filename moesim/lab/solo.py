@@ -1,7 +1,7 @@
 """What a rank of the testbed does, done alone: seconds of each local operation on one core, and the rows that each case will keep.
 
-``python -m moesim.lab.solo REQUEST.json ANSWER.json`` in a process of its own, with one thread on one core. Times are those of the thread on
-its processor, so that other programs that take the core away now and then do not count. Nothing here knows of the network or of steps:
+``python -m moesim.lab.solo REQUEST.json ANSWER.json`` in a process of its own, with one thread on one core. Times are those of the thread
+on its processor, so that other programs that take the core away now and then do not count. Nothing here knows of the network or of steps:
 that is what makes the answer a calibration and not a fit.
 """
 

@@ -88,6 +88,7 @@ def _compute(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[str
             "rows": facts["rows"],
             "active_experts": facts["active_experts"],
             "max_expert_rows": facts["max_expert_rows"],
+            "graph": facts["graph"],
         }
         rate = {"tflops": facts["flop"] / result["median"] / 1e12, "GBps": facts["bytes"] / result["median"] / 1e9}
         rows.append({**framework, "operation": asked["operation"], **shape, **extra, **_spread(result), **rate})
@@ -100,7 +101,7 @@ def _compute(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[str
         "note: num_tokens = tokens of the whole expert-parallel group; the device plays the most loaded of moe_ep_size ranks",
         "note: rows = token-expert pairs of the device's own experts, the only ones that it computes",
         "note: power_law_A draws a weight per expert by inverse CDF on [1, 0.8 num_tokens], one seeded draw",
-        f"note: caches {'emptied' if kept['cold'] else 'warm'}; CUDA graph: {kept['graph']}; CPU threads: {kept['threads']}",
+        f"note: caches {'emptied' if kept['cold'] else 'warm'}; graph 1: replayed as a CUDA graph; CPU threads: {kept['threads']}",
     ]
     about = ["note: softmax and top-k of given logits, permute, gated (SwiGLU) FFN, weighted sum; no gate GEMM, no communication"]
     return {"compute.csv": (rows, notes), f"moe_ffn_{measured['system']}.csv": (whole, [*notes, *about])}

@@ -49,8 +49,8 @@ def need_testbed() -> None:
 
 
 def prepare(
-    fabrics: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], *, probe: Mapping[str, Any], seed: int, repeats: int, quick: bool,
-    progress: Progress,
+    fabrics: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], *, probe: Mapping[str, Any], seed: int, repeats: int,
+    quick: bool, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure what predictions may rest on: local operations alone, latencies of the smallest step; and find out which rows will be kept.
 
@@ -97,7 +97,8 @@ def _alone(request: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="moesim-") as name:
         asked, answered = Path(name) / "request.json", Path(name) / "answer.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-m", "moesim.lab.solo", str(asked), str(answered)], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "moesim.lab.solo", str(asked), str(answered)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this Python
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()]
             raise MeasurementError(f"the calibration of local operations failed: {said[-1] if said else f'exit code {done.returncode}'}")
@@ -169,7 +170,9 @@ def marks_of(ranks: Sequence[Sequence[Mapping[str, Any]]], name: str) -> tuple[A
     """Return float[repeats, ranks, phases + 1], the instants of a layer case that every rank has measured, and the facts of rank 0."""
     found = [{line["repeat"]: line["marks_s"] for line in lines if line.get("case") == name and "repeat" in line} for lines in ranks]
     common = sorted(set.intersection(*map(set, found))) if found else []
-    facts: Mapping[str, Any] = next((line["facts"] for line in ranks[0] if line.get("case") == name and "facts" in line), {}) if ranks else {}
+    facts: Mapping[str, Any] = (
+        next((line["facts"] for line in ranks[0] if line.get("case") == name and "facts" in line), {}) if ranks else {}
+    )
     return np.array([[of_rank[repeat] for of_rank in found] for repeat in common]), facts
 
 
@@ -188,8 +191,8 @@ def measure(document: Mapping[str, Any], *, seed: int, progress: Progress) -> di
     Returns
     -------
     dict
-        ``prediction`` (the hash), ``partial`` (why not everything was measured, or empty), ``interrupted``, ``runs`` (fabric, counters), and
-        ``cases`` by name: ``seconds`` of each repeat, and what else is known.
+        ``prediction`` (the hash), ``partial`` (why not everything was measured, or empty), ``interrupted``, ``runs`` (fabric, counters),
+        and ``cases`` by name: ``seconds`` of each repeat, and what else is known.
 
     Raises
     ------
@@ -241,7 +244,9 @@ def _measured(case: Mapping[str, Any], ranks: Sequence[Sequence[Mapping[str, Any
         marks, facts = marks_of(ranks, case["name"])
         if not len(marks):
             return {"seconds": []}
-        of_ranks: list[Mapping[str, Any]] = [next((line["facts"] for line in lines if line.get("case") == case["name"] and "facts" in line), {}) for lines in ranks]
+        of_ranks: list[Mapping[str, Any]] = [
+            next((line["facts"] for line in lines if line.get("case") == case["name"] and "facts" in line), {}) for lines in ranks
+        ]
         kept, dropped = [item.get("kept") for item in of_ranks], sum(item.get("dropped", 0) for item in of_ranks)
         return {
             "seconds": marks[:, :, -1].max(axis=1).tolist(),

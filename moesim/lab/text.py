@@ -18,10 +18,20 @@ def shown(measured: Mapping[str, Any]) -> str:
     head = f"{measured['kind']} on {measured['system']}: {ranks}, {device}, PyTorch {torch}, {measured['made']}"
     header, rows = makers[measured["kind"]]([case for case in measured["cases"] if "results" in case])
     lines = [head, "", *_aligned(header, rows)]
-    lines += [f"{case['name']}: not measured: {case['error']}" for case in measured["cases"] if "error" in case]
+    for why, of in errors(measured).items():
+        lines.append(f"not measured: {of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {why}")
     if measured["partial"]:
         lines += ["", f"PARTIAL: {measured['why']}"]
     return "\n".join(lines) + "\n"
+
+
+def errors(measured: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names of the cases that could not be measured, by reason."""
+    found: dict[str, list[str]] = {}
+    for case in measured["cases"]:
+        if "error" in case:
+            found.setdefault(case["error"], []).append(case["name"])
+    return found
 
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -84,6 +84,10 @@ def _client(address: str, jobs: int, memory: int | None) -> Iterator[Any]:
     except ImportError:
         raise UsageError("the executor 'dask' needs the package distributed: pip install 'moesim[dask]'") from None
     untyped: Any = distributed
+    if address and "://" not in address:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UsageError(f"dask://{address} is no address of a scheduler; write dask://host:port, such as dask://127.0.0.1:8786")
     if not address:
         sizes = {"n_workers": jobs, "threads_per_worker": 1, "memory_limit": memory or "auto"}
         with untyped.LocalCluster(**sizes, dashboard_address=None, silence_logs=50) as cluster, untyped.Client(cluster) as client:

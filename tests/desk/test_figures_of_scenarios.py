@@ -24,9 +24,11 @@ COMPUTE = {"attention", "router", "experts", "dispatch", "combine"}
 EXPECTED = {
     "does-a-mesh-hold-mixtral": (8, 0, {"mesh": 56}, 4, 8, set()),
     "does-round-robin-spread-neighbours": (8, 1, {"nvlink": 16}, 26, 64, {"dense layers", "shared experts"}),
+    "how-many-gpus-and-which-fabric": (16, 5, {"nvlink": 32, "nic": 32, "uplink": 4}, 6, 128, set()),
     "how-much-does-a-thin-spine-hurt": (32, 7, {"nvlink": 64, "nic": 64, "uplink": 4}, 6, 128, set()),
     "how-skewed-is-decode-in-a-rack": (64, 1, {"nvlink": 128}, 4, 256, {"dense layers", "shared experts"}),
     "is-uniform-routing-realistic": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
+    "what-does-capacity-125-cost": (8, 1, {"nvlink": 16}, 26, 64, {"shared experts"}),
     "what-does-hashing-over-spines-cost": (32, 16, {"nvlink": 64, "nic": 64, "uplink": 64}, 4, 128, set()),
     "what-does-forwarding-save": (32, 5, {"nvlink": 64, "nic": 64}, 2, 256, {"dense layers", "shared experts"}),
     "does-overlap-help": (8, 3, {"nvlink": 16, "nic": 16}, 2, 64, {"dense layers", "shared experts"}),

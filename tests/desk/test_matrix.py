@@ -133,7 +133,10 @@ LINE = SMALL.count("\n") + 1
         ("matrix:\n  seed: [1, 2, 1]\n", f"{LINE + 1}:16: matrix.seed: the value 1 is there twice"),
         ("matrix:\n  seed: [1, 2]\n  include: {seed: 3}\n", f"{LINE + 2}:12: matrix.include: expected a list of mappings"),
         ("matrix:\n  seed: [1, 2]\n  include: [3]\n", f"{LINE + 2}:13: matrix.include.0: expected a mapping of dotted keys"),
-        ("matrix:\n  seed: [1, 2]\n  exclude: [{steps: 3}]\n", f"{LINE + 2}:21: matrix.exclude.0.steps: excludes nothing: steps is no axis"),
+        (
+            "matrix:\n  seed: [1, 2]\n  exclude: [{steps: 3}]\n",
+            f"{LINE + 2}:21: matrix.exclude.0.steps: excludes nothing: steps is no axis",
+        ),
         ("matrix:\n  seed: [1, 2]\n  exclude: [{seed: 3}]\n", f"{LINE + 2}:20: matrix.exclude.0.seed: excludes nothing: seed never is 3"),
     ],
 )

@@ -1,6 +1,7 @@
 """Processor sharing: ranks that outnumber their cores, by hand, against max-min sharing of links, and through whole runs."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ def test_shared_cores_conserve_work_and_never_idle_while_tasks_wait(tasks, cores
     ends = ends_of(cores, tasks)
     times = sorted({0.0, *ends, *(arrival for arrival, _ in tasks)})
     done = 0.0
-    for begin, end in zip(times, times[1:], strict=False):
+    for begin, end in pairwise(times):
         running = sum(arrival <= begin and stop >= end for (arrival, _), stop in zip(tasks, ends, strict=True))
         done += min(running, cores) * (end - begin)
     assert done == pytest.approx(sum(seconds for _, seconds in tasks), rel=1e-9)
@@ -225,8 +226,9 @@ def test_steps_without_communication_by_hand():
     seconds = {works[0]: np.array([2.0, 4.0]), works[2]: np.array([1.0, 1.0])}
     one = ShapedHosts(ranks=2, cores=1).build()
     assert no_communication_on_shared_cores(program, seconds, 1, one) == pytest.approx(8.0)
-    # Four ranks on two cores (0 and 2 on one, 1 and 3 on the other), experts 1, 4, 1 and 0 s, then 1, 1, 1 and 0 s. All meet at 4, when rank 1
-    # is done; ranks 0 and 2 then share: 6. In two groups 2 and 3 meet at 2, rank 2 is done at 3, and rank 0 has its core alone from 4 on: 5.
+    # Four ranks on two cores (0 and 2 on one, 1 and 3 on the other), experts 1, 4, 1 and 0 s, then 1, 1, 1 and 0 s. All meet at 4, when
+    # rank 1 is done; ranks 0 and 2 then share: 6. In two groups 2 and 3 meet at 2, rank 2 is done at 3, and rank 0 has its core alone
+    # from 4 on: 5.
     seconds = {works[0]: np.array([1.0, 4.0, 1.0, 0.0]), works[2]: np.array([1.0, 1.0, 1.0, 0.0])}
     two = ShapedHosts(ranks=4, cores=2).build()
     assert no_communication_on_shared_cores(program, seconds, 1, two) == pytest.approx(6.0)

@@ -14,7 +14,8 @@ def pair(sent, back=0.0):
 
 
 def test_phases_follow_each_other_on_every_rank():
-    # Ranks share one core: 1 and 3 s of work. Rank 0 ends at 2; rank 1 has 2 left, alone: 4. Then 50 B each way at 10 B/s: 5 s. Then a pause.
+    # Ranks share one core: 1 and 3 s of work. Rank 0 ends at 2; rank 1 has 2 left, alone: 4. Then 50 B each way at 10 B/s: 5 s. Then a
+    # pause.
     cluster = ShapedHosts(ranks=2, rank_link=10.0, payload=1.0, cores=1).build()
     phases = [
         Compute(name="work", seconds=np.array([1.0, 3.0])),
@@ -54,10 +55,10 @@ def test_a_link_that_changes_carries_less_from_then_on():
 
 
 def test_a_library_runs_the_two_ways_of_some_pairs_one_after_the_other():
-    # Four ranks that enter in order 0, 1, 2, 3; every pair 10 B each way; links of 10 B/s. Of an earlier rank a and a later one b the two ways
-    # are serial, b -> a first, where (a - b) mod 4 <= 2: pairs (0, 2), (1, 3) at distance 2 and (0, 3) at (0 - 3) mod 4 = 1. So at first
-    # 2 -> 0, 3 -> 1, 3 -> 0 and both ways of (0, 1), (1, 2), (2, 3) move: rank 0 receives from 1, 2, 3, rank 1 from 0, 2, 3, and ranks 2
-    # and 3 send to 0, 1, 3 and to 0, 1, 2. All of these take 3 s, as ports of three flows do; nothing serial has begun before.
+    # Four ranks that enter in order 0, 1, 2, 3; every pair 10 B each way; links of 10 B/s. Of an earlier rank a and a later one b the two
+    # ways are serial, b -> a first, where (a - b) mod 4 <= 2: pairs (0, 2), (1, 3) at distance 2 and (0, 3) at (0 - 3) mod 4 = 1. So at
+    # first 2 -> 0, 3 -> 1, 3 -> 0 and both ways of (0, 1), (1, 2), (2, 3) move: rank 0 receives from 1, 2, 3, rank 1 from 0, 2, 3, and
+    # ranks 2 and 3 send to 0, 1, 3 and to 0, 1, 2. All of these take 3 s, as ports of three flows do; nothing serial has begun before.
     # The last three flows 0 -> 2, 1 -> 3, 0 -> 3 begin then; rank 0 sends two of them: 2 s more.
     even = AllToAll(name="swap", bytes=np.full((4, 4), 10.0), posting="alternately")
     order = Wait(name="order", seconds=np.arange(4) * 1e-9)

@@ -15,8 +15,8 @@ from moesim.study.testbed.outcome import compared
 def document(**more):
     fabric = {"name": "star2", "ranks": 2, "per_node": 0, "fast_mbit": 100.0, "slow_mbit": 0.0, "queue": "flow"}
     exchange = {
-        "kind": "exchange", "name": "a", "fabric": "star2", "pattern": "even", "bytes_per_pair": 8, "posting": "receives_first", "stagger_ms": 0.0,
-        "degraded": False, "bytes": [[0, 8], [8, 0]], "stagger_s": [0.0, 0.0], "change": None, "predicted_s": 0.11,
+        "kind": "exchange", "name": "a", "fabric": "star2", "pattern": "even", "bytes_per_pair": 8, "posting": "receives_first",
+        "stagger_ms": 0.0, "degraded": False, "bytes": [[0, 8], [8, 0]], "stagger_s": [0.0, 0.0], "change": None, "predicted_s": 0.11,
         "baselines_s": {"port bound": 0.05},
     }  # fmt: skip
     layer = {

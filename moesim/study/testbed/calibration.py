@@ -16,8 +16,8 @@ from moesim.models.compute.table import interpolated
 
 FORWARD = ("router", "permute", "ffn", "group", "sum")
 BACKWARD = ("b_sum", "ffn_bwd", "b_router")
-"""Operations: gate and top-k; sorting copies by expert; one expert; grouping received rows by expert and back; the weighted sum. Backward: the
-sum's gradient, an expert's, the gate's with the sum over copies."""
+"""Operations: gate and top-k; sorting copies by expert; one expert; grouping received rows by expert and back; the weighted sum.
+Backward: the sum's gradient, an expert's, the gate's with the sum over copies."""
 
 Points = tuple[Floats, Floats]
 

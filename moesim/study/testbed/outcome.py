@@ -24,10 +24,10 @@ def compared(document: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[s
     Returns
     -------
     dict
-        ``cases``: name, sort, predicted, median, quartiles, extremes and number of repeats in s, error and errors of the baselines in per cent
-        (signed, of the measurement). ``sorts``: number, mean, worst and signed mean of the errors, and the same of each baseline.
-        ``order`` of layer cases of one fabric and shape: pairs that differ by more than noise, and those that were predicted the other way
-        round. ``unmeasured``: names.
+        ``cases``: name, sort, predicted, median, quartiles, extremes and number of repeats in s, error and errors of the baselines in per
+        cent (signed, of the measurement). ``sorts``: number, mean, worst and signed mean of the errors, and the same of each baseline.
+        ``order`` of layer cases of one fabric and shape: pairs that differ by more than noise, and those that were predicted the other
+        way round. ``unmeasured``: names.
     """
     queue = {fabric["name"]: fabric["queue"] for fabric in document["fabrics"]}
     cases, missing, notes = [], [], []

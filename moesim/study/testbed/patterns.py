@@ -21,9 +21,10 @@ ELEMENT = 4
 KINDS = ("even", "hot", "zipf", "dir", "sparse", "incast", "shift", "adv1", "adv2", "adv3")
 """What a matrix may be.
 
-``even``: all pairs alike. ``hot``: one destination four times as popular as the others. ``zipf``: popularity 1/rank of destinations, in random
-order. ``dir``: every source splits its bytes by a Dirichlet(0.7) draw of its own. ``sparse``: about half of the pairs are silent. ``incast``: all
-to rank 0. ``shift``: each to the next. ``adv1`` ...: of 400 sparse matrices the one whose max-min makespan exceeds its port bound most."""
+``even``: all pairs alike. ``hot``: one destination four times as popular as the others. ``zipf``: popularity 1/rank of destinations, in
+random order. ``dir``: every source splits its bytes by a Dirichlet(0.7) draw of its own. ``sparse``: about half of the pairs are silent.
+``incast``: all to rank 0. ``shift``: each to the next. ``adv1`` ...: of 400 sparse matrices the one whose max-min makespan exceeds its
+port bound most."""
 
 HOT = 4.0
 CONCENTRATION = 0.7

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from moesim.engine.replay import Change
-from moesim.facts.cluster import Cluster
 from moesim.models.bounds import link_bound
 from moesim.models.topology.shaped_hosts import ShapedHosts
 from moesim.study.testbed.calibration import Calibration, calibration_of
 from moesim.study.testbed.patterns import matrix
-from moesim.study.testbed.predict import MBIT, Step, exchange, latency_of_probe, play_step, testbed
+from moesim.study.testbed.predict import MBIT, Step, exchange, latency_of_probe, play_step, hosts_of
 
 POSTINGS = {"receives_first": False, "library": True}
 DEGRADED = 0.25
@@ -38,13 +37,16 @@ class FabricPlan:
 
     def hosts(self, cores: int = 0, *, pinned: bool = True) -> ShapedHosts:
         """Return the topology that the engine plays."""
-        return testbed(self.ranks, self.per_node, self.fast_mbit, self.slow_mbit, cores=cores, pinned=pinned)
+        return hosts_of(self.ranks, self.per_node, self.fast_mbit, self.slow_mbit, cores=cores, pinned=pinned)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangePlan:
-    """One all-to-all: pattern, bytes of a pair on average, how it is posted, how late rank r starts (r x ``stagger_ms``), and whether a link
-    carries a quarter from the middle on."""
+    """One all-to-all.
+
+    ``bytes_per_pair`` are those of a pair on average; rank r starts r x ``stagger_ms`` late; with ``degraded`` the link of the busiest rank
+    carries a quarter from the middle on.
+    """
 
     name: str
     fabric: str
@@ -170,8 +172,6 @@ def full_plan() -> Plan:
     )
 
 
-
-
 def predicted_exchange(case: ExchangePlan, fabric: FabricPlan) -> dict[str, Any]:
     """Return an exchange as the measurement and the reader need it: bytes, late starts, the change of a link, what is predicted."""
     cluster = fabric.hosts().build()
@@ -195,7 +195,7 @@ def predicted_exchange(case: ExchangePlan, fabric: FabricPlan) -> dict[str, Any]
     if library:
         baselines["receives first"] = exchange(cluster, sent, late=late).seconds
     if fabric.per_node:
-        flat = testbed(fabric.ranks, 0, fabric.fast_mbit, 0.0, cores=0).build()
+        flat = hosts_of(fabric.ranks, 0, fabric.fast_mbit, 0.0, cores=0).build()
         baselines["no uplinks"] = exchange(flat, sent, late=late, library=library).seconds
     return {**found, "predicted_s": answer.seconds, "ends_s": answer.ends[-1].tolist(), "baselines_s": baselines}
 
@@ -228,7 +228,7 @@ def predicted_layer(
         counts=probe["counts_s"], latency=latency_of_probe(hosts, probe["all_to_all_s"], case.hidden), library=POSTINGS[case.posting],
     )  # fmt: skip
     played = play_step(hosts.build(), step, calibration)
-    flat = testbed(fabric.ranks, 0, fabric.fast_mbit, 0.0, cores=cores)
+    flat = hosts_of(fabric.ranks, 0, fabric.fast_mbit, 0.0, cores=cores)
     baselines = {
         "balanced load": play_step(hosts.build(), step.balanced(), calibration).seconds,
         "no core sharing": play_step(fabric.hosts(0).build(), step, calibration).seconds,

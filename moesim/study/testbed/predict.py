@@ -31,7 +31,7 @@ PROBE_ROWS = 32
 """Rows that each rank sends in the probe of latencies: 16 tokens, top-2."""
 
 
-def testbed(
+def hosts_of(
     ranks: int, per_node: int, fast_mbit: float, slow_mbit: float, *, cores: int = 2, pinned: bool = True, payload: float = PAYLOAD
 ) -> ShapedHosts:
     """Return the topology of a testbed in the words of its tables: Mbit/s, ``per_node`` of 1 or 0 for a star.
@@ -81,10 +81,15 @@ def exchange(
     asked = np.array(sent, dtype=np.float64)
     np.fill_diagonal(asked, 0.0)
     if not library:
-        return replay(cluster, [Wait(name="start", seconds=start), AllToAll(name="exchange", bytes=asked, posting="before")], changes=changes)
+        return replay(
+            cluster, [Wait(name="start", seconds=start), AllToAll(name="exchange", bytes=asked, posting="before")], changes=changes
+        )
     found = []
     for number in range(ORDERS):
-        phases: list[Phase] = [Wait(name="start", seconds=start + _apart(number, cluster.gpus)), AllToAll(name="exchange", bytes=asked, posting="alternately")]
+        phases: list[Phase] = [
+            Wait(name="start", seconds=start + _apart(number, cluster.gpus)),
+            AllToAll(name="exchange", bytes=asked, posting="alternately"),
+        ]
         found.append(replay(cluster, phases, changes=changes))
     return _median(found)
 

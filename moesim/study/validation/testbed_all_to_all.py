@@ -16,14 +16,15 @@ from moesim.models.bounds import link_bound
 from moesim.models.fitted.rows import Rows, count, each, labels, numbers, words
 from moesim.models.topology.shaped_hosts import ShapedHosts
 from moesim.study.testbed.patterns import matrix
-from moesim.study.testbed.predict import exchange, testbed
+from moesim.study.testbed.predict import exchange, hosts_of
 from moesim.study.validation.table_kind import Prediction, prediction, register_table
 
 LONG = 0.05
 """s; below, the latency of a call and the bytes that a shaper lets through at once are no longer small."""
 
 SPREAD = {"long": 0.021, "fifo_long": 0.072, "library_long": 0.25, "short": 0.11}
-"""Relative half-width of the interval in which 90 % of the committed cases lie, by regime. Library: what the order of entering alone makes."""
+"""Relative half-width of the interval in which 90 % of the committed cases lie, by regime. Library: what the order of entering alone
+makes."""
 
 REPEATED = 0.009
 """Relative standard error between two sessions: the same cases 45 minutes apart differed by 1.0 % on average."""
@@ -39,7 +40,7 @@ def spread_of_median(rows: Rows) -> Floats:
 def topology_of(rows: Rows, row: int) -> ShapedHosts:
     """Return the fabric of one row."""
     ranks, per_node = int(numbers(rows, "n")[row]), int(numbers(rows, "per_node")[row])
-    return testbed(ranks, per_node, float(numbers(rows, "fast_mbit")[row]), float(numbers(rows, "slow_mbit")[row]), cores=0)
+    return hosts_of(ranks, per_node, float(numbers(rows, "fast_mbit")[row]), float(numbers(rows, "slow_mbit")[row]), cores=0)
 
 
 def traffic_of(rows: Rows, row: int) -> tuple[Floats, Floats]:
@@ -59,10 +60,7 @@ def traffic_of(rows: Rows, row: int) -> tuple[Floats, Floats]:
 
 def regimes(rows: Rows, seconds: Floats) -> NDArray[np.str_]:
     """Return ``long`` (50 ms and more), ``fifo_long`` (one queue per link), ``library_long`` (posted alternately), or ``short``."""
-    if "shaper" in rows:
-        fifo = words(rows, "shaper") != "htbfq"
-    else:
-        fifo = np.char.find(words(rows, "tag"), "fifo") >= 0
+    fifo = words(rows, "shaper") != "htbfq" if "shaper" in rows else np.char.find(words(rows, "tag"), "fifo") >= 0
     kind = np.where(words(rows, "mode") == "a2a", "library_long", np.where(fifo, "fifo_long", "long"))
     return np.where(seconds >= LONG, kind, "short").astype(np.str_)
 
@@ -75,7 +73,10 @@ def _late_or_reason(late: str) -> float:
 
 
 def each_case(rows: Rows, ask: Callable[[Cluster, Floats, Floats, bool], float]) -> tuple[Floats, NDArray[Any]]:
-    """Return what ``ask(cluster, sent, late, library)`` says of each row, asked once of equal ones, and why it says nothing where it does not."""
+    """Return what ``ask(cluster, sent, late, library)`` says of each row, and why it says nothing where it does not.
+
+    Equal rows are asked about once.
+    """
     names = ("n", "per_node", "fast_mbit", "slow_mbit", "mode", "kind", "bytes_per_pair")
     values = np.full(count(rows), np.nan)
     reasons = np.asarray([""] * count(rows), dtype=object)

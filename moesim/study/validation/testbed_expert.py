@@ -17,8 +17,12 @@ from moesim.study.validation.table_kind import Prediction, prediction, register_
 FEW = 16
 """Tokens below which times on a CPU are not smooth: three can take longer than four."""
 
-SPREAD = {"many": 0.1, "few": 0.35}
-"""Relative half-width of the interval in which about 90 % of the committed rows lie."""
+SPREAD = {
+    "ffn_many": 0.08, "ffn_few": 0.5, "grouped_many": 0.14, "grouped_few": 0.7, "permute_many": 0.3, "permute_few": 0.08,
+    "combine_many": 0.2, "combine_few": 0.06,
+}  # fmt: skip
+"""Relative half-width of the interval in which about 90 % of the committed rows lie, by regime. Experts in turn with few tokens each read
+their weights from memory again, which a sum of single ones does not know."""
 
 
 @register_table
@@ -74,7 +78,7 @@ class TestbedExpert:
                     order = others[np.argsort(tokens[others])]
                     values[row] = float(interpolated(tokens[at : at + 1], tokens[order], seconds[order])[0])
         reasons[np.isfinite(values)] = ""
-        width = np.where(self._rows(rows) < FEW, SPREAD["few"], SPREAD["many"])
+        width = np.array([SPREAD.get(label, SPREAD["ffn_few"]) for label in self.regime(rows).tolist()])
         return prediction(values, values * (1 - width), values * (1 + width), reasons=reasons, basis="fitted")
 
     def fit(self, rows: Rows) -> dict[str, Section]:  # noqa: ARG002 - the contract's name

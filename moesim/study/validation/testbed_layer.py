@@ -14,7 +14,7 @@ from moesim.facts.profile import Profile, Section
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.models.topology.shaped_hosts import ShapedHosts
 from moesim.study.testbed.calibration import Calibration, calibration_of
-from moesim.study.testbed.predict import Step, latency_of_probe, play_step, testbed
+from moesim.study.testbed.predict import Step, latency_of_probe, play_step, hosts_of
 from moesim.study.validation.table_kind import Prediction, prediction, register_table
 from moesim.study.validation.testbed_all_to_all import spread_of_median
 
@@ -42,7 +42,7 @@ def topology_of(rows: Rows, row: int, *, uplinks: bool = True, share: bool = Tru
     if not isinstance(lab, Mapping) or "n" not in lab or "fast" not in lab:
         raise CalibrationError(f"lab_kw is {lab!r}: expected a mapping with n (ranks), fast (bit/s), and for nodes per_node and slow")
     cores = int(numbers(rows, "cores")[row]) if "cores" in rows else CORES
-    return testbed(
+    return hosts_of(
         int(lab["n"]),
         int(lab.get("per_node", 1)) if uplinks else 1,
         float(lab["fast"]) / 1e6,
@@ -86,7 +86,8 @@ class TestbedLayer:
     files: ClassVar[tuple[str, ...]] = ("moe_fwd*.jsonl", "moe_bwd*.jsonl", "moe_gloo*.jsonl", "moe_nopin*.jsonl")
     companions: ClassVar[tuple[str, ...]] = ("moe_*_calibration.json",)
     columns: ClassVar[tuple[str, ...]] = (
-        "lab", "lab_kw", "bwd", "ff", "d", "tokens", "skew", "cf", "pinned", "a2a", "kept", "counts_latency_s", "reps", "median_s", "q25_s", "q75_s",
+        "lab", "lab_kw", "bwd", "ff", "d", "tokens", "skew", "cf", "pinned", "a2a", "kept", "counts_latency_s",
+        "reps", "median_s", "q25_s", "q75_s",
     )  # fmt: skip
     quantity: ClassVar[str] = "time"
     __test__: ClassVar[bool] = False
