@@ -140,7 +140,7 @@ def domains(figures):
 
 
 TEXTS = {
-    "thresholds": """The thresholds stand in `docs/validation_targets.json` and were written down before the first fit. *Held back* is what counts: the
+    "thresholds": """The thresholds stand in `docs/validation_targets.json` and were set before anything was fitted. *Held back* is what counts: the
 errors of rows whose whole group was left out of the fit. *Fitted* are the same rows with the shipped profile, which has seen them. Errors are
 mean absolute ones in per cent unless the class says otherwise.""",
     "held_back": """Each group of a table (a system with a number of GPUs or of nodes, or a shape) was predicted from fits to all other groups. *Bias* is the

@@ -69,11 +69,11 @@ def run(scenario: str | os.PathLike[str] | Scenario, overrides: Iterable[str] = 
     from moesim.base.errors import UsageError
     from moesim.desk.scenario_file import load_scenario
     from moesim.desk.trace_files import read_trace
-    from moesim.engine.simulate import simulate
+    from moesim.study.uncertainty import simulate_uncertain
 
     read = cache(read_trace)
     if isinstance(scenario, (str, os.PathLike)):
         scenario = load_scenario(scenario, overrides, read_trace=read)
     elif overrides := tuple(overrides):
         raise UsageError(f"the override {overrides[0]!r} comes too late for a scenario that is loaded; give it to load_scenario")
-    return simulate(scenario, read_trace=read)
+    return simulate_uncertain(scenario, read_trace=read)

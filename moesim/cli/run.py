@@ -90,14 +90,14 @@ def command(
             scenario = load()
         from moesim.desk import folder as places
         from moesim.desk.result_files import NAMES, deliver, pack
-        from moesim.engine.simulate import simulate
+        from moesim.study.uncertainty import simulate_uncertain
 
         folder = Path(out) if out is not None else Path("out") / places.slug(scenario.name)
         places.prepare(folder, NAMES)
         _announce_compiling(quiet=quiet)
         with _progress(quiet=quiet) as progress:
             keep_spans = spans or (trace and trace_steps > 1)
-            result = simulate(scenario, read_trace=read, progress=progress, keep_spans=keep_spans, keep_routing=save_routing)
+            result = simulate_uncertain(scenario, read_trace=read, progress=progress, keep_spans=keep_spans, keep_routing=save_routing)
         if not no_report:
             press.begin(result)
         parcel = pack(result, folder, spans=spans)

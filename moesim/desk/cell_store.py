@@ -12,6 +12,7 @@ from moesim.desk import folder as places
 from moesim.desk.cell_files import file_of, read_answer, write_answer
 from moesim.desk.study_cells import play
 from moesim.desk.worker import cores, ready
+from moesim.engine.ready import get_ready
 from moesim.study.cell import Answer, Cell
 from moesim.study.pool import INLINE, PROCESSES, play_all
 
@@ -88,6 +89,7 @@ class Store:
             run(cells, executor=self.executor)
             return
         if self._each is None:  # one run says whether worker processes are worth their start
+            get_ready()  # compiling and loading happen once, and say nothing about the other runs
             began = time.monotonic()
             run(cells[:1], executor=INLINE)
             self._each = time.monotonic() - began

@@ -19,7 +19,7 @@ from moesim.facts.trace import Trace
 from moesim.models.source.deal_tokens import recorded_steps
 from moesim.models.source.recorded import Recorded
 from moesim.study.cell import Answer, Cell
-from moesim.study.played import Played, without_copies
+from moesim.study.played import Played
 
 SEEDS, BLOCKS = "seeds", "blocks"
 DRAWN_FROM = ("model", "parallel", "workload", "routing")
@@ -76,15 +76,14 @@ class Runs:
         done = [(scenario.seed, answer) for scenario, answer in zip(self.scenarios, answers, strict=True) if answer.done]
         if not done:
             return None
-        return without_copies(
-            Played(
-                name=self.name,
-                answers=tuple(answer for _, answer in done),
-                seeds=tuple(seed for seed, _ in done),
-                blocks=self._blocks(done[0][1]),
-                draws=self.draws,
-                learns=self.learns,
-            )
+        return Played(
+            name=self.name,
+            answers=tuple(answer for _, answer in done),
+            seeds=tuple(seed for seed, _ in done),
+            serial=len(self.scenarios) == 1,
+            blocks=self._blocks(done[0][1]),
+            draws=self.draws,
+            learns=self.learns,
         )
 
     def _blocks(self, answer: Answer) -> Ints:

@@ -15,7 +15,7 @@ SIGNS: Mapping[str, str] = {BETTER: "▲", WORSE: "▼", UNDECIDED: "○"}
 """A shape for each verdict, so that none is told by colour alone."""
 
 VAGUE = 10
-"""A relative interval wider than this many times the variant's own size says only that the baseline may be 0: then the absolute one is shown."""
+"""A relative interval wider than this many times the variant itself says only that the baseline may be 0; the absolute one says more."""
 
 
 def is_share(name: str, unit: str) -> bool:

@@ -15,7 +15,7 @@ from moesim.desk.study_cells import read_trace
 from moesim.facts.scenario import Scenario
 from moesim.study.cell import Answer, Cell
 from moesim.study.compare import Comparison, check_objective, compare
-from moesim.study.played import Played
+from moesim.study.played import Played, are_copies, as_one_run
 
 REPLICATES = 5
 """Seeds that each variant is played with, unless said otherwise."""
@@ -125,6 +125,8 @@ def conclude(question: Question, answers: Sequence[Answer]) -> Outcome:
     if len(played) < 2:
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
         raise SimulationError(f"nothing is left to compare: {len(failed)} of {len(question.runs)} variants failed ({reasons})")
+    copied = {found.draws for found in played.values() if are_copies(found)}
+    played = {name: as_one_run(found) if found.draws in copied else found for name, found in played.items()}
     baseline = question.baseline if question.baseline in played else next(iter(played))
     if baseline != question.baseline:
         said.append(f"the baseline {question.baseline} failed: differences are taken from {baseline}")
@@ -146,11 +148,11 @@ def _evidence(question: Question, played: Mapping[str, Played]) -> list[str]:
             continue
         mine = played[runs.name]
         pieces = len(np.unique(mine.blocks)) if mine.blocks is not None else 1
-        if runs.kind == SEEDS and len(runs.scenarios) > 1 and len(mine.answers) == 1:
+        if runs.kind == SEEDS and len(runs.scenarios) > 1 and mine.serial:
             sentence = "the routing is the same under every seed: copies are no evidence, and intervals come from the steps of one run"
             said.setdefault(sentence, []).append(runs.name)
         blocks = _count(runs.independent or 1, "independent block")
-        if len(mine.answers) == 1 and pieces == 1:
+        if mine.serial and pieces == 1:
             why = "there is one run of one step; more replicates or more steps make more"
             if runs.kind == BLOCKS:
                 why = f"the recording has {blocks} of tokens for steps of this size; fewer tokens per GPU make more"

@@ -99,6 +99,10 @@ def put(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise ResultError(f"cannot write {path}: {reason(error)}") from None
+    except BaseException:  # interrupted
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def drop(path: Path) -> None:

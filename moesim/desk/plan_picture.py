@@ -20,6 +20,8 @@ from moesim.study.plan import Found, cost_of
 from moesim.study.plan_verdicts import Judged
 
 MARKS = {"meets": "o", "undecided": "D", "misses": "X"}
+FAR = 2.0
+"""A target so many times above the slowest candidate would leave no room for the points."""
 NAMED = 12
 """Candidates of the front with names; more would cover each other."""
 
@@ -49,8 +51,10 @@ def _drawn(asked: Asked, found: Found, played: list[Judged]) -> Figure:
     stairs = [point for index, point in enumerate(front) if point[1] < min((other[1] for other in front[:index]), default=float("inf"))]
     area.plot([x for x, _ in stairs], [y for _, y in stairs], color=GREY, linewidth=1.0, drawstyle="steps-post", zorder=2)
     _names(figure, area, found, played, points)
+    tallest = max(y for _, y in points)
+    limits = [target.limit * 1e3 for target in asked.plan.targets if target.metric == "step_time" and target.limit * 1e3 <= FAR * tallest]
     for target in asked.plan.targets:
-        if target.metric == "step_time":
+        if target.metric == "step_time" and target.limit * 1e3 in limits:
             area.axhline(target.limit * 1e3, color=MUTED, linewidth=0.9, linestyle="--")
             said = f"{'at most' if target.sense == AT_MOST else 'at least'} {show(target.limit, 's')}"
             where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
@@ -61,7 +65,7 @@ def _drawn(asked: Asked, found: Found, played: list[Judged]) -> Figure:
         area.xaxis.set_major_locator(MaxNLocator(integer=True))
     area.set_ylabel("step time (ms)")
     area.margins(x=0.12)
-    area.set_ylim(0.0, 1.12 * max(y for _, y in points))
+    area.set_ylim(0.0, 1.12 * max(tallest, *limits, 0.0))
     area.legend(loc="best", frameon=False, fontsize=8)
     if max(drops) > 0 and not by_drops:
         figure.colorbar(colours, ax=area, label="routes dropped (%)", pad=0.02)

@@ -35,7 +35,8 @@ def _rounded(data: Any) -> Any:
         return {key: _rounded(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_rounded(value) for value in data]
-    return float(f"{data:.{DIGITS - 1}e}") if isinstance(data, float) else data
+    rounds = isinstance(data, float) and not data.is_integer()
+    return float(f"{data:.{DIGITS - 1}e}") if rounds else data
 
 
 def _digits(value: float) -> str:

@@ -137,6 +137,7 @@ def play(cell: Cell) -> Answer:
 
 def _played(cell: Cell) -> Answer:
     from moesim.engine.simulate import simulate
+    from moesim.study.uncertainty import with_drawn_parameters
 
     if cell.version and cell.version != __version__:
         raise UsageError(f"this worker runs moesim {__version__}, and the study is of moesim {cell.version}; install the same everywhere")
@@ -146,6 +147,9 @@ def _played(cell: Cell) -> Answer:
                 f"{path} is not the file that the study began with; start the study again, with the same file on every machine"
             )
     scenario = read_scenario(cell.text, file=cell.name, folder=cell.folder, read_trace=read_trace)
+    if scenario.uncertainty is not None and scenario.uncertainty.draws:
+        # The seeds of a study are the draws: parameters go by the seed, so that every variant has the same ones (law L9).
+        scenario = with_drawn_parameters(scenario)
     result = simulate(scenario, read_trace=read_trace)
     unknown = next((name for name in cell.tables if name not in result.tables and name != "rebalances"), None)
     if unknown is not None:

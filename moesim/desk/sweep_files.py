@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import moesim
 from moesim.desk import folder as places
 from moesim.desk.scenario_text import digest as scenario_digest
@@ -127,4 +129,4 @@ def write_sweep(plan: Plan, sweep: Sweep, folder: Path, meta: Mapping[str, Any])
 def _arrow(column: Any, pa: Any) -> Any:
     if column.dtype.kind in "UO":
         return pa.array(column.tolist(), type=pa.string())
-    return pa.array(column, from_pandas=True)  # NaN is null
+    return pa.array(column, mask=np.isnan(column) if column.dtype.kind == "f" else None)  # NaN is null

@@ -89,14 +89,24 @@ def curves(sweep: Sweep) -> Figure | None:
 
 
 def heatmap(sweep: Sweep) -> Figure | None:
-    """Draw what differs over the first two axes that have several values, the others at the first value that they take."""
+    """Draw what differs over the first two axes that have several values, the others at those values that most cells have."""
     shown = _shown(sweep)[:2]
     free = [axis for axis in sweep.axes if 1 < len(sweep.values(axis)) <= MOST]
     if len(free) < 2 or not shown:
         return None
     across, upward = free[0], free[1]
-    fixed = {axis: sweep.values(axis)[0] for axis in sweep.axes if axis not in (across, upward) and sweep.values(axis)}
-    chosen = [answer for answer in sweep.done if all(answer.axes.get(axis, ABSENT) == value for axis, value in fixed.items())]
+    others = [axis for axis in sweep.axes if axis not in (across, upward)]
+    groups: dict[tuple[str, ...], list[Answer]] = {}
+    for answer in sweep.done:
+        if across in answer.axes and upward in answer.axes:
+            groups.setdefault(tuple(word(answer.axes.get(axis, ABSENT)) for axis in others), []).append(answer)
+    if not groups:
+        return None
+    key = max(groups, key=lambda place: len(groups[place]))  # of equal ones, the first
+    chosen, fixed = groups[key], {axis: value for axis, value in zip(others, key, strict=True) if value}
+    shown = [name for name in shown if any(not math.isnan(_number(answer, name)) for answer in chosen)]
+    if not shown:
+        return None
     columns, rows = sweep.values(across), sweep.values(upward)
     figure = _canvas(11.0, float(np.clip(0.34 * len(rows), 1.6, 7.0)) + 1.9)
     height = figure.get_size_inches()[1]
@@ -112,7 +122,7 @@ def heatmap(sweep: Sweep) -> Figure | None:
         area.set_xlabel(across)
         area.set_ylabel(upward)
         area.set_title(label(name), fontsize=9, color=INK, loc="left")
-    at = f" at {', '.join(f'{axis}={word(value)}' for axis, value in fixed.items())}" if fixed else ""
+    at = f" at {', '.join(f'{axis}={value}' for axis, value in fixed.items())}" if fixed else ""
     _title(figure, f"{sweep.name}{at}")
     return figure
 

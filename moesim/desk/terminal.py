@@ -29,6 +29,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 _ELSEWHERE = frozenset(
     {
         "step_time",
+        "net_step_time",
         "step_time_if_balanced",
         "step_time_if_no_communication",
         "tokens_per_second",

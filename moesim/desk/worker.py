@@ -14,7 +14,7 @@ ONE_THREAD = (
     "NUMEXPR_NUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
-"""Read by the numerical libraries when they load: as many workers as cores are busy already, and threads of theirs would only get in the way."""
+"""Read by the numerical libraries when they load. The workers keep all cores busy; more threads would only get in their way."""
 
 
 def ready(memory: int | None = None) -> None:

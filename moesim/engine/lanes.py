@@ -137,7 +137,7 @@ class StepRun:
     def _compute_beside_others(
         self, cores: Cores | HeldSms, gpu: int, name: str, tasks: list[Task], launch: float
     ) -> Generator[simpy.Event, Any, float]:
-        """Run kernels on cores that other ranks use too: nobody knows when one ends before it has. A launch is a wait, and takes no core."""
+        """Run kernels on cores that other ranks use too: nobody knows when one ends before it has. A launch takes no core."""
         end = self._env.now
         for task in tasks:
             start = self._env.now

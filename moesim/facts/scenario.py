@@ -16,6 +16,7 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
 from moesim.facts.plan import Plan, Sensitivity
 from moesim.facts.trace import Trace
+from moesim.facts.uncertainty import Uncertainty
 
 MOST_TOKENS = 2**20
 MOST_CONTEXT = 2**24
@@ -187,6 +188,8 @@ class Scenario:
         What ``moesim plan`` chooses from, and what the choice must achieve.
     sensitivity : section
         What ``moesim sensitivity`` varies, and how far.
+    uncertainty : section or None
+        Whether intervals contain the uncertainty of fitted parameters.
     matrix : mapping
         Values of dotted keys; ``moesim sweep`` runs every combination of them.
     plugins : list of path
@@ -210,6 +213,7 @@ class Scenario:
     compare: Mapping[str, Policy] = field(default_factory=dict)
     plan: Plan | None = None
     sensitivity: Sensitivity | None = None
+    uncertainty: Uncertainty | None = None
     matrix: Mapping[str, Any] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
 

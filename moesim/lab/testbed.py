@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ def prepare(
     dict
         ``calibration``, ``kept``, ``probes`` by fabric, ``environment``.
     """
+    with terminated_like_interrupted():
+        return _prepare(fabrics, layers, probe=probe, seed=seed, repeats=repeats, quick=quick, progress=progress)
+
+
+def _prepare(
+    fabrics: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], *, probe: Mapping[str, Any], seed: int, repeats: int, quick: bool,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     of_name = {fabric["name"]: fabric for fabric in fabrics}
     backward = any(case["backward"] for case in layers)
     shapes = sorted({(case["hidden"], case["expert_width"], case["experts"], case["top_k"], case["tokens"]) for case in layers})
@@ -200,7 +209,8 @@ def measure(document: Mapping[str, Any], *, seed: int, progress: Progress) -> di
         If the file was changed after it was written.
     """
     check_seal(document, "predictions")
-    found: dict[str, Any] = {"prediction": document[SEAL], "partial": "", "interrupted": False, "runs": [], "cases": {}}
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    found: dict[str, Any] = {"prediction": document[SEAL], "begun": begun, "partial": "", "interrupted": False, "runs": [], "cases": {}}
     try:
         with terminated_like_interrupted():
             for fabric, cases, change in _runs(document):
@@ -223,7 +233,7 @@ def measure(document: Mapping[str, Any], *, seed: int, progress: Progress) -> di
         found |= {"partial": "interrupted", "interrupted": True}
     except MeasurementError as error:
         found["partial"] = str(error)
-    return found
+    return {**found, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _runs(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]], Mapping[str, Any] | None]]:

@@ -38,6 +38,20 @@ class RebalanceStall:
         return _by_step(record, "stall_s")
 
 
+@register("metric", "net_step_time")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetStepTime:
+    """Step time plus what rebalances before the step stalled: what a policy that moves experts costs from one step to the next."""
+
+    unit: ClassVar[str] = "s"
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("compute", "network", "routing")
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], in s; the step time itself where nothing was ever moved."""
+        return step_column(record, "step_time_s") + np.nan_to_num(_by_step(record, "stall_s"))
+
+
 @register("metric", "migrated_bytes")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigratedBytes:

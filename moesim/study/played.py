@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +15,9 @@ from moesim.study.paired import Estimated, estimate
 
 CHOICES = ("expert_max_over_mean", "expert_cv", "maxvio")
 """Metrics that follow from the tokens and the gate alone; two runs with the same tokens and choices agree in them to the last bit."""
+
+TIMES = ("step_time", "exposed_communication", "waiting_time")
+"""Metrics that hardly agree to the last bit in two runs with different tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +32,10 @@ class Played:
         Of its finished runs: one per seed, or a single long one.
     seeds : tuple of int
         The seed of each.
+    serial : bool
+        Whether the pieces of evidence are the steps of one run, the first, rather than runs with seeds of their own.
     blocks : int[steps] or None
-        Of a single run: which block of tokens each measured step had. Steps with the same block share their tokens.
+        Which block of tokens each measured step of the first run had. Steps with the same block share their tokens.
     draws : str
         A digest of all that the source and the gate know: variants with the same draws must have the same tokens and choices (law L9).
     learns : bool
@@ -41,6 +45,7 @@ class Played:
     name: str
     answers: tuple[Answer, ...]
     seeds: tuple[int, ...]
+    serial: bool = False
     blocks: Ints | None = None
     draws: str = ""
     learns: bool = False
@@ -83,7 +88,7 @@ def series(played: Played, metric: str, summary: str) -> Series | None:
     tokens: the mean (or the largest) of the steps that had these tokens, counted as often as there were such steps. A ``whole`` metric of
     a single run is one piece.
     """
-    if len(played.answers) > 1 or summary == "whole" or played.blocks is None:
+    if not played.serial or summary == "whole" or played.blocks is None:
         found = [
             (seed, answer.metrics[metric].value)
             for seed, answer in zip(played.seeds, played.answers, strict=True)
@@ -92,9 +97,8 @@ def series(played: Played, metric: str, summary: str) -> Series | None:
         if not found:
             return None
         values = np.array([value for _, value in found], dtype=np.float64)
-        once = len(played.answers) == 1
-        seeds = (0,) if once else tuple(seed for seed, _ in found)
-        return Series(labels=seeds, values=values, weights=np.ones(len(found)), serial=once)
+        seeds = (0,) if played.serial else tuple(seed for seed, _ in found)
+        return Series(labels=seeds, values=values, weights=np.ones(len(found)), serial=played.serial)
     samples = played.answers[0].samples.get(metric)
     if samples is None or np.isnan(samples).all():
         return None
@@ -131,22 +135,15 @@ def same_choices(one: Played, other: Played) -> bool:
     return bool(both) and all(_pairs(mine[seed], others[seed]) for seed in both)
 
 
-def without_copies(played: Played) -> Played:
-    """Return a variant whose seeds all gave exactly the same run as one run: copies are no evidence.
-
-    A source that knows no chance, or one that replays the same tokens whatever the seed, makes such copies.
-    """
+def are_copies(played: Played) -> bool:
+    """Tell whether several seeds gave exactly the same run: then its source knows no chance, or replays the same tokens to every seed."""
     first, *rest = played.answers
-    if not rest or not all(_copies(first, other) for other in rest):
-        return played
-    return replace(played, answers=(first,), seeds=played.seeds[:1])
+    return bool(rest) and all(_copies(first, other) for other in rest)
 
 
-def common_seeds(variants: Sequence[Played]) -> tuple[int, ...]:
-    """Return the seeds for which every variant has a finished run."""
-    if not variants:
-        return ()
-    return tuple(seed for seed in variants[0].seeds if all(seed in other.seeds for other in variants))
+def as_one_run(played: Played) -> Played:
+    """Return a variant with its first run only, whose steps are then the pieces of evidence: copies under other seeds are none."""
+    return replace(played, answers=played.answers[:1], seeds=played.seeds[:1], serial=True)
 
 
 def _pairs(one: Answer, other: Answer) -> bool:
@@ -154,6 +151,6 @@ def _pairs(one: Answer, other: Answer) -> bool:
 
 
 def _copies(one: Answer, other: Answer) -> bool:
-    return one.samples.keys() == other.samples.keys() and all(
-        np.array_equal(samples, other.samples[name], equal_nan=True) for name, samples in one.samples.items()
-    )
+    # Not all metrics: a bound may draw numbers of its own by seed.
+    names = [name for name in (*CHOICES, *TIMES) if name in one.samples and name in other.samples]
+    return bool(names) and all(np.array_equal(one.samples[name], other.samples[name], equal_nan=True) for name in names)

@@ -185,6 +185,10 @@ def sobol(
         nothing = dict.fromkeys(("first", "first_low", "first_high", "total", "total_low", "total_high"), 0.0)
         return [Index(key=given.key, **nothing) for given in inputs], 0.0
 
+    if many == 1:  # what varies alone has all of the variance, and nothing to interact with
+        alone = dict.fromkeys(("first", "first_low", "first_high", "total", "total_low", "total_high"), 1.0)
+        return [Index(key=inputs[0].key, **alone)], variance
+
     def indices(chosen: Any) -> tuple[Floats, Floats]:
         parts = {"f_A": f_first[None, chosen], "f_B": f_second[None, chosen], "f_AB": f_mixed[:, None, chosen]}
         if np.ptp(np.concatenate([parts["f_A"], parts["f_B"]])) == 0.0:  # a resample of equal answers says nothing

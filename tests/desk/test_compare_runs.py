@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scenario_texts import SMALL
 
+from moesim.base.errors import SimulationError
 from moesim.desk.compare_runs import BLOCKS, SEEDS, runs_of
 from moesim.desk.compare_variants import read_variants
 from moesim.desk.comparing import ask, conclude
@@ -14,6 +15,7 @@ from moesim.desk.study_cells import play, read_trace
 from moesim.desk.trace_files import write_trace
 from moesim.engine.simulate import simulate
 from moesim.facts.trace import Trace
+from moesim.study.cell import failure
 
 SPEEDY = ["workload.tokens_per_gpu=32"]
 
@@ -119,9 +121,28 @@ def test_recorded_conversations_are_drawn_by_seed(tmp_path):
     assert (runs.kind, len(runs.scenarios), runs.scenarios[0].steps) == (SEEDS, 2, 3)
 
 
-def test_a_source_that_knows_no_seed_gives_one_run(small):
-    outcome = answered(ask(small, [*SPEEDY, "routing={kind: balanced}"], replicates=3))
-    seeds = {name: len(played.seeds) for name, played in outcome.played.items()}
-    if set(seeds.values()) == {1}:
-        assert any("the same under every seed" in warning for warning in outcome.warnings)
-    assert outcome.comparison.differences["tight"]["drop_rate"].value == 0
+def test_copies_of_one_run_are_told_from_evidence(tmp_path):
+    # One conversation only: every GPU has it in every step, under every seed.
+    path = recorded(tmp_path, 100, deal="conversations", sample_length=np.array([100]))
+    outcome = answered(ask(path, replicates=3))
+    assert {len(played.seeds) for played in outcome.played.values()} == {1}
+    assert any("the routing is the same under every seed" in warning for warning in outcome.warnings)
+    assert outcome.comparison.differences["tight"]["step_time"].low is None
+
+
+def test_a_variant_that_fails_is_named_and_the_others_are_compared(small):
+    question = ask(small, SPEEDY, ["third:policy.capacity.factor=2.0"], replicates=2)
+    answers = [play(cell) for cell in question.cells()]
+    broken = [failure(cell, "out of order") for cell in question.cells()]
+    # All runs of tight, and one of third.
+    outcome = conclude(question, [*answers[:2], *broken[2:4], broken[4], answers[5]])
+    assert (outcome.failed, list(outcome.played)) == ({"tight": "out of order"}, ["dropless", "third"])
+    assert outcome.comparison.differences["third"]["drop_rate"].n == 1
+    assert "tight failed and is not compared: out of order" in outcome.warnings
+    assert any("third: 1 of 2 runs failed" in warning for warning in outcome.warnings)
+    # Without its baseline, the first that is left takes its place; with one variant left there is nothing to compare.
+    outcome = conclude(question, [*broken[:2], *answers[2:]])
+    assert (outcome.comparison.baseline, list(outcome.comparison.differences)) == ("tight", ["third"])
+    assert any("the baseline dropless failed: differences are taken from tight" in warning for warning in outcome.warnings)
+    with pytest.raises(SimulationError, match="2 of 3 variants failed"):
+        conclude(question, [*broken[:4], *answers[4:]])

@@ -36,7 +36,7 @@ def test_a_key_with_several_values_takes_the_place_of_the_files_variants(small):
 
 
 def test_several_keys_make_every_combination_and_any_key_may_be_one(small):
-    variants, _ = read_variants(small, ["routing.kind=uniform", "workload.tokens_per_gpu=64,128", "policy.placement.kind=contiguous,round_robin"])
+    variants, _ = read_variants(small, ["workload.tokens_per_gpu=64,128", "policy.placement.kind=contiguous,round_robin"])
     assert [variant.name for variant in variants] == [
         "tokens_per_gpu=64 placement=contiguous", "tokens_per_gpu=64 placement=round_robin",
         "tokens_per_gpu=128 placement=contiguous", "tokens_per_gpu=128 placement=round_robin",
@@ -48,7 +48,7 @@ def test_several_keys_make_every_combination_and_any_key_may_be_one(small):
 def test_names_are_as_short_as_tells_keys_apart(small):
     variants, _ = read_variants(small, ["policy.placement={kind: eplb, redundant: 8},contiguous", "model.hidden=1024,2048"])
     assert variants[0].name == "placement={kind: eplb, redundant: 8} hidden=1024"
-    variants, _ = read_variants(small, ["policy.placement.kind=contiguous,greedy", "policy.dispatch.kind=even,even_shift"][:1])
+    variants, _ = read_variants(small, ["policy.placement.kind=contiguous,greedy"])
     assert [variant.name for variant in variants] == ["placement=contiguous", "placement=greedy"]
 
 
@@ -60,7 +60,7 @@ def test_a_range_is_several_values(small):
 def test_variants_of_the_command_line_come_last_and_may_change_any_key(small):
     variants, baseline = read_variants(small, [], ["wide:cluster.oversubscription=2,policy.capacity=null", "as_is:"])
     assert [variant.name for variant in variants] == ["dropless", "tight", "wide", "as_is"]
-    assert (variants[2].scenario.cluster.oversubscription, variants[2].scenario.policy.capacity.rule) == (2.0, "dropless")
+    assert (variants[2].scenario.cluster.oversubscription, variants[2].scenario.policy.capacity.kind) == (2.0, "dropless")
     assert variants[3].scenario.policy.capacity.factor == 1.25
     assert baseline == "dropless"
 

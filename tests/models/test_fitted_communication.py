@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.base.errors import CalibrationError
-from moesim.facts.profile_data import plain_profile, profile_of
 from moesim.facts.profile import Profile
+from moesim.facts.profile_data import plain_profile, profile_of
 from moesim.models.fitted import deepep_low_latency, deepep_normal
 from moesim.models.fitted.deepep_low_latency import DeepEpLowLatency, crowding, message_bytes
 from moesim.models.fitted.deepep_normal import DeepEpNormal, copies, row_bytes
@@ -33,7 +33,8 @@ def nccl_rows(ranks=(2, 4, 8), sizes=tuple(2.0**power for power in range(9, 30))
 
 
 NCCL = NcclAllToAll(
-    launch=7e-6, per_peer=3e-7, protocol_cost=5e-6, protocol_bytes=6e4, ramp_cost=2e-5, ramp_bytes=1e7, link_efficiency=0.7, copy_efficiency=0.4,
+    launch=7e-6, per_peer=3e-7, protocol_cost=5e-6, protocol_bytes=6e4, ramp_cost=2e-5, ramp_bytes=1e7, link_efficiency=0.7,
+    copy_efficiency=0.4,
     fan_in=0.02,
 )  # fmt: skip
 
@@ -46,7 +47,8 @@ def low_latency_rows(nodes=(1, 2), tokens=(1, 4, 16, 64, 128, 256), experts=(8, 
 
 
 LOW_LATENCY = DeepEpLowLatency(
-    launch=9e-6, per_expert=1.5e-8, per_byte=2e-10, link_efficiency=0.5, block_bandwidth=5e9, network_latency=7e-6, nic_efficiency=0.9, contention=0.14
+    launch=9e-6, per_expert=1.5e-8, per_byte=2e-10, link_efficiency=0.5, block_bandwidth=5e9, network_latency=7e-6, nic_efficiency=0.9,
+    contention=0.14
 )  # fmt: skip
 
 
@@ -159,9 +161,9 @@ def test_more_nodes_take_longer_and_crowd():
 
 
 def test_assumed_crowding_is_what_the_collection_says():
-    # "a line through two nodes is 9 to 12 % too fast at 4 and 8"
-    assert 1 + deepep_low_latency.CONTENTION * 2 / 3 == pytest.approx(1.09, abs=0.005)
-    assert 1 + deepep_low_latency.CONTENTION * 6 / 7 == pytest.approx(1.12, abs=0.005)
+    # The collection says that a line through two nodes is 9 to 12 % too fast at 4 and 8.
+    assert pytest.approx(1.09, abs=0.005) == 1 + deepep_low_latency.CONTENTION * 2 / 3
+    assert pytest.approx(1.12, abs=0.005) == 1 + deepep_low_latency.CONTENTION * 6 / 7
 
 
 def test_fewer_sms_take_longer_until_links_limit():
@@ -210,7 +212,8 @@ def test_saturating_is_half_at_half():
 
 
 def test_bytes_of_copies():
-    # 7168 in fp8, 56 scales of 4 B; a header of 16 B (low latency), or index and weight for 8 choices (normal), and on the network 8 B more, to 16.
+    # 7168 in fp8 with 56 scales of 4 B, and a header of 16 B (low latency) or index and weight of 8 choices (normal), which on the network
+    # become a multiple of 16 B with 8 B more.
     assert message_bytes(np.asarray([7168]), "dispatch")[0] == 7168 + 224 + 16
     assert row_bytes(np.asarray([7168.0] * 2), np.asarray([8.0] * 2), "dispatch", np.asarray([1.0, 2.0])).tolist() == [7456.0, 7472.0]
     assert row_bytes(np.asarray([7168.0] * 2), np.asarray([8.0] * 2), "combine", np.asarray([1.0, 2.0])).tolist() == [14336.0, 14352.0]

@@ -40,4 +40,4 @@ def seeds(name, *, step_time, **more):
 def single(name, *, blocks=None, **samples):
     """A variant with one run of many steps."""
     run = answer(samples)
-    return Played(name=name, answers=(run,), seeds=(1,), blocks=run.steps if blocks is None else np.asarray(blocks))
+    return Played(name=name, answers=(run,), seeds=(1,), serial=True, blocks=run.steps if blocks is None else np.asarray(blocks))

@@ -12,7 +12,7 @@ from moesim.base.errors import UsageError
 from moesim.measure.collect import metrics
 from moesim.study.compare import HEADLINES, compare
 from moesim.study.difference import verdict
-from moesim.study.played import Played, common_seeds, series, without_copies
+from moesim.study.played import Played, are_copies, as_one_run, series
 
 TIMES = st.lists(st.floats(0.01, 1.0), min_size=3, max_size=6)
 
@@ -131,11 +131,13 @@ def test_a_number_of_the_whole_run_is_one_piece_of_evidence_however_many_steps_i
 
 def test_seeds_that_are_copies_are_no_evidence():
     runs = tuple(answer({"step_time": [1.0, 2.0]}) for _ in range(5))
-    copied = without_copies(Played(name="a", answers=runs, seeds=(1, 2, 3, 4, 5), blocks=np.arange(2)))
-    assert copied.seeds == (1,)
-    assert series(copied, "step_time", "mean").estimate().n == 2
-    real = Played(name="a", answers=(*runs[:4], answer({"step_time": [1.0, 2.5]})), seeds=(1, 2, 3, 4, 5))
-    assert without_copies(real) is real
+    copied = Played(name="a", answers=runs, seeds=(1, 2, 3, 4, 5), blocks=np.arange(2))
+    assert are_copies(copied)
+    alone = as_one_run(copied)
+    assert (alone.seeds, alone.serial) == ((1,), True)
+    assert series(alone, "step_time", "mean").estimate().n == 2
+    assert not are_copies(dataclasses.replace(copied, answers=(*runs[:4], answer({"step_time": [1.0, 2.5]}))))
+    assert not are_copies(dataclasses.replace(copied, answers=runs[:1], seeds=(1,)))
 
 
 def test_variants_without_common_evidence_are_compared_without_pairs():
@@ -151,7 +153,6 @@ def test_a_failed_seed_leaves_the_pairs_that_both_have():
     other = dataclasses.replace(other, answers=other.answers[1:], seeds=other.seeds[1:])
     one = compare([base, other], baseline="base").differences["other"]["step_time"]
     assert (one.value, one.n) == (0.5, 2)
-    assert common_seeds([base, other]) == (1, 2)
 
 
 def test_equal_draws_with_unequal_choices_are_a_broken_law():

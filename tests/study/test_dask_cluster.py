@@ -118,7 +118,7 @@ def test_a_cluster_that_is_started_here_plays_and_is_gone_afterwards():
 def test_a_scheduler_that_is_not_there_is_said(monkeypatch):
     # Without a limit of its own, Dask would wait for half a minute.
     monkeypatch.setattr("moesim.study.dask_cluster.PATIENCE", 0.5)
-    with pytest.raises(UsageError, match="the Dask scheduler at 127.0.0.1:1 does not answer"):
+    with pytest.raises(UsageError, match=r"the Dask scheduler at 127\.0\.0\.1:1 does not answer"):
         play_all(playing.cells(1), playing.square, executor="dask://127.0.0.1:1")
 
 

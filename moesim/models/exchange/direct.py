@@ -39,8 +39,10 @@ class Direct(Transport):
     deduplicate : bool
         Needs to know the experts of each token.
     profile : str or None
-        A shipped profile's name, or the file of one: its sections of NCCL's all-to-all then say how long they take before the first byte, in place of
-        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone decides.
+        A shipped profile's name, or the file of one: its sections of NCCL's all-to-all then say how long they take before the first byte,
+        in place of
+        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone
+        decides.
     fitted : profile or None
         What the profile holds; the loader fills it in.
     """

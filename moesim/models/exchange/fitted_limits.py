@@ -25,7 +25,8 @@ class Limits:
     Parameters
     ----------
     port : float
-        B/s that a GPU sends, and receives, at most. One number for both ways: where the kernels of dispatch and combine differ, the mean over the bytes of both.
+        B/s that a GPU sends, and receives, at most. One number for both ways: where the kernels of dispatch and combine differ, the mean
+        over the bytes of both.
     launch : callable
         From the bytes that the busiest GPU sends, and ``dispatch`` or ``combine``, to the seconds before its first byte.
     """
@@ -72,7 +73,7 @@ def section_named(profile: Profile, names: tuple[str, ...]) -> Section:
 
 
 def sections_of(profile: Profile, kernel: str, nodes: int) -> dict[str, Section]:
-    """Return the sections of dispatch and combine of a kernel: those measured between nodes where nodes are crossed, and otherwise those of one node."""
+    """Return the sections of dispatch and combine of a kernel: those measured between nodes where a group crosses them."""
     order = ("_internode", "") if nodes > 1 else ("", "_internode")
     return {way: section_named(profile, tuple(f"{kernel}{where}.{way}" for where in order)) for way in ("dispatch", "combine")}
 
@@ -125,7 +126,7 @@ def low_latency_limits(profile: Profile, setting: Setting, message: dict[str, fl
 
 
 def normal_limits(profile: Profile, setting: Setting, message: dict[str, float], sms: int | None) -> Limits:
-    """Return the limits of DeepEP's normal kernels, given to ``sms`` streaming multiprocessors; ``message`` holds the bytes of one copy each way."""
+    """Return the limits of DeepEP's normal kernels on ``sms`` SMs; ``message`` holds the bytes of one copy each way."""
     from moesim.models.fitted.deepep_normal import DeepEpNormal, copies
 
     place, model = place_of(setting.cluster, setting.parallel.ep), setting.model
@@ -186,7 +187,8 @@ def outside_profile(exchange: Any, scenario: Scenario, cluster: Cluster) -> str:
     told = []
     if profile.gpu != cluster.gpu.name:
         told.append(
-            f"it was fitted on {profile.gpu} and the cluster has {cluster.gpu.name}: launches are carried over as they are, rates by data-sheet ratios"
+            f"it was fitted on {profile.gpu} and the cluster has {cluster.gpu.name}: launches are carried over as they are, rates by "
+            "data-sheet ratios"
         )
     if beyond:
         told.append("the run lies outside its range: " + ", ".join(sorted(beyond)))

@@ -50,8 +50,10 @@ class Hierarchical(Transport):
         and 10.7 GB/s in combine (``h100_sxm/comm/sglang/0.5.6.post2/wideep_deepep_normal_perf.parquet`` under the same folder). The
         default is their mean.
     profile : str or None
-        A shipped profile's name, or the file of one: its sections of these kernels then say how long they take before the first byte, in place of
-        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone decides.
+        A shipped profile's name, or the file of one: its sections of these kernels then say how long they take before the first byte, in
+        place of
+        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone
+        decides.
     fitted : profile or None
         What the profile holds; the loader fills it in.
 

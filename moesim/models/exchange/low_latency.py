@@ -36,8 +36,10 @@ class LowLatency(Transport):
     dispatch_dtype : str
         ``fp8`` is what DeepEP's kernels make of the tokens unless told otherwise.
     profile : str or None
-        A shipped profile's name, or the file of one: its sections of these kernels then say how long they take before the first byte, in place of
-        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone decides.
+        A shipped profile's name, or the file of one: its sections of these kernels then say how long they take before the first byte, in
+        place of
+        ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone
+        decides.
     fitted : profile or None
         What the profile holds; the loader fills it in.
 

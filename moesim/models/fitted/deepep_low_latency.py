@@ -33,15 +33,18 @@ class DeepEpLowLatency(Parametric):
     """Launch, work per expert, one message's way through the kernel, then the slowest of NVLink, network card and kernel blocks.
 
     ``t = (launch + per_expert E + per_byte m + network_latency [n > 1] + max(T k m (g-1)/(g n) / (link_efficiency B),
-    T k m (n-1)/n / (nic_efficiency N), T k m / (blocks block_bandwidth))) (1 + contention (n-2)/(n-1))`` with n nodes of g GPUs, T tokens per rank, k choices,
+    T k m (n-1)/n / (nic_efficiency N), T k m / (blocks block_bandwidth))) (1 + contention (n-2)/(n-1))`` with n nodes of g GPUs, T tokens
+    per rank, k choices,
     messages of m bytes, E experts, B and N the peaks of link and card. The maximum has a rounded corner. Routing is uniform.
 
-    Rows have the columns ``tokens_per_rank``, ``num_topk``, ``num_experts``, ``node_num``, ``gpus_per_node``, ``message_bytes``, ``link_bandwidth``
+    Rows have the columns ``tokens_per_rank``, ``num_topk``, ``num_experts``, ``node_num``, ``gpus_per_node``, ``message_bytes``,
+    ``link_bandwidth``
     and ``nic_bandwidth``; :func:`message_bytes` gives those of a hidden size.
 
     Notes
     -----
-    Bytes: :class:`moesim.models.exchange.low_latency.LowLatency`. The factor for more than two nodes is the share of pairs of messages into a card that come from
+    Bytes: :class:`moesim.models.exchange.low_latency.LowLatency`. The factor for more than two nodes is the share of pairs of messages
+    into a card that come from
     different nodes, (n-2)/(n-1): 0 for two nodes, where all senders share one node.
     """
 
@@ -129,7 +132,8 @@ START_OF = {
         "network_latency": 1.3e-5,
     },
 }
-"""By operation. Where a table cannot tell a number (one shape says nothing of the cost per expert) it stays as it is here: rounded from eight
+"""By operation. Where a table cannot tell a number (one shape says nothing of the cost per expert) it stays as it is here: rounded from
+eight
 H200 of one node."""
 
 BOUNDS = {

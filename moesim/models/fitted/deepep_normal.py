@@ -22,12 +22,16 @@ from moesim.models.fitted.uniform_routing import expected_distinct
 class DeepEpNormal(Parametric):
     """Launch, then the slowest of the kernel's SMs, NVLink and the card; copies are de-duplicated per GPU and per node.
 
-    ``t = launch + per_byte m + max(T W / sms, T m C (C's share that leaves its GPU) / (link_efficiency B), T m R crowding / (nic_efficiency N))``:
-    m bytes of a message, C distinct GPUs of a token, R distinct other nodes, both by expectation of uniform routing. The work of a token in SM-seconds is
-    ``W = token_byte_cost m + (C + R) (copy_cost + copy_byte_cost m)`` (one copy per stage that carries it), times ``network_work`` with more than
+    ``t = launch + per_byte m + max(T W / sms, T m C (C's share that leaves its GPU) / (link_efficiency B), T m R crowding /
+    (nic_efficiency N))``:
+    m bytes of a message, C distinct GPUs of a token, R distinct other nodes, both by expectation of uniform routing. The work of a token
+    in SM-seconds is
+    ``W = token_byte_cost m + (C + R) (copy_cost + copy_byte_cost m)`` (one copy per stage that carries it), times ``network_work`` with
+    more than
     one node, whose kernel sends, forwards and receives.
 
-    Rows have the columns ``tokens_per_rank``, ``num_topk``, ``num_experts``, ``node_num``, ``gpus_per_node``, ``gpu_copies`` (C), ``node_copies`` (R; :func:`copies`
+    Rows have the columns ``tokens_per_rank``, ``num_topk``, ``num_experts``, ``node_num``, ``gpus_per_node``, ``gpu_copies`` (C),
+    ``node_copies`` (R; :func:`copies`
     gives both), ``sms``, ``message_bytes``, ``link_bandwidth`` and ``nic_bandwidth``.
 
     Notes
@@ -121,7 +125,8 @@ START_OF = {
 
 BOUNDS = {
     "link_efficiency": (0.02, 1.0), "network_work": (0.3, 10.0), "token_byte_cost": (1e-13, 1e-9),
-    "copy_cost": (1e-10, 1e-5), "copy_byte_cost": (1e-13, 1e-9), "per_byte": (1e-12, 1e-7), "network_latency": (1e-8, 1e-3), "contention": (1e-4, 3.0),
+    "copy_cost": (1e-10, 1e-5), "copy_byte_cost": (1e-13, 1e-9), "per_byte": (1e-12, 1e-7), "network_latency": (1e-8, 1e-3), "contention":
+    (1e-4, 3.0),
 }  # fmt: skip
 
 
@@ -140,7 +145,8 @@ def copies(nodes: Floats, gpus_per_node: Floats, experts: Floats, top_k: Floats)
 def row_bytes(hidden: Floats, top_k: Floats, op: str, nodes: Floats, *, dispatch_dtype: str = "fp8") -> Floats:
     """Return the bytes of one copy of a token.
 
-    Within one node: the payload, in dispatch with a 4-byte index and weight per choice. Across nodes, also where it comes from, rounded up to 16 B.
+    Within one node: the payload, in dispatch with a 4-byte index and weight per choice. Across nodes, also where it comes from, rounded up
+    to 16 B.
 
     Examples
     --------

@@ -29,12 +29,14 @@ class NcclAllToAll(Parametric):
     included), n GPUs, B the peak of the scale-up link one way and M that of memory; ``h(x) = x/(1+x)``, for the ramp of ``x**1.5``.
 
     Rows have the columns ``num_gpus``, ``bytes_per_rank``, ``link_bandwidth`` and ``memory_bandwidth`` (B/s, data sheet). Other GPUs
-    follow from their data sheets: efficiencies are shares of a peak. Pinned by small messages: the launch and the cost of leaving the low-latency
+    follow from their data sheets: efficiencies are shares of a peak. Pinned by small messages: the launch and the cost of leaving the
+    low-latency
     protocols, which all sizes from some 50 KB on pay. Pinned by large ones: bandwidth, and what filling the pipeline costs.
 
     Notes
     -----
-    Why S/n of its own: nccl-tests count a rank's share for itself, which the same kernel copies through memory. It explains why two A100 reach
+    Why S/n of its own: nccl-tests count a rank's share for itself, which the same kernel copies through memory. It explains why two A100
+    reach
     less bus bandwidth than four. ``fan_in``: more senders into one port cost 1 to 2 % each. The terms are those of NCCL's
     ``ncclSendRecv`` kernels (LL and Simple protocol, ``src/enqueue.cc``); their sizes are fitted, not read from its code.
     """

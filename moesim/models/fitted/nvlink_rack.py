@@ -25,10 +25,13 @@ OPS = ("prepare", "dispatch", "combine", "combine_low_precision")
 class NvlinkRack(Parametric):
     """Launch, a step for each copy of a token, work per token, and the bytes over the port of the GPU.
 
-    ``t = launch + per_copy c + T (per_token + b / (link_efficiency B))``: c copies of a token, T tokens per rank, b bytes per token that pass the port of a GPU,
-    B the peak of NVLink one way. Balanced routing sends a token to ``c = min(k, EP)`` ranks, so beyond EP = k a bigger group does not cost more.
+    ``t = launch + per_copy c + T (per_token + b / (link_efficiency B))``: c copies of a token, T tokens per rank, b bytes per token that
+    pass the port of a GPU,
+    B the peak of NVLink one way. Balanced routing sends a token to ``c = min(k, EP)`` ranks, so beyond EP = k a bigger group does not cost
+    more.
 
-    Rows have the columns ``num_tokens``, ``copies``, ``port_bytes`` and ``link_bandwidth``; :func:`port_bytes` gives the bytes of each kernel.
+    Rows have the columns ``num_tokens``, ``copies``, ``port_bytes`` and ``link_bandwidth``; :func:`port_bytes` gives the bytes of each
+    kernel.
 
     Notes
     -----
@@ -101,7 +104,8 @@ def port_bytes(op: str, kernel: str, ranks: Floats, top_k: Floats, hidden: Float
     op : str
         A word of ``OPS``.
     kernel : str
-        ``NVLinkTwoSided`` copies through a buffer of its own, the share of the own rank too, and combine writes the sum as well; ``NVLinkOneSided`` writes to
+        ``NVLinkTwoSided`` copies through a buffer of its own, the share of the own rank too, and combine writes the sum as well;
+        ``NVLinkOneSided`` writes to
         other ranks only.
     ranks, top_k, hidden : Floats[n]
         EP, choices per token, elements of a token.

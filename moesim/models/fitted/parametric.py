@@ -148,7 +148,7 @@ class Parametric:
         return cls(**found.by_name(), kept=section)
 
 
-def smooth_maximum(first: Floats, second: Floats, sharpness: float) -> Floats:
+def smooth_maximum(first: Floats, second: Floats, sharpness: float | Floats) -> Floats:
     """Return a maximum of two positive times with a rounded corner: ``(x**p + y**p)**(1/p)``, written so that no power overflows.
 
     Two limits that overlap in part cost more than the larger one and less than both together.

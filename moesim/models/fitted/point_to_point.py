@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats
 from moesim.models.fitted.estimate import refuse_degenerate
@@ -21,8 +22,10 @@ PROTOCOL_BYTES = 3e4
 class PointToPoint(Parametric):
     """Launch, hops, the change to the protocol for large messages, and bytes over the bandwidth that the ring has.
 
-    ``t = launch + per_hop (hops - 1) + protocol_cost h(S / 30 kB) + rounds S / (efficiency P)``: S bytes, ``rounds`` how often each rank must pass the buffer on
-    (1 for a send, 2 (n-1)/n for an all-reduce), P the data-sheet bandwidth of what the ring crosses: NVLink inside a node, otherwise the cards that the GPUs of a node use.
+    ``t = launch + per_hop (hops - 1) + protocol_cost h(S / 30 kB) + rounds S / (efficiency P)``: S bytes, ``rounds`` how often each rank
+    must pass the buffer on
+    (1 for a send, 2 (n-1)/n for an all-reduce), P the data-sheet bandwidth of what the ring crosses: NVLink inside a node, otherwise the
+    cards that the GPUs of a node use.
 
     Rows have the columns ``size``, ``rounds``, ``hops`` and ``path_bandwidth``; :func:`path` gives the last three.
 
@@ -71,12 +74,14 @@ START = {"launch": 8e-6, "per_hop": 1e-6, "protocol_cost": 8e-6, "efficiency": 0
 BOUNDS = {"efficiency": (0.01, 1.5), "per_hop": (1e-9, 1e-4), "protocol_cost": (1e-8, 1e-3)}
 
 
-def path(collective: str, workers: Floats, per_node: Floats, *, link: Floats, nic: Floats) -> tuple[Floats, Floats, Floats]:
+def path(
+    collective: str | NDArray[np.str_], workers: Floats, per_node: Floats, *, link: Floats, nic: Floats
+) -> tuple[Floats, Floats, Floats]:
     """Return rounds, hops and path bandwidth of a send or of an all-reduce in rings.
 
     Parameters
     ----------
-    collective : str
+    collective : str or str array [n]
         ``send_recv`` or ``all_reduce``.
     workers, per_node : Floats[n]
         Ranks in all, and on each node.
@@ -86,7 +91,8 @@ def path(collective: str, workers: Floats, per_node: Floats, *, link: Floats, ni
     Returns
     -------
     tuple of Floats[n]
-        Between nodes a ring per card crosses; two neighbouring GPUs of a DGX share a PCIe switch and its cards, so a pair of them brings one card into play.
+        Between nodes a ring per card crosses; two neighbouring GPUs of a DGX share a PCIe switch and its cards, so a pair of them brings
+        one card into play.
     """
     across = workers > per_node
     cards = np.where(collective == "send_recv", 1.0, np.maximum(per_node / 2, 1.0))

@@ -7,10 +7,15 @@ statistically; where the source seeds its generator, the very draw is met.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from moesim.base.streams import stream
-from moesim.facts.arrays import Floats, Ints
+from moesim.facts.arrays import Floats, Ints, frozen
+
+SAMPLED = 2048
+"""Tokens that sample their experts one by one."""
 
 FEW = (0.01, 2.0)
 """Range of the weights where there are no more routes than experts."""
@@ -102,29 +107,31 @@ def _deal_by_rank(rows: Ints, missing: Ints) -> None:
         rows[line[still], rank[still], least[still]] += 1
 
 
-def pareto_rows(exponent: float, *, tokens: int, top_k: int, experts: int, draws: int, most_sampled: int = 2048) -> Ints:
+def pareto_rows(exponent: float, *, tokens: int, top_k: int, experts: int, draws: int) -> Ints:
     """Return the rows of every expert if each token samples its experts, without replacement, by weights ``u**(-1/(exponent-1))``.
 
-    Weights have the density of an unbounded power law above 1; they are drawn once per draw. Beyond ``most_sampled`` tokens the shares of
+    Weights have the density of an unbounded power law above 1; they are drawn once per draw. Beyond ``SAMPLED`` tokens the shares of
     that many are scaled up: what is left of sampling noise is then far below the spread between draws.
 
     Returns
     -------
     Ints[draws, experts]
-        Each line sums to about ``tokens * top_k``, exactly up to ``most_sampled`` tokens.
+        Each line sums to about ``tokens * top_k``, exactly up to ``SAMPLED`` tokens.
     """
-    sampled = min(tokens, most_sampled)
-    found = np.zeros((draws, experts), dtype=np.int64)
-    for draw in range(draws):
-        rng = stream(0, "sampled routing", draw)
-        logs = -np.log1p(-rng.random(experts)) / (exponent - 1.0)
-        # The Gumbel trick (Yellott, J. Math. Psychology 15, 1977): the k largest of log weight + noise are a sample without replacement.
-        keys = logs + rng.gumbel(size=(sampled, experts))
-        chosen = np.argpartition(-keys, top_k - 1, axis=1)[:, :top_k]
-        found[draw] = np.bincount(chosen.ravel(), minlength=experts)
-    if sampled < tokens:
-        found = np.rint(found * (tokens / sampled)).astype(np.int64)
-    return found
+    sampled = min(tokens, SAMPLED)
+    found = np.stack(
+        [np.bincount(_chosen(exponent, top_k, experts, draw)[:sampled].ravel(), minlength=experts) for draw in range(draws)]
+    )
+    return np.asarray(found if sampled == tokens else np.rint(found * (tokens / sampled)), dtype=np.int64)
+
+
+@lru_cache(maxsize=64)
+def _chosen(exponent: float, top_k: int, experts: int, draw: int) -> Ints:
+    rng = stream(0, "sampled routing", draw)
+    logs = -np.log1p(-rng.random(experts)) / (exponent - 1.0)
+    # The Gumbel trick (Yellott, J. Math. Psychology 15, 1977): the k largest of log weight + noise are a sample without replacement.
+    keys = logs + rng.gumbel(size=(SAMPLED, experts))
+    return frozen(np.argpartition(-keys, top_k - 1, axis=1)[:, :top_k], np.int64)
 
 
 def uniforms_of(draws: int, experts: int, *names: str | int) -> Floats:

@@ -11,7 +11,8 @@ from moesim.facts.arrays import Floats
 def expected_distinct(groups: Floats, experts: Floats, top_k: Floats) -> Floats:
     """Return how many of ``groups`` equal groups of experts hold at least one of ``top_k`` distinct experts drawn uniformly.
 
-    ``groups * (1 - C(E - E/groups, k) / C(E, k))``: each group is missed with the probability that all k experts lie outside it. A group is a
+    ``groups * (1 - C(E - E/groups, k) / C(E, k))``: each group is missed with the probability that all k experts lie outside it. A group
+    is a
     GPU for the copies of a de-duplicating all-to-all, or a node for the copies that cross the network.
 
     Parameters

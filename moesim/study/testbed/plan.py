@@ -13,7 +13,7 @@ from moesim.models.bounds import link_bound
 from moesim.models.topology.shaped_hosts import ShapedHosts
 from moesim.study.testbed.calibration import Calibration, calibration_of
 from moesim.study.testbed.patterns import matrix
-from moesim.study.testbed.predict import MBIT, Step, exchange, latency_of_probe, play_step, hosts_of
+from moesim.study.testbed.predict import MBIT, Step, exchange, hosts_of, latency_of_probe, play_step
 
 POSTINGS = {"receives_first": False, "library": True}
 DEGRADED = 0.25

@@ -42,7 +42,7 @@ class DeepEpTable(FittedTable):
         }
 
     def sections(self, rows: Rows) -> NDArray[np.str_]:
-        """Return the kernel and the operation; between nodes it was measured with another version of the library, and is a section of its own."""
+        """Return the kernel and the operation; what was measured between nodes, with another version of the library, is apart."""
         across = np.where(self.machine(rows)["node_num"] > 1, "_internode", "")
         across = np.full(count(rows), "_internode") if self.internode else across
         return np.asarray([f"{self.kernel}{where}.{op}" for where, op in zip(across.tolist(), words(rows, "op").tolist(), strict=True)])
@@ -147,7 +147,8 @@ class NormalTable(DeepEpTable):
     model = DeepEpNormal
     kernel = "deepep_normal"
     columns = (
-        "system", "node_num", "hidden_size", "tokens_per_rank", "num_topk", "num_experts", "dispatch_sms", "dispatch_transmit_us", "combine_sms",
+        "system", "node_num", "hidden_size", "tokens_per_rank", "num_topk", "num_experts", "dispatch_sms", "dispatch_transmit_us",
+        "combine_sms",
         "combine_transmit_us",
     )  # fmt: skip
 

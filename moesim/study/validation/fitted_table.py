@@ -62,6 +62,15 @@ class FittedTable:
         del name
         return ()
 
+    def _nearest(self, profiles: Mapping[str, Profile], preset: str, name: str) -> tuple[Section | None, bool]:
+        """Return the section that answers, and whether it is another one's: the GPU's own of any name comes before another GPU's."""
+        wanted = (name, *self.instead(name))
+        found = [whose_section(profiles, preset, each) for each in wanted]
+        own = next((section for section, carried in found if section is not None and not carried), None)
+        if own is not None:
+            return own, found[0] != (own, False)
+        return next((section for section, _ in found if section is not None), None), True
+
     def assumed(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which rows rest on a parameter that no measurement determined."""
         return np.zeros(count(rows), dtype=bool)
@@ -113,10 +122,7 @@ class FittedTable:
             if not preset:
                 reasons[mask] = [unknown_system(str(system)) for system in systems[mask]]
                 continue
-            section, carried = next(
-                (found for wanted in (name, *self.instead(name)) if (found := whose_section(profiles, preset, wanted))[0] is not None),
-                (None, False),
-            )
+            section, carried = self._nearest(profiles, preset, name)
             if section is None:
                 reasons[mask] = f"no profile has the section {name!r}, neither that of {preset} nor another's to carry over"
                 continue
@@ -133,7 +139,7 @@ class FittedTable:
             )
             low[mask], high[mask] = interval(values[mask], wide)
             basis[mask] = "datasheet" if carried else "fitted"
-        basis[assumed & (basis == "fitted")] = "assumed"
+        basis[assumed] = "assumed"
         return prediction(values, low, high, outside=outside, reasons=reasons, basis=basis)
 
 
@@ -165,7 +171,7 @@ def both_ops(rows: Rows, measured: Mapping[str, str], extra: Mapping[str, Mappin
 
 
 def alpha_beta(size: Floats, seconds: Floats, groups: NDArray[np.str_]) -> Floats:
-    """Return ``alpha + beta size``, the two numbers fitted to the very rows of each group: the rule at its best; NaN of fewer than 3 rows."""
+    """Return ``alpha + beta size`` fitted to the very rows of each group: the rule at its best; NaN of fewer than 3 rows."""
     found = np.full(len(size), np.nan)
     for label in np.unique(groups):
         mask = groups == label

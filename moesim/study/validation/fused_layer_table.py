@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from moesim.base.errors import CalibrationError
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.fitted.fused_layer import FusedLayer
-from moesim.models.fitted.routing_draws import even_rows, pareto_rows, power_law_rows, seeded_uniforms, uniforms_of
+from moesim.models.fitted.routing_draws import even_rows, pareto_rows, power_law_rows, seeded_uniforms
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.study.validation.fitted_table import FittedTable
 from moesim.study.validation.machines import peaks, presets_of
@@ -164,6 +165,7 @@ def _parsed(text: str, experts: int) -> Ints:
     return counts[None]
 
 
+@lru_cache(maxsize=512)
 def _drawn(name: str, experts: int, top_k: int, ranks: int, tokens: int) -> Ints:
     if name in {"balanced", "uniform"}:
         return even_rows(tokens * top_k, experts)[None]
@@ -173,10 +175,6 @@ def _drawn(name: str, experts: int, top_k: int, ranks: int, tokens: int) -> Ints
         raise CalibrationError(f"the distribution {name!r} is not known: balanced, power_law_A and power_law_sampled_A are") from None
     if name.startswith(SAMPLED) and exponent > 1:
         return pareto_rows(exponent, tokens=tokens, top_k=top_k, experts=experts, draws=DRAWS)
-    if name == f"{POWER_LAW}unseeded_{exponent:g}":
-        uniforms = uniforms_of(DRAWS, experts, name)
-    elif name.startswith(POWER_LAW) and not name.startswith(SAMPLED):
-        uniforms = seeded_uniforms(experts)[None]
-    else:
-        raise CalibrationError(f"the distribution {name!r} is not known: balanced, power_law_A and power_law_sampled_A are")
-    return power_law_rows(uniforms, exponent, tokens=tokens, top_k=top_k, ranks=ranks)
+    if name.startswith(POWER_LAW) and not name.startswith(SAMPLED):
+        return power_law_rows(seeded_uniforms(experts)[None], exponent, tokens=tokens, top_k=top_k, ranks=ranks)
+    raise CalibrationError(f"the distribution {name!r} is not known: balanced, power_law_A and power_law_sampled_A are")

@@ -13,7 +13,8 @@ from moesim.facts.gpu_presets import gpu_presets
 from moesim.facts.profile import Profile, Section
 
 SIGNS = (
-    ("gb300", "gb300-nvl72"), ("gb200", "gb200-nvl72"), ("b300", "gb300-nvl72"), ("b200", "b200-sxm"), ("h200", "h200-sxm"), ("h100", "h100-sxm"),
+    ("gb300", "gb300-nvl72"), ("gb200", "gb200-nvl72"), ("b300", "gb300-nvl72"), ("b200", "b200-sxm"), ("h200", "h200-sxm"), ("h100",
+    "h100-sxm"),
     ("h800", "h800-sxm"), ("h20", "h20"), ("a100", "a100-sxm-80"), ("l40s", "l40s"), ("mi3", "mi300x"), ("hopper", "h100-sxm"),
 )  # fmt: skip
 """What names of systems contain, and the preset that it means; the first that fits. ``hopper`` is a node of eight H100 or H200."""
@@ -25,7 +26,8 @@ TRAY = 4
 """GPUs on one node of such a rack."""
 
 KIN = {
-    "gb300-nvl72": ("gb200-nvl72",), "b200-sxm": ("gb200-nvl72",), "l40s": ("a100-sxm-80",), "h100-sxm": ("h200-sxm",), "h200-sxm": ("h100-sxm",),
+    "gb300-nvl72": ("gb200-nvl72",), "b200-sxm": ("gb200-nvl72",), "l40s": ("a100-sxm-80",), "h100-sxm": ("h200-sxm",), "h200-sxm":
+    ("h100-sxm",),
 }  # fmt: skip
 """Whose profile is asked first where a GPU has none of its own."""
 

@@ -18,6 +18,15 @@ WITHOUT_NVLINK = ("l40s",)
 """Presets whose GPUs exchange over PCIe and host memory: regimes of their own, for nothing that was fitted is like them."""
 
 
+HOST_PATH = 16e9
+"""B/s that all GPUs of such a node send each other together. The table's header says that eight L40S peak at 2 GB/s each, PCIe without
+peer-to-peer: every
+byte goes through host memory, which they share. One number for a whole system, hence assumed."""
+
+REACHED = 0.7
+"""Share of a link that the carried model reaches, taken out again where the bandwidth is already an achieved one."""
+
+
 @register_table
 class NcclAllToAllTable(FittedTable):
     """One kernel, sizes from 512 B to 512 MB per rank; regimes ``large`` (at least 16 MB) and ``small``."""
@@ -30,11 +39,12 @@ class NcclAllToAllTable(FittedTable):
 
     def inputs(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """Return numbers of GPUs, sizes, and the peaks of link and memory."""
-        presets = presets_of(words(rows, "system"))
+        presets, ranks = presets_of(words(rows, "system")), numbers(rows, "num_gpus")
+        shared = HOST_PATH / ranks / REACHED
         return {
-            "num_gpus": numbers(rows, "num_gpus"),
+            "num_gpus": ranks,
             "bytes_per_rank": numbers(rows, "bytes_per_rank"),
-            "link_bandwidth": peaks(presets, "nvlink"),
+            "link_bandwidth": np.where(np.isin(presets, WITHOUT_NVLINK), shared, peaks(presets, "nvlink")),
             "memory_bandwidth": peaks(presets, "memory_bandwidth"),
         }
 
@@ -51,6 +61,10 @@ class NcclAllToAllTable(FittedTable):
         pcie = np.isin(presets_of(words(rows, "system")), WITHOUT_NVLINK)
         plain = regimes_of(rows)
         return np.where(pcie, np.char.add("pcie_", plain), plain)
+
+    def assumed(self, rows: Rows) -> NDArray[np.bool_]:
+        """Tell the rows of GPUs that share the path through the host."""
+        return np.asarray(np.isin(presets_of(words(rows, "system")), WITHOUT_NVLINK))
 
     def group(self, rows: Rows) -> NDArray[np.str_]:
         """Return system and number of GPUs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +27,16 @@ SMS = 20
 """Streaming multiprocessors of DeepEP's normal kernels where a table does not say: the library's default (``Buffer.num_sms``)."""
 
 OTHER = "no measurement of the library {name!r} beside this one row: a model of another library's kernels does not hold for it"
-ACROSS = "torch all-to-all between nodes: the one table of it cannot be told apart from what it would be fitted to"
+PEER = 7e-6
+"""Seconds that NCCL's all-to-all spends on each peer on another node: the one row with next to no bytes (1 token, EP 16: 110 us) less one
+node's 24 us and the
+bytes over the card, shared out over 8 such peers, less the first one's 16 us of a send between nodes. One row; assumed for all."""
+
+FIRST = 16e-6
+"""Seconds of a small send between two nodes of H100 (``vidur_p2p_allreduce.csv``, 2048 B)."""
+
+NIC_SHARE = 0.88
+"""Of a card's peak that large all-to-alls reach (:data:`moesim.facts.gpu_figures.HOPPER_NIC`)."""
 
 
 def _one(**values: float) -> dict[str, NDArray[Any]]:
@@ -37,6 +47,8 @@ class PublishedTable:
     """What the tables share: one row at a time, each with the kernel that it is of, or why there is none."""
 
     quantity: ClassVar[str] = "time"
+    limited: ClassVar[bool] = False
+    """Whether normal kernels were measured with group-limited routing."""
 
     def kernel_of(self, rows: Rows, index: int) -> tuple[str, str]:
         """Return the kernel of one row (``low_latency``, ``normal`` or ``nccl``) and the reason if there is none."""
@@ -88,24 +100,42 @@ class PublishedTable:
                 continue
             preset, op, ranks, tokens, sms = self.case_of(rows, index)
             nodes = max(ranks // NODE, 1)
-            model, name, inputs = _asked(kernel, op, preset, ranks, nodes, tokens, sms)
+            model, name, inputs = _asked(kernel, op, preset, ranks, nodes, tokens, sms, limited=self.limited)
             section, carried = whose_section(profiles, preset, name)
             if section is None:
                 reasons[index] = f"no profile has the section {name!r}"
                 continue
             values[index] = model.of_section(section).predict(inputs)[0]
+            if kernel == "nccl" and nodes > 1:
+                values[index] = across_nodes(values[index], inputs, nodes, float(peaks(np.asarray([preset]), "nic")[0]))
             outside[index] = bool(section.outside(inputs)[0])
-            wide = spread(
-                section, lambda given, m=model, i=inputs: m.seconds_of(given, i), outside=outside[index : index + 1], carried=True
-            )  # type: ignore[misc]
+            wide = spread(section, partial(model.seconds_of, rows=inputs), outside=outside[index : index + 1], carried=True)
             low[index], high[index] = (float(bound[0]) for bound in interval(values[index : index + 1], wide))
             basis[index] = "assumed" if nodes > 2 or not carried else "datasheet"
         return prediction(values, low, high, outside=outside, reasons=reasons, basis=basis)
 
 
+def across_nodes(inside: float, inputs: Mapping[str, NDArray[Any]], nodes: int, nic: float) -> float:
+    """Return the seconds of NCCL's all-to-all between nodes: the card's bytes, and one peer on another node after the other.
+
+    Parameters
+    ----------
+    inside : float
+        Seconds if all ranks were behind one switch.
+    inputs : mapping
+        Of the model of one node.
+    nodes : int
+    nic : float
+        Peak of a card, B/s one way.
+    """
+    ranks, size = float(inputs["num_gpus"][0]), float(inputs["bytes_per_rank"][0])
+    peers = ranks - ranks / nodes
+    return max(inside, size * (nodes - 1) / nodes / (NIC_SHARE * nic)) + FIRST + PEER * (peers - 1)
+
+
 def _asked(
-    kernel: str, op: str, preset: str, ranks: int, nodes: int, tokens: float, sms: int
-) -> tuple[type[DeepEpLowLatency] | type[DeepEpNormal] | type[NcclAllToAll], str, dict[str, NDArray[Any]]]:
+    kernel: str, op: str, preset: str, ranks: int, nodes: int, tokens: float, sms: int, *, limited: bool
+) -> tuple[type[DeepEpLowLatency | DeepEpNormal | NcclAllToAll], str, dict[str, NDArray[Any]]]:
     link, nic, memory = (float(peaks(np.asarray([preset]), name)[0]) for name in ("nvlink", "nic", "memory_bandwidth"))
     if kernel == "nccl":  # a buffer with room for every token at every expert
         padded = EXPERTS * tokens * payload_bytes(HIDDEN, "fp8", 128)
@@ -124,6 +154,10 @@ def _asked(
     if kernel == "low_latency":
         return DeepEpLowLatency, f"deepep_low_latency{where}.{op}", {**shape, "message_bytes": message_bytes(hidden, op)}
     gpu_copies, node_copies = copies(shape["node_num"], shape["gpus_per_node"], shape["num_experts"], top_k)
+    if limited:
+        gpu_copies, node_copies = (
+            np.asarray([value]) for value in (group_limited(ranks)[0], group_limited(nodes)[0] * (nodes - 1) / nodes)
+        )
     more = {"gpu_copies": gpu_copies, "node_copies": node_copies, "sms": np.asarray([float(sms)])}
     return DeepEpNormal, f"deepep_normal{where}.{op}", {**shape, **more, "message_bytes": row_bytes(hidden, top_k, op, shape["node_num"])}
 
@@ -147,6 +181,7 @@ class ReadmeTables(PublishedTable):
         "bandwidth_basis",
         "comm_sms",
     )
+    limited = True
 
     def kernel_of(self, rows: Rows, index: int) -> tuple[str, str]:
         """Return DeepEP's kernels; other libraries have none."""
@@ -167,7 +202,8 @@ class ReadmeTables(PublishedTable):
     def seconds(self, rows: Rows) -> Floats:
         """Return the latency, or what follows from the bandwidth: rows of payload by nodes or by GPUs, own ones included.
 
-        DeepEP's normal rows use group-limited routing: four of eight groups of experts, a group on each GPU of one node and a group for each node or half
+        DeepEP's normal rows use group-limited routing: four of eight groups of experts, a group on each GPU of one node and a group for
+        each node or half
         a node of several, so that a token goes to at most 4 of them.
         """
         latency, rate = numbers(rows, "latency_us") / 1e6, numbers(rows, "bandwidth_GBps") * 1e9
@@ -184,9 +220,10 @@ class ReadmeTables(PublishedTable):
 
 
 def group_limited(parts: float, *, groups: int = 8, chosen: int = 4, choices: int = TOP_K) -> tuple[float, float]:
-    """Return the parts (nodes or GPUs) that a token goes to if its experts come from ``chosen`` of ``groups`` groups, and its chance of each.
+    """Return the parts (nodes or GPUs) that a token goes to if its experts come from few groups, and its chance of each.
 
-    A part holds ``groups / parts`` whole groups, or a group is spread over ``parts / groups`` parts. The experts of a token are taken as spread over the chosen
+    A part holds ``groups / parts`` whole groups, or a group is spread over ``parts / groups`` parts. The experts of a token are taken as
+    spread over the chosen
     groups at random.
 
     Examples
@@ -251,7 +288,7 @@ class PplxKernels(PublishedTable):
         """Return NCCL in one node, DeepEP's low-latency kernels, and nothing for the rest."""
         name = str(words(rows, "implementation")[index])
         if name == "Torch AtA":
-            return ("nccl", "") if numbers(rows, "ep")[index] <= NODE else ("", ACROSS)
+            return "nccl", ""
         return ("low_latency", "") if name.startswith("DeepEP") else ("", OTHER.format(name=name))
 
     def case_of(self, rows: Rows, index: int) -> tuple[str, str, int, float, int]:

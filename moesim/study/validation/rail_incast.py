@@ -27,8 +27,10 @@ ROUNDS = 600
 class RailIncast:
     """The ratio of cross-rail to rail-aligned throughput; it must come from contention alone.
 
-    Each of eight GPUs of a node has one or two messages on their way to a random GPU of the other node, and posts the next when they have arrived. With
-    aligned rails every card receives what it can take. At random some receive three, some none, and a round lasts as long as its fullest card: max-min sharing
+    Each of eight GPUs of a node has one or two messages on their way to a random GPU of the other node, and posts the next when they have
+    arrived. With
+    aligned rails every card receives what it can take. At random some receive three, some none, and a round lasts as long as its fullest
+    card: max-min sharing
     on one switch, whose completion is the port bound. The number on their way is not in the table; 1 and 2 bound the interval.
     """
 

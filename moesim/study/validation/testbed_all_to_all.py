@@ -22,6 +22,9 @@ from moesim.study.validation.table_kind import Prediction, prediction, register_
 LONG = 0.05
 """s; below, the latency of a call and the bytes that a shaper lets through at once are no longer small."""
 
+RECORDS = ("predictions.json", "measured.json", "comparison.json")
+"""Files that ``moesim measure testbed`` writes beside its tables; they say what was foretold and when, and are no tables."""
+
 SPREAD = {"long": 0.021, "fifo_long": 0.072, "library_long": 0.25, "short": 0.11}
 """Relative half-width of the interval in which 90 % of the committed cases lie, by regime. Library: what the order of entering alone
 makes."""
@@ -100,6 +103,7 @@ class TestbedAllToAll:
         "tag", "n", "per_node", "fast_mbit", "slow_mbit", "mode", "kind", "bytes_per_pair", "reps", "median_s", "q25_s", "q75_s",
     )  # fmt: skip
     quantity: ClassVar[str] = "time"
+    companions: ClassVar[tuple[str, ...]] = RECORDS
     __test__: ClassVar[bool] = False
 
     def regime(self, rows: Rows) -> NDArray[np.str_]:

@@ -14,9 +14,9 @@ from moesim.facts.profile import Profile, Section
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.models.topology.shaped_hosts import ShapedHosts
 from moesim.study.testbed.calibration import Calibration, calibration_of
-from moesim.study.testbed.predict import Step, latency_of_probe, play_step, hosts_of
+from moesim.study.testbed.predict import Step, hosts_of, latency_of_probe, play_step
 from moesim.study.validation.table_kind import Prediction, prediction, register_table
-from moesim.study.validation.testbed_all_to_all import spread_of_median
+from moesim.study.validation.testbed_all_to_all import RECORDS, spread_of_median
 
 CORES = 2
 """Cores of the machine on which the steps without a column ``cores`` were measured."""
@@ -84,7 +84,7 @@ class TestbedLayer:
 
     name: ClassVar[str] = "testbed_layer"
     files: ClassVar[tuple[str, ...]] = ("moe_fwd*.jsonl", "moe_bwd*.jsonl", "moe_gloo*.jsonl", "moe_nopin*.jsonl")
-    companions: ClassVar[tuple[str, ...]] = ("moe_*_calibration.json",)
+    companions: ClassVar[tuple[str, ...]] = ("moe_*_calibration.json", *RECORDS)
     columns: ClassVar[tuple[str, ...]] = (
         "lab", "lab_kw", "bwd", "ff", "d", "tokens", "skew", "cf", "pinned", "a2a", "kept", "counts_latency_s",
         "reps", "median_s", "q25_s", "q75_s",
@@ -94,7 +94,7 @@ class TestbedLayer:
 
     def join(self, rows: Rows, companions: Mapping[str, Rows]) -> Mapping[str, NDArray[Any]]:
         """Put the calibration beside every step; of several the one whose name fits is not known here, so they are laid together."""
-        documents = [companions[name]["document"][0] for name in sorted(companions) if "document" in companions[name]]
+        documents = [companions[name]["document"][0] for name in sorted(companions) if name.endswith("_calibration.json")]
         merged: dict[str, dict[str, Any]] = {}
         for document in documents:
             for operation, table in document.items() if isinstance(document, Mapping) else ():

@@ -45,6 +45,10 @@ class VidurNetwork(FittedTable):
         parts = zip(words(rows, "collective").tolist(), self._where(rows).tolist(), strict=True)
         return np.asarray([f"point_to_point.{collective}.{where}" for collective, where in parts])
 
+    def instead(self, name: str) -> tuple[str, ...]:
+        """Return a send over the same links: its bandwidth is that of a ring, which then lacks only the hops."""
+        return (name.replace("all_reduce", "send_recv"),) if "all_reduce" in name else ()
+
     def seconds(self, rows: Rows) -> Floats:
         """Return the measured median."""
         return numbers(rows, "median_us") / 1e6

@@ -1,0 +1,212 @@
+"""The expert FFN of one rank: two grouped GEMMs with all that the kernel library does around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats, Ints
+from moesim.models.fitted.estimate import refuse_degenerate
+from moesim.models.fitted.parametric import Parametric, smooth_maximum
+from moesim.models.fitted.rows import Rows, numbers, words
+
+TILE_COLUMNS = 128
+"""Width of an output tile, in every kernel library that was measured."""
+
+CORNER = 4.0
+"""Sharpness of the maximum between a GEMM's throughput and the latency of one tile; between 3 and 6 the errors hardly differ."""
+
+OUTPUT_BYTES = 2.0
+"""Of an element that a GEMM writes: bf16 whatever the operands are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """How a kernel library cuts rows into tiles.
+
+    Parameters
+    ----------
+    tallest_16, tallest_8 : int
+        Height of the tallest tile, for 16-bit operands and for narrower ones.
+    shortest : int
+        Height of the shortest tile. Heights are this, times powers of two; a launch uses one of them for all experts, the smallest that holds the
+        mean rows of an expert.
+    whole_group : bool
+        Whether the kernel is started for the rows of the whole expert-parallel group: tiles of experts that live elsewhere are started as
+        well, write zeros and end, and the helper kernels work on all rows.
+    """
+
+    tallest_16: int
+    tallest_8: int
+    shortest: int = 16
+    whole_group: bool = False
+
+    def heights(self, mean_rows: Floats, narrow: NDArray[np.bool_]) -> Ints:
+        """Return the tile height of launches whose experts have so many rows on average."""
+        tallest = np.where(narrow, self.tallest_8, self.tallest_16)
+        doublings = np.ceil(np.log2(np.maximum(mean_rows, 1e-9) / self.shortest) - 1e-12)
+        return np.minimum(self.shortest * 2 ** np.clip(doublings, 0, 30).astype(np.int64), tallest)
+
+
+TILINGS = {
+    "vllm": Tiling(tallest_16=128, tallest_8=64, whole_group=True),
+    "cutlass": Tiling(tallest_16=128, tallest_8=64),
+    "deepgemm_contiguous": Tiling(tallest_16=128, tallest_8=128, shortest=128),
+    "deepgemm_masked": Tiling(tallest_16=64, tallest_8=64, shortest=64),
+}
+"""Of the kernel libraries that were measured. vLLM's Triton kernel zeroes the tiles of experts that live elsewhere
+(vllm-project/vllm 0.22.0, ``fused_moe.py``, ``write_zeros_to_output``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loads:
+    """Rows of the experts of one rank, and of its group, as the formula needs them; D draws of each.
+
+    Parameters
+    ----------
+    active, rows, tiles, empty_tiles : Floats[n, D]
+        Experts of the rank with rows, their rows, their row tiles, and the row tiles of the group's other experts.
+    """
+
+    active: Floats
+    rows: Floats
+    tiles: Floats
+    empty_tiles: Floats
+
+
+def loads_of(local: Ints, group: Ints, height: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return active experts, rows and tiles of a rank, and the tiles of all others of its group.
+
+    Parameters
+    ----------
+    local : Ints[D, S]
+        Rows of the rank's experts.
+    group : Ints[D, E]
+        Rows of all experts of the group.
+    height : int
+        Of a tile.
+
+    Returns
+    -------
+    four Floats[D]
+    """
+    tiles = (-(-local // height)).sum(axis=1)
+    others = (-(-group // height)).sum(axis=1) - tiles
+    return tuple(np.asarray(part, dtype=np.float64) for part in ((local > 0).sum(axis=1), local.sum(axis=1), tiles, others))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertFfn(Parametric):
+    """Seconds of one rank's expert FFN.
+
+    A GEMM of N columns and depth K reads the weights of experts that have rows, and the rows, at ``memory_efficiency`` of the memory's peak;
+    its tiles (rows filled up to whole tiles, tiles to whole waves over the SMs) compute at ``compute_efficiency`` of the peak arithmetic; both
+    overlap with a rounded corner of sharpness p, ``(a**p + b**p)**(1/p)``; and no GEMM ends before one tile has gone through its depth,
+    ``step K``. A gated FFN is a GEMM with N = 2 widths, K = hidden and one with N = hidden, K = width. Around them:
+
+    - ``launch`` for the call, ``slot`` for each expert that the rank holds (it has descriptors and offsets, with rows or without);
+    - the rows between the GEMMs (activation, quantisation) and the sum over a token's results move bytes: ``passes`` times what they must;
+    - a tile of an expert that lives elsewhere costs ``empty_tile`` of one SM's time, in libraries that start such tiles.
+
+    Suffix 16 or 8: operands of 16 bits, or narrower. Tile and wave quantisation are those of NVIDIA, "Matrix Multiplication Background User's Guide".
+
+    Rows have ``active``, ``routed``, ``tiles``, ``empty_tiles`` (Floats[n, D], see :func:`loads_of`), ``tile_rows``, ``slots``,
+    ``moved_rows`` (Floats[n, D]: rows that the helper kernels work on), ``hidden_size``, ``inter_size``, ``weight_bytes`` and ``row_bytes`` (of one
+    element), ``narrow``, and the data sheet's ``memory_bandwidth``, ``peak_flops`` and ``sms``. Seconds are means over draws.
+    """
+
+    NAME: ClassVar[str] = "expert_ffn"
+    UNITS: ClassVar[Mapping[str, str]] = {"launch": "s", "slot": "s", "step_16": "s", "step_8": "s", "empty_tile": "s"}
+    RANGED: ClassVar[tuple[str, ...]] = ("num_tokens", "ranks", "hidden_size", "inter_size", "slots")
+
+    launch: float
+    slot: float
+    memory_efficiency: float
+    compute_efficiency_16: float
+    compute_efficiency_8: float
+    step_16: float
+    step_8: float
+    sharpness_16: float
+    sharpness_8: float
+    passes: float
+    empty_tile: float
+
+    @staticmethod
+    def seconds_of(values: Mapping[str, float], rows: Rows) -> Floats:
+        """Return the seconds of rows with the given parameters."""
+        column: dict[str, Any] = {
+            name: numbers(rows, name)[:, None]
+            for name in ("hidden_size", "inter_size", "weight_bytes", "row_bytes", "tile_rows", "memory_bandwidth", "peak_flops", "sms")
+        }
+        narrow = rows["narrow"].astype(bool)[:, None]
+        of = {name: np.where(narrow, values[f"{name}_8"], values[f"{name}_16"]) for name in ("compute_efficiency", "step", "sharpness")}
+        active, routed, tiles, empty, moved = (
+            np.asarray(rows[name], dtype=np.float64) for name in ("active", "routed", "tiles", "empty_tiles", "moved_rows")
+        )
+        hidden, width = column["hidden_size"], column["inter_size"]
+        bandwidth = values["memory_efficiency"] * column["memory_bandwidth"]
+        rate = of["compute_efficiency"] * column["peak_flops"]
+        total = np.zeros(np.broadcast_shapes(active.shape, hidden.shape))
+        for columns, depth in ((2 * width, hidden), (hidden, width)):
+            across = np.ceil(columns / TILE_COLUMNS)
+            waves = np.ceil(tiles * across / column["sms"])
+            computing = waves * column["sms"] * column["tile_rows"] * TILE_COLUMNS * 2 * depth / rate
+            weights = active * columns * depth * column["weight_bytes"]
+            reading = (weights + routed * (depth * column["row_bytes"] + columns * OUTPUT_BYTES)) / bandwidth
+            busy = smooth_maximum(reading, computing, of["sharpness"])
+            total = total + np.where(active > 0, smooth_maximum(busy, of["step"] * depth + 0 * busy, CORNER), 0.0)
+            total = total + values["empty_tile"] * empty * across / column["sms"]
+        # The gated activation reads two widths and writes one; narrow formats are then read again, and written as bytes.
+        between = (3 * OUTPUT_BYTES + np.where(narrow, OUTPUT_BYTES + column["row_bytes"], 0.0)) * width
+        total = total + values["passes"] * moved * (between + OUTPUT_BYTES * hidden) / bandwidth
+        fixed = values["launch"] + values["slot"] * numbers(rows, "slots")
+        return np.asarray(fixed + total.mean(axis=1))
+
+    @classmethod
+    def fit(cls, rows: Rows, seconds: Floats, *, source: str = "", fixed: Mapping[str, tuple[float, str, str]] | None = None) -> Self:
+        """Return the model that comes nearest to the rows.
+
+        Parameters
+        ----------
+        rows : Rows
+            n of them.
+        seconds : Floats[n]
+            Measured.
+        source : str
+            Of the rows.
+        fixed : mapping of str to (float, str, str), optional
+            Parameters that keep a value, with basis and source. Those of a width of operands that no row has are kept in any case.
+
+        Raises
+        ------
+        CalibrationError
+            If the rows do not reach from few tokens to many.
+        """
+        refuse_degenerate(rows, what="expert FFN", least=12, varied={"num_tokens": 6})
+        start, held = dict(START), {}
+        for name, (value, basis, why) in (fixed or {}).items():
+            start[name], held[name] = value, (basis, why)
+        narrow = rows["narrow"].astype(bool)
+        for suffix, there in (("_16", ~narrow), ("_8", narrow)):
+            if not there.any():
+                held |= {name: ("assumed", "no row has operands of this width") for name in start if name.endswith(suffix) and name not in held}
+        if not np.any(rows["empty_tiles"]) and "empty_tile" not in held:
+            held["empty_tile"] = ("assumed", "no row has tiles of experts that live elsewhere")
+        if len(np.unique(numbers(rows, "slots"))) < 2 and "slot" not in held:
+            start["slot"], held["slot"] = 0.0, ("assumed", "rows of one number of experts per rank cannot tell it from the launch")
+        return cls.fitted(rows, seconds, start=start, held=held, bounds=BOUNDS, regimes=words(rows, "regime"), source=source)
+
+
+START = {
+    "launch": 20e-6, "slot": 1e-7, "memory_efficiency": 0.85, "compute_efficiency_16": 0.57, "compute_efficiency_8": 0.33,
+    "step_16": 3.5e-9, "step_8": 5e-9, "sharpness_16": 2.0, "sharpness_8": 1.6, "passes": 2.0, "empty_tile": 3e-7,
+}  # fmt: skip
+BOUNDS = {
+    "slot": (1e-9, 5e-6), "memory_efficiency": (0.05, 1.0), "compute_efficiency_16": (0.02, 1.0), "compute_efficiency_8": (0.02, 1.0),
+    "step_16": (1e-10, 1e-7), "step_8": (1e-10, 1e-7), "sharpness_16": (1.0, 12.0), "sharpness_8": (1.0, 12.0),
+    "passes": (0.2, 20.0), "empty_tile": (1e-9, 1e-5),
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""How a router changes while a model trains."""

@@ -1,0 +1,63 @@
+"""Coefficients that change over training steps: a number, or corners of a broken line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+
+from moesim.base.fields import Marker, Number, Whole
+
+Corners: TypeAlias = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OverSteps(Marker):
+    """A number, or a list of ``[step, number]`` between which it changes in a straight line; outside it stays at the first and the last."""
+
+    minimum: float = 0.0
+    maximum: float | None = None
+
+    def parse(self, value: Any) -> Corners:
+        """Accept a number, or corners whose steps increase."""
+        number = Number(self.minimum, self.maximum)
+        if not isinstance(value, (list, tuple)):
+            return ((0, number.parse(value)),)
+        if not value:
+            raise ValueError("the list is empty: give a number, or corners such as [[0, 0], [1000, 0.01]]")
+        corners = []
+        for corner in value:
+            if not isinstance(corner, (list, tuple)) or len(corner) != 2:
+                raise ValueError(f"{corner!r} is no corner: write [step, number]")
+            corners.append((Whole(0).parse(corner[0]), number.parse(corner[1])))
+        for before, after in pairwise(corners):
+            if after[0] <= before[0]:
+                raise ValueError(f"step {after[0]} does not come after step {before[0]}: corners are in order of their steps")
+        return tuple(corners)
+
+    def text(self, value: Any) -> Any:
+        """Write a constant as a number."""
+        return value[0][1] if len(value) == 1 else [list(corner) for corner in value]
+
+    def json_schema(self) -> dict[str, Any]:
+        """Describe both forms."""
+        number = Number(self.minimum, self.maximum).json_schema()
+        corner = {"type": "array", "prefixItems": [{"type": "integer", "minimum": 0}, number], "minItems": 2, "maxItems": 2}
+        return {"anyOf": [number, {"type": "array", "items": corner, "minItems": 1}]}
+
+
+Coefficient = Annotated[Corners, OverSteps()]
+
+
+def at_step(corners: Corners, step: int) -> float:
+    """Return the coefficient of a step.
+
+    Examples
+    --------
+    >>> at_step(((100, 0.0), (200, 1.0)), 150), at_step(((100, 0.0), (200, 1.0)), 900)
+    (0.5, 1.0)
+    """
+    steps, values = zip(*corners, strict=True)
+    return float(np.interp(step, steps, values))

@@ -1,0 +1,130 @@
+"""What the model of the expert FFN must be told of a row of a table: rows of the hottest rank, tiles, and the data sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.base.errors import CalibrationError
+from moesim.facts.arrays import Floats, Ints
+from moesim.models.fitted.expert_ffn import TILINGS, loads_of
+from moesim.models.fitted.routing_draws import BY_RANK, even_rows, hottest_rank, power_law_rows, rows_by_rank, uniforms_of
+from moesim.models.fitted.rows import Rows, count, numbers, words
+from moesim.study.validation.machines import peaks, presets_of
+from moesim.study.validation.number_formats import FORMATS, NumberFormat, format_of, peak_flops
+
+DRAWS = 12
+"""Routings over which a time is averaged: the tables average five, whose seeds nobody knows."""
+
+Local = tuple[Ints, Ints]
+"""int[D, S] rows of the experts of a rank, int[D, E] rows of all experts of its group."""
+
+
+def ffn_inputs(rows: Rows, kernel: str, local: Callable[[Rows, int], Local], slots: Floats, regime: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
+    """Return the inputs of :class:`moesim.models.fitted.expert_ffn.ExpertFfn`.
+
+    Parameters
+    ----------
+    rows : Rows
+        With system, moe_dtype, hidden_size, inter_size, topk, num_experts, moe_ep_size, distribution and num_tokens (of the whole group).
+    kernel : str
+        A key of ``TILINGS``.
+    local : callable
+        From rows and a row's index to the rows of experts.
+    slots : Floats[n]
+        Experts that a rank holds.
+    regime : str array [n]
+        By which the scatter is told apart.
+
+    Raises
+    ------
+    CalibrationError
+        If a number format or a distribution is not known.
+    """
+    size = count(rows)
+    presets, formats = presets_of(words(rows, "system")), [format_of(name) for name in words(rows, "moe_dtype").tolist()]
+    tiling = TILINGS[kernel]
+    narrow = np.asarray([form.row_bytes < 2 for form in formats])
+    routes = numbers(rows, "num_tokens") * numbers(rows, "topk")
+    heights = tiling.heights(routes / numbers(rows, "num_experts"), narrow)
+    parts: list[list[Floats]] = []
+    for row in range(size):
+        parts.append(list(_loads(local, rows, row, int(heights[row]))))
+    most = max((len(part[0]) for part in parts), default=1)
+    active, routed, tiles, others = (np.stack([_filled(part[index], most) for part in parts]) for index in range(4)) if parts else (np.zeros((0, 1)),) * 4
+    return {
+        "active": active,
+        "routed": routed,
+        "tiles": tiles,
+        "empty_tiles": others if tiling.whole_group else np.zeros_like(others),
+        "moved_rows": np.broadcast_to(routes[:, None], routed.shape) if tiling.whole_group else routed,
+        "tile_rows": heights.astype(np.float64),
+        "slots": slots,
+        "num_tokens": numbers(rows, "num_tokens"),
+        "ranks": numbers(rows, "moe_ep_size"),
+        "hidden_size": numbers(rows, "hidden_size"),
+        "inter_size": numbers(rows, "inter_size"),
+        "weight_bytes": np.asarray([form.weight_bytes for form in formats]),
+        "row_bytes": np.asarray([form.row_bytes for form in formats]),
+        "narrow": narrow,
+        "regime": regime,
+        "memory_bandwidth": peaks(presets, "memory_bandwidth"),
+        "sms": peaks(presets, "sms"),
+        "peak_flops": peak_flops(presets, np.asarray([form.arithmetic for form in formats])),
+    }
+
+
+def _loads(local: Callable[[Rows, int], Local], rows: Rows, row: int, height: int) -> tuple[Floats, Floats, Floats, Floats]:
+    own, group = local(rows, row)
+    return loads_of(own, group, height)
+
+
+def _filled(values: Floats, length: int) -> Floats:
+    """Repeat draws until there are ``length``: the mean stays, for ``length`` is a multiple or the only draw is repeated."""
+    return np.resize(values, length)
+
+
+def distribution_of(name: str) -> tuple[str, float]:
+    """Return the kind of a distribution and its exponent: ``even`` or ``power_law``.
+
+    Raises
+    ------
+    CalibrationError
+        If the name is not known.
+    """
+    if name in {"balanced", "uniform"}:
+        return "even", 0.0
+    parts = name.removesuffix("_eplb").split("_")
+    try:
+        if parts[:2] == ["power", "law"] and len(parts) == 3:
+            return "power_law", float(parts[2])
+    except ValueError:
+        pass
+    raise CalibrationError(f"the distribution {name!r} is not known: balanced, uniform, power_law_A and power_law_A_eplb are")
+
+
+@lru_cache(maxsize=8192)
+def hot_rows(name: str, experts: int, top_k: int, ranks: int, tokens: int, dealing: str = BY_RANK, draws: int = DRAWS) -> Local:
+    """Return the rows of the hottest rank's experts, and those of all experts.
+
+    Raises
+    ------
+    CalibrationError
+        If experts do not divide over ranks, or the distribution is not known.
+    """
+    if experts % ranks:
+        raise CalibrationError(f"{experts} experts do not divide over {ranks} ranks")
+    kind, exponent = distribution_of(name)
+    if kind == "even":
+        rows = even_rows(tokens * top_k, experts)[None]
+        return rows[:, : experts // ranks], rows
+    uniforms = uniforms_of(draws, experts, "hottest rank", experts)
+    rows = power_law_rows(uniforms, exponent, tokens=tokens, top_k=top_k, ranks=ranks, dealing=dealing)
+    return hottest_rank(rows_by_rank(rows, ranks)), rows
+
+
+__all__ = ["DRAWS", "FORMATS", "Local", "NumberFormat", "distribution_of", "ffn_inputs", "hot_rows"]

@@ -1,0 +1,214 @@
+"""A router that trains: exact gradients, updates that the frameworks make, and what happens without any."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesim.base.errors import FieldError, PluginError
+from moesim.base.loads import maxvio
+from moesim.base.registry import plugin
+from moesim.models.bare_setting import bare_setting
+from moesim.models.gate.losses import balance_loss, probabilities, z_loss
+from moesim.models.router.coefficients import OverSteps, at_step
+from moesim.models.router.dynamics import Rates, RouterState, advance, balance_gradient, z_gradient
+from moesim.models.source.training import Shift, Training
+
+
+def no_file(path):
+    raise AssertionError(path)
+
+
+def setting(*, gpus=2, experts=8, top_k=2, tokens=256, layers=2, seed=1):
+    return bare_setting(gpus=gpus, experts=experts, top_k=top_k, layers=layers, tokens_per_gpu=tokens, seed=seed, read_trace=no_file)
+
+
+def worst(source, step, *, where=None, layer=0):
+    counts = source.begin(where or setting())(step).layers[layer].counts.sum(axis=0)
+    return float(maxvio(counts[None])[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), groups=st.integers(1, 4), top_k=st.integers(1, 3))
+def test_balance_gradient_is_the_derivative_of_the_loss(seed, groups, top_k):
+    # Shares are constants to the gradient, so the loss is moved by probabilities alone; central differences in two random logits.
+    rng = np.random.default_rng(seed)
+    tokens, experts, step = 4 * groups, 5, 1e-5
+    logits = rng.normal(size=(tokens, experts))
+    group = np.repeat(np.arange(groups), 4)
+    counts = rng.integers(0, 9, size=(groups, experts))
+
+    def loss(values):
+        likely = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+        parts = [balance_loss(counts[g] / (4 * top_k), likely[group == g].mean(axis=0)) for g in range(groups)]
+        return float(np.mean(parts))  # groups of equal size
+
+    likely = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    slope = balance_gradient(likely, counts, group, top_k)
+    for _ in range(2):
+        at = rng.integers(tokens), rng.integers(experts)
+        nudge = np.zeros_like(logits)
+        nudge[at] = step
+        numeric = (loss(logits + nudge) - loss(logits - nudge)) / (2 * step)
+        assert slope[at] == pytest.approx(numeric, rel=1e-5, abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_z_gradient_is_the_derivative_of_the_z_loss(seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(6, 4)) * 3
+    at, step = (rng.integers(6), rng.integers(4)), 1e-5
+    nudge = np.zeros_like(logits)
+    nudge[at] = step
+    numeric = (z_loss(logits + nudge) - z_loss(logits - nudge)) / (2 * step)
+    likely = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert z_gradient(likely, logits)[at] == pytest.approx(numeric, rel=1e-5)
+
+
+def test_one_step_by_hand():
+    # Four experts, loads 6 2 0 0 (mean 2), feedback 0.1, decay 0.5, drift 0.01: offsets 1 -> 0.5 + 0.1 (load / 2 - 1) + 0.01 walk.
+    state = RouterState(offsets=np.ones(4), domains=np.zeros((2, 4)))
+    chosen = np.array([[0, 1], [0, 1], [0, -1], [0, -1], [0, -1], [0, -1]])
+    advance(
+        state,
+        Rates(feedback=0.1, domain_feedback=0.2, gain=0.0, decay=0.5, drift=0.01),
+        logits=np.zeros((6, 4)),
+        domain=np.array([0, 0, 1, 1, 1, 1]),
+        chosen=chosen,
+        counted=np.array([6, 2, 0, 0]),
+        group=np.zeros(6, dtype=int),
+        top_k=2,
+        balance=0.0,
+        z=0.0,
+        scoring="softmax",
+        walk=np.array([1.0, 0.0, 0.0, -1.0]),
+    )
+    np.testing.assert_allclose(state.offsets, [0.5 + 0.2 + 0.01, 0.5, 0.5 - 0.1, 0.5 - 0.1 - 0.01])
+    # Domain 0: loads 2 2 0 0 over mean 1, less 3 1 0 0 of all tokens, times 0.2; domain 1: 4 0 0 0 over mean 1.
+    np.testing.assert_allclose(state.domains, 0.2 * np.array([[2 - 3, 2 - 1, 0, 0], [4 - 3, 0 - 1, 0, 0]]))
+
+
+def test_without_balancing_the_rich_get_richer_until_k_are_left():
+    source = Training(feedback=5e-3, sequence_length=64)
+    course = [worst(source, step) for step in (0, 200, 600)]
+    assert course[0] < 0.6 < course[1] < course[2]
+    counts = source.begin(setting())(1500).layers[0].counts.sum(axis=0)
+    assert (counts > 0.02 * counts.mean()).sum() == 2  # top 2: two experts take all
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"auxiliary": ((0, 0.1),)},
+        {"gate": plugin("gate", "loss_free")(rate=1e-2)},
+        {"gate": plugin("gate", "quantile")()},
+    ],
+    ids=["auxiliary loss", "loss-free bias", "quantiles"],
+)
+def test_every_strategy_keeps_balance_where_nothing_would_not(strategy):
+    plain = Training(feedback=5e-3, sequence_length=64)
+    assert worst(replace(plain, **strategy), 500) < 0.5 < 1.5 < worst(plain, 500)
+
+
+def test_more_auxiliary_loss_is_more_balance_and_its_schedule_is_followed():
+    plain = Training(feedback=5e-3, sequence_length=64)
+    weak, strong = (worst(replace(plain, auxiliary=((0, amount),)), 400) for amount in (3e-3, 1e-1))
+    assert strong < weak < worst(plain, 400)
+    late = replace(plain, auxiliary=((400, 0.0), (401, 0.3)))
+    assert worst(late, 400) == worst(plain, 400)
+    assert worst(late, 900) < 0.6
+
+
+def test_the_scope_of_the_loss_matters_to_specialisation():
+    # Sequences of one domain each: balance inside every sequence forbids domains their own experts, balance of the batch does not.
+    plain = Training(
+        feedback=2e-3, domain_feedback=5e-3, domain_start=0.5, stickiness=1.0, sequence_length=64, auxiliary=((0, 0.1),), scores=True
+    )
+    spread = {}
+    for scope in ("sequence", "batch"):
+        run = replace(plain, scope=scope).begin(setting())
+        layer = run(400).layers[0]
+        by_sequence = np.stack([np.bincount(part.ravel(), minlength=8) for part in layer.ids.reshape(-1, 64, 2)])
+        spread[scope] = maxvio(by_sequence).mean()
+    assert spread["sequence"] < 0.7 * spread["batch"]
+
+
+def test_l8_any_order_of_steps_and_layers_gives_the_same_routing():
+    source = Training(gate=plugin("gate", "loss_free")(rate=1e-2), auxiliary=((0, 0.01),), sequence_length=64)
+    forward, jumping = source.begin(setting()), source.begin(setting())
+    wanted = {(step, layer): forward(step).layers[layer].ids for step in range(6) for layer in range(2)}
+    for step, layer in ((5, 1), (2, 0), (2, 1), (4, 1), (0, 0), (5, 0)):
+        assert np.array_equal(jumping(step).layers[layer].ids, wanted[step, layer])
+
+
+def test_stride_and_first_skip_steps_and_change_nothing():
+    source = Training(auxiliary=((0, 0.01),), sequence_length=64)
+    every, some = source.begin(setting()), replace(source, first=4, stride=3).begin(setting())
+    for simulated, trained in ((0, 4), (1, 7), (2, 10)):
+        assert np.array_equal(some(simulated).layers[1].ids, every(trained).layers[1].ids)
+
+
+def test_a_frozen_gate_keeps_its_bias():
+    gate = plugin("gate", "loss_free")(rate=0.05)
+    still = Training(gate=gate, freeze_gate_at=3, feedback=5e-3, sequence_length=64)
+    moving = replace(still, freeze_gate_at=None)
+    assert np.array_equal(still.begin(setting())(3).layers[0].ids, moving.begin(setting())(3).layers[0].ids)
+    assert worst(still, 600) > worst(moving, 600)  # feedback goes on, the bias does not
+
+
+def test_a_shift_changes_the_domains_from_its_step_on():
+    shift = Shift(at=5, mixture=(0.0, 1.0))
+    source = Training(domains=2, mixture=(1.0, 0.0), shift=shift, domain_start=3.0, feedback=0.0, domain_feedback=0.0, drift=0.0, decay=0.0)
+    draw = source.begin(setting())
+    before, after = (draw(step).layers[0].counts.sum(axis=0) for step in (4, 5))
+    still = replace(source, shift=None).begin(setting())
+    assert np.array_equal(before, still(4).layers[0].counts.sum(axis=0))
+    assert not np.array_equal(after, still(5).layers[0].counts.sum(axis=0))
+    # Two domains with offsets of deviation 3 have different favourites.
+    assert np.corrcoef(before, after)[0, 1] < 0.9
+
+
+def test_capacity_limits_what_experts_learn_from():
+    plain = Training(feedback=5e-3, sequence_length=64)
+    limited = replace(plain, capacity=plugin("capacity", "megatron")(factor=1.0))
+    assert worst(limited, 400) < worst(plain, 400)
+
+
+def test_the_probabilities_of_the_loss_are_those_of_the_frameworks():
+    logits = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    np.testing.assert_allclose(probabilities(logits, "softmax"), np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "the list is empty"),
+        ([[0, 1], 2], "is no corner"),
+        ([[5, 1], [5, 2]], "does not come after"),
+        (-1, "too small"),
+        ([[0, float("nan")]], "not a finite number"),
+    ],
+)
+def test_coefficients_that_make_no_sense_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        OverSteps().parse(value)
+
+
+def test_coefficients_are_straight_between_corners_and_round_trip():
+    marker = OverSteps()
+    corners = marker.parse([[10, 0.0], [20, 1.0]])
+    assert [at_step(corners, step) for step in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert marker.parse(marker.text(corners)) == corners
+    assert marker.text(marker.parse(0.5)) == 0.5
+
+
+def test_bad_fields_are_named():
+    with pytest.raises(FieldError, match="3 weights for 2 domains"):
+        Training(domains=2, mixture=(1.0, 1.0, 1.0))
+    with pytest.raises(FieldError, match="all weights of the mixture are 0"):
+        Training(domains=2, shift=Shift(at=1, mixture=(0.0, 0.0)))
+    with pytest.raises(PluginError, match="as_given"):
+        Training(gate=plugin("gate", "as_given")()).begin(setting())
