@@ -79,8 +79,9 @@ def targets(figures):
 
 def scores(listed):
     rows = [
-        [f"`{score['table']}`", score["regime"], str(score["n"]), number(score["mape"]), number(score["median_ape"]), number(score["p90_ape"]),
-         number(score["bias"], True), score["baseline"] or "–", number(score["baseline_mape"]), share(score["coverage"]), str(score["outside"] or "–")]
+        [f"`{score['table']}`", score["regime"], str(score["n"]), number(score["mape"]),
+         number(score["median_ape"]), number(score["p90_ape"]), number(score["bias"], True), score["baseline"] or "–",
+         number(score["baseline_mape"]), share(score["coverage"]), str(score["outside"] or "–")]
         for score in listed if score["n"]
     ]  # fmt: skip
     return table(["table", "regime", "rows", "mean", "median", "90th", "bias", "simple rule", "its mean", "in 90 %", "outside"], rows)
@@ -97,8 +98,9 @@ def orders(listed):
 
 def ratios(listed):
     rows = [
-        [f"`{score['table']}`", score["regime"], str(score["ratio"]["n"]), number(score["ratio"]["mape"]), number(score["ratio"]["bias"], True),
-         score["ratio_baseline"] or "–", number(score["ratio_baseline_mape"]), f"{score['wrong_sign']} of {score['told']}"]
+        [f"`{score['table']}`", score["regime"], str(score["ratio"]["n"]), number(score["ratio"]["mape"]),
+         number(score["ratio"]["bias"], True), score["ratio_baseline"] or "–", number(score["ratio_baseline_mape"]),
+         f"{score['wrong_sign']} of {score['told']}"]
         for score in listed if score.get("ratio") and score["ratio"]["n"]
     ]  # fmt: skip
     return table(["table", "regime", "rows", "mean", "bias", "simple rule", "its mean", "wrong side of 1"], rows) if rows else []
@@ -140,17 +142,23 @@ def domains(figures):
 
 
 TEXTS = {
-    "thresholds": """The thresholds stand in `docs/validation_targets.json` and were set before anything was fitted. *Held back* is what counts: the
-errors of rows whose whole group was left out of the fit. *Fitted* are the same rows with the shipped profile, which has seen them. Errors are
-mean absolute ones in per cent unless the class says otherwise.""",
-    "held_back": """Each group of a table (a system with a number of GPUs or of nodes, or a shape) was predicted from fits to all other groups. *Bias* is the
-mean signed error: below zero, the model is too fast. *In 90 %* is the share of measurements inside the 90 % interval of their prediction, *outside*
-counts rows beyond the fitted range. Tables of which nothing is fitted (drops, loads, the testbed) are predicted as always.""",
-    "fitted": "The shipped profiles on the rows that they were fitted to. This shows what the form of a model cannot express, and no more.",
-    "order": """Among configurations that compete in one experiment: does the prediction rank them as the measurement does? Only pairs whose measured
+    "thresholds": """
+The thresholds stand in `docs/validation_targets.json` and were set before anything was fitted. *Held back* is what counts: the errors of
+rows whose whole group was left out of the fit. *Fitted* are the same rows with the shipped profile, which has seen them. Errors are mean
+absolute ones in per cent unless the class says otherwise.""",
+    "held_back": """
+Each group of a table (a system with a number of GPUs or of nodes, or a shape) was predicted from fits to all other groups. *Bias* is the
+mean signed error: below zero, the model is too fast. *In 90 %* is the share of measurements inside the 90 % interval of their prediction,
+*outside* counts rows beyond the fitted range. Tables of which nothing is fitted (drops, loads, the testbed) are predicted as always.""",
+    "fitted": """
+The shipped profiles on the rows that they were fitted to. This shows what the form of a model cannot express, and no more.""",
+    "order": """
+Among configurations that compete in one experiment: does the prediction rank them as the measurement does? Only pairs whose measured
 difference exceeds noise count.""",
-    "ratios": "Slow-down against balanced load, or time after against time before replication.",
-    "domains": "Outside these ranges a prediction is flagged, and its interval is twice as wide.",
+    "ratios": """
+Slow-down against balanced load, or time after against time before replication.""",
+    "domains": """
+Outside these ranges a prediction is flagged, and its interval is twice as wide.""",
 }
 PICTURE = "![Predicted against measured times, one panel for each table](images/validation.png)"
 
@@ -170,7 +178,7 @@ def body(figures):
     lines = []
     for title, text, made in parts:
         if made:
-            lines += [f"### {title}", "", *([TEXTS[text], ""] if text else []), *made]
+            lines += [f"### {title}", "", *([TEXTS[text].strip(), ""] if text else []), *made]
     return "\n".join(lines)
 
 

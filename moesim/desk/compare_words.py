@@ -49,9 +49,9 @@ def price(outcome: Outcome) -> str:
         return ""
     sign = 1 if comparison.winner.better == "lower" else -1
     whole = {
-        name: sign * metrics[by].value
+        name: sign * value
         for name, metrics in comparison.metrics.items()
-        if metrics["drop_rate"].value == 0 and metrics[by].value is not None
+        if metrics["drop_rate"].value == 0 and (value := metrics[by].value) is not None
     }
     said = f"{best} drops {show(dropped, '', share=True)} of the routes"
     if not whole:

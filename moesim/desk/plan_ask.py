@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +55,8 @@ def ask(
     file : path
         A scenario file, with or without a section ``plan:``.
     words : iterable of str
-        ``KEY=VALUE`` lays a value over the file; ``KEY=VALUE,VALUE`` makes candidates of the values, in place of the file's for that key.
+        ``KEY=VALUE`` lays a value over the file, and takes the key out of its candidates; ``KEY=VALUE,VALUE`` makes candidates of the
+        values, in place of the file's for that key.
     targets, prices : iterable of str
         ``step_time <= 60 ms`` and ``h100-sxm=2.5``, beside those of the file; a target of the same metric and sense and a price of the same
         GPU take the place of the file's.
@@ -80,7 +81,9 @@ def ask(
     base = _base(file, overrides)
     plan = base.plan or Plan()
     plan = _with_words(plan, targets, prices, minimise=minimise, confidence=confidence, replicates=replicates)
-    values = dict(plan.candidates) | {axis.key: tuple(setting.node.data() for setting in axis.settings) for axis in axes}
+    said = {word.partition("=")[0].strip() for word in overrides}  # what is laid over the file is no question any more
+    kept = {key: items for key, items in plan.candidates.items() if key not in said}
+    values = kept | {axis.key: tuple(setting.node.data() for setting in axis.settings) for axis in axes}
     plan = replace(plan, candidates=values)
     shown = os.fspath(file)
     if not plan.targets:
@@ -92,9 +95,9 @@ def ask(
         raise UsageError(f"{many} candidates are too many: at most {MOST}; take values away or plan in two steps")
     combinations = [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
     combinations = [one for one in combinations if not any(_has(one, left_out) for left_out in plan.exclude)]
+    _check_exclude(plan, values, said)
     if not combinations:
         raise UsageError("plan.exclude leaves no candidate")
-    _check_exclude(plan, values)
     candidates = rename([_candidate(file, overrides, plan, one) for one in combinations])
     problems = [candidate.problem for candidate in candidates if candidate.problem]
     return Asked(
@@ -155,10 +158,12 @@ def _with_words(
         raise UsageError(str(error)) from None
 
 
-def _check_exclude(plan: Plan, values: Mapping[str, Sequence[Any]]) -> None:
+def _check_exclude(plan: Plan, values: Mapping[str, Sequence[Any]], said: Collection[str]) -> None:
     problems = []
     for index, left_out in enumerate(plan.exclude):
         for key, value in left_out.items():
+            if key in said:
+                continue
             if key not in values:
                 message = f"excludes nothing: {key} is no key of the candidates{did_you_mean(key, values)}"
             elif value not in values[key]:

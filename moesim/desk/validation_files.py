@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def read_folder(folder: Path) -> tuple[list[MeasuredTable], list[tuple[str, str]
 
 
 def profiles_for(named: Sequence[str]) -> dict[str, Profile]:
-    """Return the shipped profiles, with those that the user names laid over them: a name, or a file.
+    """Return the shipped profiles after those that the user names, by a name or a file.
+
+    What a user's profile says of a GPU holds in place of what a shipped one says: those sections are taken out of the shipped one.
 
     Raises
     ------
@@ -64,21 +67,19 @@ def profiles_for(named: Sequence[str]) -> dict[str, Profile]:
     UsageError
         If two files hold profiles of one name.
     """
-    found = shipped_profiles()
-    own: dict[str, str] = {}
+    own: dict[str, Profile] = {}
+    places: dict[str, str] = {}
     for item in named:
         profile = profile_preset(item) if is_name(item) else read_profile(Path(item))
         if profile.name in own:
-            raise UsageError(f"{own[profile.name]} and {item} both hold a profile named {profile.name!r}; rename one")
-        own[profile.name] = item
-        known = found.get(profile.name)
-        found[profile.name] = profile if known is None else merged(known, profile)
+            raise UsageError(f"{places[profile.name]} and {item} both hold a profile named {profile.name!r}; rename one")
+        own[profile.name], places[profile.name] = profile, item
+    found = dict(own)
+    for name, shipped in shipped_profiles().items():
+        taken = {section for profile in own.values() if profile.gpu == shipped.gpu for section in profile.sections}
+        left = {key: section for key, section in shipped.sections.items() if key not in taken}
+        found[f"{name} (shipped)" if name in own else name] = replace(shipped, sections=left)
     return found
-
-
-def merged(known: Profile, more: Profile) -> Profile:
-    """Return ``more`` with the sections of ``known`` that it lacks."""
-    return Profile(name=more.name, gpu=more.gpu, made=more.made, note=more.note, sections={**known.sections, **more.sections})
 
 
 def answer(validation: Validation) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from moesim.facts.program import Program, may_overlap
 from moesim.facts.record import Result
 from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
+from moesim.measure.alarms import find_alarms
 from moesim.measure.collect import fresh_steps, sample_all, summarise_all
 from moesim.models.bounds import no_communication
 from moesim.models.gate.losses import layer_losses
@@ -128,6 +130,14 @@ def simulate(
     }
     shared = machine.fabric.report()
     record = Record(scenario=scenario, cluster=cluster, tables=tables, bounds=bounds)
+    alarms = find_alarms(
+        tables,
+        experts=scenario.model.experts,
+        top_k=scenario.model.top_k,
+        tokens=tally.tokens_per_step(),
+        phase=scenario.workload.phase,
+        ranks=scenario.parallel.ep,
+    )
     samples, fresh = sample_all(record), fresh_steps(record)
     return Result(
         scenario=scenario,
@@ -135,9 +145,9 @@ def simulate(
         metrics=summarise_all(samples, bases, fresh=fresh),
         samples=samples,
         fresh=fresh,
-        warnings=(*notes, *warnings(scenario, cluster, tables, shared)),
+        warnings=(*notes, *warnings(scenario, cluster, tables, shared), *(f"{alarm.name}: {alarm.sentence}" for alarm in alarms)),
         assumptions=assumptions(scenario, cluster, compute_basis, barrier=barrier, overlap=may_overlap(program), shared=shared),
-        facts={**_facts(scenario, setting, tally), "sharing": shared},
+        facts={**_facts(scenario, setting, tally), "sharing": shared, "health": [dataclasses.asdict(alarm) for alarm in alarms]},
         routing=tally.routing(f"moesim {__version__}, routing of {scenario.name!r}, seed {scenario.seed}"),
         meta={
             "moesim": __version__,

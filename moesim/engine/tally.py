@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.base import balance_health
 from moesim.engine.load import LayerLoad, StepLoad
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
@@ -50,6 +51,8 @@ class Tally:
     tokens: list[int] = field(default_factory=list)
     tokens_of_gpus: list[Ints] = field(default_factory=list)
     repeats: list[int] = field(default_factory=list)
+    before: dict[int, Ints] = field(default_factory=dict)
+    idle_for: dict[int, Ints] = field(default_factory=dict)
     choices: list[tuple[int, Routing]] = field(default_factory=list)
 
     def tokens_per_step(self) -> float:
@@ -142,10 +145,28 @@ class Tally:
             "dispatch_library_bytes": counted["dispatch"],
             "combine_library_bytes": counted["combine"],
             "copies": copies,
+            **self._health(moe_layer, layer.chosen, by_expert),
             **self._losses(layer.chosen),
         }
         for name, value in row.items():
             self.layer_rows[name].append(value)
+
+    def _health(self, moe_layer: int, chosen: LayerRouting, by_expert: Ints) -> dict[str, float]:
+        """Return how well the router of one layer does, and since when experts of it have been idle."""
+        resting = balance_health.idle(by_expert)
+        since = np.where(resting, self.idle_for.get(moe_layer, np.zeros(len(by_expert), dtype=np.int64)) + 1, 0)
+        self.idle_for[moe_layer] = since
+        earlier = self.before.get(moe_layer)
+        self.before[moe_layer] = by_expert
+        mean = float(by_expert.mean())
+        return {
+            "idle_experts": int(resting.sum()),
+            "idle_longest": int(since.max(initial=0)),
+            "load_cv": float(by_expert.std()) / mean if mean else math.nan,
+            "load_entropy": balance_health.entropy(by_expert),
+            "load_correlation": math.nan if earlier is None else balance_health.correlation(by_expert, earlier),
+            "source_information": balance_health.source_information(chosen.counts),
+        }
 
     def routing(self, origin: str) -> Trace | None:
         """Return every token's choices as a trace that can be replayed, if they were kept; ``origin`` says where they came from."""

@@ -134,13 +134,15 @@ def choose_device(kind: str, local_rank: int = 0) -> Device:
     UsageError
         If a GPU is asked for that is not there.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and gpus <= local_rank:
-        what = "PyTorch sees no CUDA device" if gpus == 0 else f"PyTorch sees {gpus} CUDA devices, but rank {local_rank} needs its own"
+    there = gpus()
+    # Some launchers show every rank one GPU, its own.
+    index = 0 if there == 1 and os.environ.get("CUDA_VISIBLE_DEVICES") else local_rank
+    if kind == "cuda" and there <= index:
+        what = "PyTorch sees no CUDA device" if there == 0 else f"PyTorch sees {there} CUDA devices, but rank {local_rank} needs its own"
         raise UsageError(f"{what}; take fewer ranks, or --device cpu")
-    if kind == "cuda" or (kind == "auto" and gpus > local_rank):
-        torch.cuda.set_device(local_rank)
-        return Device("cuda", local_rank)
+    if kind == "cuda" or (kind == "auto" and there > index):
+        torch.cuda.set_device(index)
+        return Device("cuda", index)
     return Device("cpu")
 
 

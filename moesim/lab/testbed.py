@@ -80,9 +80,15 @@ def prepare(
 
 
 def _prepare(
-    fabrics: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], *, probe: Mapping[str, Any], seed: int, repeats: int, quick: bool,
+    fabrics: Sequence[Mapping[str, Any]],
+    layers: Sequence[Mapping[str, Any]],
+    *,
+    probe: Mapping[str, Any],
+    seed: int,
+    repeats: int,
+    quick: bool,
     progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     of_name = {fabric["name"]: fabric for fabric in fabrics}
     backward = any(case["backward"] for case in layers)
     shapes = sorted({(case["hidden"], case["expert_width"], case["experts"], case["top_k"], case["tokens"]) for case in layers})

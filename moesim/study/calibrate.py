@@ -12,9 +12,9 @@ from moesim.base.errors import CalibrationError, MoesimError
 from moesim.facts.arrays import Floats
 from moesim.facts.profile import Profile, Section
 from moesim.models.fitted.rows import Rows, count, join, take
-from moesim.study.measured import Measured, beside, kind_of, owner_of, table_name, unknown_table, usable_rows
+from moesim.study.measured import SLIPS, Measured, beside, kind_of, owner_of, table_name, told, unknown_table, usable_rows
 from moesim.study.scores import Errors, coverage_of, errors_of, summary_of
-from moesim.study.validate import SLIPS, Profiles, predicted, told
+from moesim.study.validate import Profiles, predicted
 from moesim.study.validation import Prediction, TableKind, table_kinds
 
 FOLDS = 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, Protocol
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.base.errors import CalibrationError, did_you_mean
-from moesim.models.fitted.rows import Rows, take
+from moesim.base.errors import CalibrationError, MoesimError, did_you_mean
+from moesim.models.fitted.rows import Rows, count, take
 from moesim.study.validation import TableKind, table_kinds
 
 
@@ -64,6 +64,18 @@ class Unpredicted:
 
     rows: int
     reason: str
+
+
+MOST = 1e15
+"""Nothing that a table counts is larger: neither tokens nor bytes."""
+
+SLIPS = (ArithmeticError, LookupError, TypeError, ValueError)
+"""What code for one kind of table may raise over values that nobody foresaw: it costs that table its predictions, not the others theirs."""
+
+
+def told(error: Exception) -> str:
+    """Return an error as the reason why something has no prediction."""
+    return str(error) if isinstance(error, MoesimError) else f"the rows hold something unforeseen: {type(error).__name__}: {error}"
 
 
 SOURCE_ROW = "source_row"
@@ -132,11 +144,19 @@ def usable_rows(
     if missing:
         hints = "; ".join(f"the column {name!r} is missing{_near(name, rows)}" for name in missing)
         raise CalibrationError(f"not in the format of {kind.name}: {hints}")
+    left = [Unpredicted(rows=item.rows, reason=f"line {item.line}: {item.reason}") for item in table.refused]
+    sane, told = _sane(kind, rows)
+    left += told
+    rows, origin = take(rows, sane), np.flatnonzero(sane)
     if hasattr(kind, "join"):
-        rows = dict(kind.join(rows, companions or {}))
+        bad = culprits(lambda part: kind.join(part, companions or {}), rows)
+        if len(bad) == count(rows) and bad:
+            raise CalibrationError(next(iter(bad.values())))
+        left += [Unpredicted(rows=1, reason=f"line {table.lines[origin[row]]}: {why}") for row, why in bad.items()]
+        keep = np.asarray([row for row in range(count(rows)) if row not in bad], dtype=np.int64)
+        rows, origin = dict(kind.join(take(rows, keep), companions or {})), origin[keep]
     measured = np.asarray(kind.seconds(rows), dtype=np.float64)
     good = np.isfinite(measured) & ((measured > 0) if kind.quantity == "time" else True)
-    left = [Unpredicted(rows=item.rows, reason=f"line {item.line}: {item.reason}") for item in table.refused]
     blank = int(np.isnan(measured).sum())
     if blank:
         left.append(Unpredicted(rows=blank, reason="nothing was measured in this row"))
@@ -146,8 +166,43 @@ def usable_rows(
             Unpredicted(rows=wrong, reason="the measured value is not above 0" if kind.quantity == "time" else "not a finite number")
         )
     # A row that holds two measurements (dispatch and combine) becomes two rows; ``join`` then says which line each is of.
-    lines = table.lines[rows[SOURCE_ROW]] if SOURCE_ROW in rows else table.lines
+    lines = table.lines[origin][rows[SOURCE_ROW]] if SOURCE_ROW in rows else table.lines[origin]
     return take(rows, good), lines[good], left
+
+
+def _sane(kind: TableKind, rows: Rows) -> tuple[NDArray[np.bool_], list[Unpredicted]]:
+    """Tell which rows hold no negative and no absurdly large number in a column that the kind needs, and why the others are left out."""
+    good = np.ones(count(rows), dtype=np.bool_)
+    told = []
+    for name in kind.columns:
+        column = rows[name]
+        if column.dtype.kind in "if":
+            numbers = np.nan_to_num(np.asarray(column, dtype=np.float64), nan=0.0)
+            for wrong, what in ((numbers < 0, "negative"), (numbers > MOST, f"larger than {MOST:g}")):
+                fresh = wrong & good
+                if np.any(fresh):
+                    told.append(Unpredicted(rows=int(fresh.sum()), reason=f"column {name}: {numbers[fresh][0]:g} is {what}"))
+                    good &= ~wrong
+    return good, told
+
+
+def culprits(work: Callable[[Rows], object], rows: Rows) -> dict[int, str]:
+    """Return the rows over which some work fails, each with its error, by halving: none if it does not fail over all of them together."""
+    failed: dict[int, str] = {}
+
+    def search(part: NDArray[np.int64]) -> None:
+        try:
+            work(take(rows, part))
+        except (MoesimError, *SLIPS) as error:
+            if len(part) == 1:
+                failed[int(part[0])] = told(error)
+                return
+            search(part[: len(part) // 2])
+            search(part[len(part) // 2 :])
+
+    if count(rows):
+        search(np.arange(count(rows)))
+    return failed
 
 
 def _near(name: str, rows: Rows) -> str:

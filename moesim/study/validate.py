@@ -13,19 +13,26 @@ from moesim.base.errors import CalibrationError, MoesimError
 from moesim.facts.arrays import Bools, Floats
 from moesim.facts.profile import Profile
 from moesim.models.fitted.rows import Rows, count, take
-from moesim.study.measured import Left, Measured, Unpredicted, beside, kind_of, owner_of, table_name, unknown_table, usable_rows
+from moesim.study.measured import (
+    SLIPS,
+    Left,
+    Measured,
+    Unpredicted,
+    beside,
+    kind_of,
+    owner_of,
+    table_name,
+    told,
+    unknown_table,
+    usable_rows,
+)
 from moesim.study.scores import NOISE, Errors, Order, Ratios, coverage_of, errors_of, order_of, ratios_of, summary_of
 from moesim.study.validation import Prediction, TableKind, prediction, table_kinds
 
 Profiles = Mapping[str, Profile]
 
-SLIPS = (ArithmeticError, LookupError, TypeError, ValueError)
-"""What code for one kind of table may raise over values that nobody foresaw: it costs that table its predictions, not the others theirs."""
-
-
-def told(error: Exception) -> str:
-    """Return an error as the reason why something has no prediction."""
-    return str(error) if isinstance(error, MoesimError) else f"the rows hold something unforeseen: {type(error).__name__}: {error}"
+HALVED = 512
+"""Rows of a group that is searched for what it fails over; a larger one fails as a whole, for the search would take too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +147,14 @@ def validate(
         if progress is not None:
             progress(table.name)
         try:
-            found = cases_of(kind, table, profiles, companions=beside(kind, table.name, tables))
+            with np.errstate(all="ignore"):
+                found = cases_of(kind, table, profiles, companions=beside(kind, table.name, tables))
         except (MoesimError, *SLIPS) as error:
             scores.append(_nothing(table.name, count(table.rows), told(error), table.refused))
             continue
         cases.append(found[0])
-        scores += scores_of(kind, found[0], found[1], found[2])
+        with np.errstate(all="ignore"):
+            scores += scores_of(kind, found[0], found[1], found[2])
         warnings += _warnings(found[0])
     for name, reason in unreadable:
         scores.append(_nothing(name, 0, reason, ())) if _looks_like_a_table(name) else others.append(Other(file=name, reason=reason))
@@ -188,19 +197,31 @@ def cases_of(
 
 
 def predicted(kind: TableKind, rows: Rows, profiles: Profiles) -> Prediction:
-    """Ask a kind for predictions; where it refuses, ask group by group, so that one case does not cost the others."""
+    """Ask a kind for predictions; where it refuses, ask group by group, then by halves, so that one case does not cost the others."""
     try:
-        return kind.predict(rows, profiles)
+        with np.errstate(all="ignore"):  # what comes of absurd sizes is not finite, and told as such
+            return kind.predict(rows, profiles)
     except (MoesimError, *SLIPS) as error:
-        groups = np.asarray(kind.group(rows))
-        names = np.unique(groups)
-        if len(names) < 2:
+        parts = _parts(kind, rows)
+        if len(parts) < 2:
             return _without(count(rows), told(error))
-    parts = [np.flatnonzero(groups == name) for name in names]
     found = [predicted(kind, take(rows, part), profiles) for part in parts]
     order = np.argsort(np.concatenate(parts))
     fields = ("values", "low", "high", "outside", "reasons", "basis")
     return Prediction(**{name: np.concatenate([getattr(part, name) for part in found])[order] for name in fields})
+
+
+def _parts(kind: TableKind, rows: Rows) -> list[NDArray[np.int64]]:
+    """Return rows by group; of one group, in two halves; of a single row, nothing to divide."""
+    try:
+        groups = np.asarray(kind.group(rows))
+    except (MoesimError, *SLIPS):
+        groups = np.zeros(count(rows))
+    names = np.unique(groups)
+    if len(names) > 1:
+        return [np.flatnonzero(groups == name) for name in names]
+    half = count(rows) // 2
+    return [np.arange(half), np.arange(half, count(rows))] if half and count(rows) <= HALVED else []
 
 
 def _without(rows: int, reason: str) -> Prediction:

@@ -175,6 +175,12 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
             "dispatch_library_bytes": sizes(layers),
             "combine_library_bytes": sizes(layers),
             "copies": np.zeros(layers, dtype=np.int64) if quiet else counts(layers),
+            "idle_experts": counts(layers, 3),
+            "idle_longest": counts(layers, 4),
+            "load_cv": times(layers),
+            "load_entropy": times(layers),
+            "load_correlation": np.full(layers, np.nan) if quiet else times(layers) - 0.5,
+            "source_information": times(layers),
         },
         "experts": {
             "moe_layer": np.repeat(np.arange(LAYERS), EXPERTS),

@@ -81,16 +81,21 @@ def test_a_system_that_was_never_measured_is_predicted_and_flagged(folder):
     assert "carried over from another machine by data-sheet ratios" in done.stderr
 
 
-def test_a_profile_of_ones_own_is_used(folder, tmp_path):
+@pytest.mark.parametrize("name", ["h200-sxm", "my-cluster"])
+def test_a_profile_of_ones_own_is_used(folder, tmp_path, name):
     before = json.loads(run(folder, "--format", "json", "--quiet").stdout)["tables"]
     text = CliRunner().invoke(main, ["calibrate", str(folder), "-o", str(tmp_path / "p.yaml")])
     assert text.exit_code == 2  # three sizes determine nothing
     from moesim.desk.presets.profiles import profile_path
 
     slow = profile_path("h200-sxm").read_text(encoding="utf-8").replace("name: launch, value: 6", "name: launch, value: 60")
-    (tmp_path / "p.yaml").write_text(slow, encoding="utf-8")
+    (tmp_path / "p.yaml").write_text(slow.replace("name: h200-sxm", f"name: {name}", 1), encoding="utf-8")
     after = json.loads(run(folder, "--format", "json", "--quiet", "--profile", tmp_path / "p.yaml").stdout)["tables"]
     assert after[-1]["bias"] > before[-1]["bias"] + 50
+    (tmp_path / "q.yaml").write_text((tmp_path / "p.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    twice = run(folder, "--profile", tmp_path / "p.yaml", "--profile", tmp_path / "q.yaml")
+    assert twice.exit_code == 2
+    assert f"both hold a profile named '{name}'" in twice.stderr
 
 
 @pytest.mark.parametrize(

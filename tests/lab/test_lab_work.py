@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.base.errors import ResultError, UsageError
-from moesim.cli import main
+from moesim.cli import main, measure
 from moesim.desk.measured_tables import read_measured
 from moesim.lab import files, launch, patterns
 from moesim.lab.job import ComputeCase, ExchangeCase, Job, LayerCase, from_text, to_text, visits
@@ -475,3 +477,14 @@ def test_a_measurement_from_another_machine_is_shown_without_pytorch(tmp_path):
         .invoke(main, ["measure", "show", str(tmp_path / "exchange.json"), "--format", "csv"])
         .output.startswith("# source: moesim")
     )
+
+
+def test_every_command_of_the_how_to_is_one_that_the_program_takes():
+    # They need PyTorch, and some need several nodes: what can be tested everywhere is that the words are right.
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "measure-your-cluster.md").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0] for line in page.splitlines() if re.match(r"(torchrun .* -m )?moesim measure ", line)]
+    told = [line.partition("moesim measure ")[2].split() for line in lines]
+    assert len(told) >= 8
+    for name, *words in told:
+        command = measure.command.commands[name]
+        command.make_context(name, list(words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -16,8 +17,11 @@ torch = pytest.importorskip("torch", reason="measuring needs PyTorch: pip instal
 
 from lab_layers import reference  # noqa: E402
 
+from moesim.lab.compute import Pool, build, facts_of  # noqa: E402
 from moesim.lab.device import Device, choose_kernel, kernels_of  # noqa: E402
 from moesim.lab.experts import Weights, feed_forward, grouped_product, make_weights  # noqa: E402
+from moesim.lab.job import ComputeCase  # noqa: E402
+from moesim.lab.loads import choices, expert_loads, hottest_first  # noqa: E402
 from moesim.lab.moe_layer import BACKWARD, FORWARD, Layer, Shape  # noqa: E402
 from moesim.lab.routing import Gate, by_expert, capacity, choose, keep, make_gate  # noqa: E402
 
@@ -186,6 +190,34 @@ def test_float8_experts_are_near_those_of_float32():
     # Three bits of mantissa round to 1/16; over 32 terms of either sign that leaves a few per cent.
     assert float((one - other).norm() / one.norm()) < 0.08
     torch.testing.assert_close(small.up.float() * small.up_scale.unsqueeze(-1), exact.up, rtol=0.07, atol=0.01)
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_the_kernel_of_a_whole_layer_computes_the_rows_of_its_own_experts(ep):
+    case = ComputeCase(
+        name="a", operation="moe_ffn", tokens=9, hidden=16, expert_width=8, experts=4, top_k=2, ep=ep, distribution="power_law_1.2"
+    )
+    pool = Pool(4, CPU)
+    call, kernel = build(case, 4, CPU, pool)
+    made = call()
+    assert kernel == "loop"
+    facts = facts_of(case, 4)
+    local = 4 // ep
+    # The same, token by token: who chooses what is drawn as in the case, and the experts of other ranks add nothing.
+    counts = hottest_first(expert_loads("power_law_1.2", 9, 2, 4, 4), ep)
+    assert facts["rows_per_expert"] == counts[:local].tolist()
+    chosen = choices(counts, 9, 2, 4)
+    tokens, weights = pool.drawn(9, 16, torch.float32), pool.experts(case)
+    permuted, of_row, token_of = build(dataclasses.replace(case, operation="permute"), 4, CPU, pool)[0]()
+    assert sorted(token_of.tolist()) == sorted(token for token in range(9) for expert in chosen[token] if expert < local)
+    torch.testing.assert_close(permuted, tokens[token_of])
+    expected = torch.zeros(9, 16)
+    of_expert = [expert for expert in range(local) for _ in range(facts["rows_per_expert"][expert])]
+    for row, (token, expert) in enumerate(zip(token_of.tolist(), of_expert, strict=True)):
+        assert expert in chosen[token]
+        inner = weights.up[expert] @ tokens[token]
+        expected[token] += of_row[row] * (weights.down[expert] @ (torch.nn.functional.silu(inner[:8]) * inner[8:]))
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_expert_has_the_same_weights_on_whatever_rank_it_lives():

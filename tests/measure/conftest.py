@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import numpy as np
@@ -71,6 +72,12 @@ def record() -> Record:
             dispatch_library_bytes=[600.0, 900.0, 240.0, 360.0],
             combine_library_bytes=[700.0, 1100.0, 300.0, 500.0],
             copies=[80, 120, 50, 50],
+            idle_experts=[1, 0, 2, 3],
+            idle_longest=[1, 0, 2, 1],
+            load_cv=[0.5, 0.25, 1.0, 0.5],
+            load_entropy=[0.75, 1.0, 0.5, 0.25],
+            load_correlation=[math.nan, math.nan, 0.5, -0.25],
+            source_information=[0.0, 0.5, 1.0, 0.0],
             aux_loss=[1.5, 2.5, 1.0, 1.0],
             aux_loss_sequence=[2.0, 3.0, 1.0, 2.0],
             aux_loss_batch=[1.25, 1.75, 1.0, 1.0],

@@ -30,6 +30,10 @@ EXPECTED: dict[str, tuple[float, float]] = {
     # 1.2 s and 2.7 s in collectives (gradients and waiting included), 0.3 s and 1.6 s hidden; kernels lost 0.06 s and 0.25 s to that.
     "overlap_scheduled": (0.3 / 1.2, 1.6 / 2.7),
     "overlap_realised": (0.24 / 1.2, 1.35 / 2.7),
+    "idle_experts": (0.5, 2.5),
+    "load_entropy": (0.875, 0.375),
+    "load_correlation": (math.nan, 0.125),
+    "source_information": (0.25, 0.5),
     # 100 tokens in 2 s and in 4 s; waiting 0.5 of 2 s and 2 of 4 s.
     "tokens_per_second": (50.0, 25.0),
     "waiting_share": (0.25, 0.5),
@@ -74,6 +78,7 @@ EXPECTED: dict[str, tuple[float, float]] = {
     # Means over the two layers.
     # One rebalance, before the second of the measured steps, which takes longer than the first: it never pays.
     "rebalance_stall": (0.0, 0.5),
+    "net_step_time": (2.0, 4.5),
     "migrated_bytes": (0.0, 60.0),
     "rebalance_break_even": (math.nan, math.nan),
     "aux_loss": (2.0, 1.0),
@@ -148,7 +153,7 @@ def test_a_layer_without_load_counts_as_balanced(record: Record) -> None:
 
 
 # How each unit answers to seconds times c and bytes times b.
-EXPONENTS = {"s": (1, 0), "B": (0, 1), "tokens/s": (-1, 0), "": (0, 0), "B/s": (-1, 1)}
+EXPONENTS = {"s": (1, 0), "B": (0, 1), "tokens/s": (-1, 0), "": (0, 0), "bit": (0, 0), "B/s": (-1, 1)}
 SECONDS, SIZE = 3.0, 5.0
 
 

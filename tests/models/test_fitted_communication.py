@@ -128,6 +128,26 @@ def test_one_size_says_nothing_of_bandwidth():
         NcclAllToAll.fit(rows, np.ones(len(rows["num_gpus"])))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_sizes_that_tell_no_latency_from_bandwidth_are_refused(name):
+    model, rows, _ = CASES[name]
+    size = {"nccl": "bytes_per_rank", "rack": "num_tokens", "pair": "size"}.get(name, "tokens_per_rank")
+    narrow = {**rows, size: 1000.0 + np.arange(len(rows[size]))}
+    with pytest.raises(CalibrationError, match=f"{size} goes from 1000 to .* only"):
+        type(model).fit(narrow, model.predict(rows))
+    with pytest.raises(CalibrationError, match="sizes are above 0"):
+        type(model).fit({**rows, size: rows[size] - rows[size].min()}, model.predict(rows))
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1e-6, np.nan, np.inf])
+def test_times_that_are_none_are_refused(wrong):
+    rows = nccl_rows()
+    seconds = NCCL.predict(rows)
+    seconds[4] = wrong
+    with pytest.raises(CalibrationError, match="row 4"):
+        NcclAllToAll.fit(rows, seconds)
+
+
 def test_what_rows_cannot_tell_is_held_and_said():
     rows = low_latency_rows(nodes=(1, 2), experts=(256,), hidden=(7168,))
     section = DeepEpLowLatency.fit(rows, LOW_LATENCY.predict(rows), start=LOW_LATENCY.values()).section()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moesim.base.errors import CalibrationError
 from moesim.desk.measured_tables import parse_csv, read_measured
 from moesim.facts.profile import Profile
 from moesim.models.fitted.rows import take
@@ -241,6 +242,12 @@ def test_names_of_systems():
     assert {name: preset_of(name) for name in names} == names
     assert preset_of("abacus") == ""
     assert whose_section({}, "h200-sxm", "nccl_all_to_all") == (None, False)
+
+
+def test_a_table_of_unknown_systems_is_not_fitted():
+    kind, rows = table("nccl_alltoall_intranode")
+    with pytest.raises(CalibrationError, match="'abacus'"):
+        kind.fit({**rows, "system": np.full(len(rows["system"]), "abacus")})
 
 
 def test_missing_columns_and_text_are_told():

@@ -12,7 +12,7 @@ from moesim.facts.arrays import Floats
 from moesim.models.exchange.low_latency import HEADER_BYTES
 from moesim.models.exchange.payload import payload_bytes
 from moesim.models.fitted.estimate import refuse_degenerate
-from moesim.models.fitted.parametric import Parametric, smooth_maximum
+from moesim.models.fitted.parametric import Parametric, refuse_narrow, smooth_maximum
 from moesim.models.fitted.rows import Rows, numbers
 
 SHARPNESS = 4.0
@@ -95,6 +95,7 @@ class DeepEpLowLatency(Parametric):
             If there are too few rows or numbers of tokens.
         """
         refuse_degenerate(rows, what="DeepEP low-latency", least=6, varied={"tokens_per_rank": 4})
+        refuse_narrow(rows, what="DeepEP low-latency", column="tokens_per_rank", reach=30)
         begin = {**START, **(start or {})}
         several = len(np.unique(numbers(rows, "node_num"))) > 1
         network = bool(np.any(numbers(rows, "node_num") > 1))

@@ -13,7 +13,7 @@ from moesim.models.exchange.hierarchical import ALIGNMENT, META_BYTES
 from moesim.models.exchange.payload import INDEX_BYTES, WEIGHT_BYTES, payload_bytes
 from moesim.models.fitted.deepep_low_latency import CONTENTION, SHARPNESS, crowding
 from moesim.models.fitted.estimate import refuse_degenerate
-from moesim.models.fitted.parametric import Parametric, smooth_maximum
+from moesim.models.fitted.parametric import Parametric, refuse_narrow, smooth_maximum
 from moesim.models.fitted.rows import Rows, numbers
 from moesim.models.fitted.uniform_routing import expected_distinct
 
@@ -81,6 +81,7 @@ class DeepEpNormal(Parametric):
             If there are too few rows or numbers of tokens.
         """
         refuse_degenerate(rows, what="DeepEP normal", least=6, varied={"tokens_per_rank": 4})
+        refuse_narrow(rows, what="DeepEP normal", column="tokens_per_rank", reach=100)
         begin = {**START, **(start or {})}
         nodes = numbers(rows, "node_num")
         why = ("assumed", "these rows cannot tell; carried over from the other tables of the same kernels")

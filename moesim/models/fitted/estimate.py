@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,8 @@ from moesim.base.errors import CalibrationError
 from moesim.facts.arrays import Floats, frozen
 from moesim.facts.profile import Parameter
 from moesim.models.fitted.intervals import BEYOND, CARRIED, CONFIDENCE, interval, scatter_by, spread
-from moesim.models.fitted.rows import Rows, count, each, take
+from moesim.models.fitted.leave_out import HeldBack, leave_group_out, leave_one_out
+from moesim.models.fitted.rows import Rows, count
 
 __all__ = [
     "BEYOND",
@@ -35,8 +35,6 @@ __all__ = [
     "scatter_by",
     "spread",
 ]
-
-M = TypeVar("M")
 
 REACH = 1e6
 """Unless a bound is given, a parameter stays within this factor of where its search starts."""
@@ -98,10 +96,10 @@ def least_squares_log(
 ) -> Estimated:
     """Fit positive parameters so that the logarithms of predictions come nearest to those of measurements.
 
-    Minimises the sum of ``weights * (log seconds - log predict(parameters))**2`` over the logarithms of the parameters (trust
-    region within bounds, ``scipy.optimize.least_squares``). The covariance is ``s^2 (J'J)^-1`` (Bates and Watts, "Nonlinear Regression Analysis and
-    Its Applications", 1988, section 2.3) or, with ``groups``, the cluster-robust one ``(J'J)^-1 (sum_g J_g' r_g r_g' J_g) (J'J)^-1`` times
-    ``g / (g - 1)`` (Liang and Zeger, Biometrika 73, 1986): rows of one group err together, and count as one piece of evidence.
+    Minimises the sum of ``weights * (log seconds - log predict(parameters))**2`` over the logarithms of the parameters (trust region
+    within bounds, ``scipy.optimize.least_squares``). The covariance is ``s^2 (J'J)^-1`` (Bates and Watts, "Nonlinear Regression Analysis
+    and Its Applications", 1988, section 2.3) or, with ``groups``, the cluster-robust one ``(J'J)^-1 (sum_g J_g' r_g r_g' J_g) (J'J)^-1``
+    times ``g / (g - 1)`` (Liang and Zeger, Biometrika 73, 1986): rows of one group err together, and count as one piece of evidence.
 
     Parameters
     ----------
@@ -233,55 +231,6 @@ def _covariance(jacobian: Floats, rest: Floats, degrees: int, names: list[str], 
             raise CalibrationError("all rows belong to one group: their common error cannot be told; measure a second group")
         middle = np.sum([np.outer(part, part) for part in sums], axis=0) * len(sums) / (len(sums) - 1)
     return np.asarray(bread @ middle @ bread / np.outer(lengths, lengths))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldBack:
-    """Predictions of rows by fits that did not see their group; NaN where the other rows allowed no fit, with the reason by group."""
-
-    values: Floats
-    reasons: Mapping[str, str]
-
-
-def leave_group_out(rows: Rows, groups: NDArray[np.str_], fit: Callable[[Rows], M], predict: Callable[[M, Rows], Floats]) -> HeldBack:
-    """Predict each group of rows from a fit to all others.
-
-    Parameters
-    ----------
-    rows : Rows
-        n of them.
-    groups : str array [n]
-        Labels; see :func:`moesim.models.fitted.rows.labels`.
-    fit : callable
-        From rows to a model; may raise :class:`~moesim.base.errors.CalibrationError`.
-    predict : callable
-        From a model and rows to Floats, seconds.
-
-    Returns
-    -------
-    HeldBack
-
-    Raises
-    ------
-    CalibrationError
-        If there is only one group.
-    """
-    masks = each(rows, groups)
-    if len(masks) < 2:
-        raise CalibrationError(f"all {count(rows)} rows belong to one group ({next(iter(masks), 'none')}): nothing can be held back")
-    values = np.full(count(rows), np.nan)
-    reasons: dict[str, str] = {}
-    for label, mask in masks.items():
-        try:
-            values[mask] = predict(fit(take(rows, ~mask)), take(rows, mask))
-        except CalibrationError as error:
-            reasons[label] = str(error)
-    return HeldBack(values=frozen(values), reasons=reasons)
-
-
-def leave_one_out(rows: Rows, fit: Callable[[Rows], M], predict: Callable[[M, Rows], Floats]) -> HeldBack:
-    """Predict each row from a fit to all others; as :func:`leave_group_out` with every row a group."""
-    return leave_group_out(rows, np.asarray([f"row {index}" for index in range(count(rows))]), fit, predict)
 
 
 def refuse_degenerate(rows: Rows, *, what: str, least: int, varied: Mapping[str, int] | None = None) -> None:

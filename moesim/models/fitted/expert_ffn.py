@@ -54,7 +54,7 @@ class Tiling:
 
 TILINGS = {
     "vllm": Tiling(tallest_16=128, tallest_8=64, whole_group=True),
-    "cutlass": Tiling(tallest_16=128, tallest_8=64),
+    "cutlass": Tiling(tallest_16=64, tallest_8=32, shortest=8),
     "deepgemm_contiguous": Tiling(tallest_16=128, tallest_8=128, shortest=128),
     "deepgemm_masked": Tiling(tallest_16=64, tallest_8=64, shortest=64),
 }
@@ -110,17 +110,19 @@ class ExpertFfn(Parametric):
 
     - ``launch`` for the call, ``slot`` for each expert that the rank holds (it has descriptors and offsets, with rows or without);
     - the rows between the GEMMs (activation, quantisation) and the sum over a token's results move bytes: ``passes`` times what they must;
-    - a tile of an expert that lives elsewhere costs ``empty_tile`` of one SM's time, in libraries that start such tiles.
+    - a tile of an expert that lives elsewhere costs ``empty_tile`` of one SM's time, in libraries that start such tiles;
+    - the host starts the kernels one by one where no graph does, and nothing ends before the last was started: ``floor``.
 
     Suffix 16 or 8: operands of 16 bits, or narrower. Tile and wave quantisation are those of NVIDIA, "Matrix Multiplication Background User's Guide".
 
     Rows have ``active``, ``routed``, ``tiles``, ``empty_tiles`` (Floats[n, D], see :func:`loads_of`), ``tile_rows``, ``slots``,
-    ``moved_rows`` (Floats[n, D]: rows that the helper kernels work on), ``hidden_size``, ``inter_size``, ``weight_bytes`` and ``row_bytes`` (of one
+    ``moved_rows`` and ``summed_rows`` (Floats[n, D]: rows that the activation works on, and that the sum over a token's results looks at),
+    ``hidden_size``, ``inter_size``, ``weight_bytes`` and ``row_bytes`` (of one
     element), ``narrow``, and the data sheet's ``memory_bandwidth``, ``peak_flops`` and ``sms``. Seconds are means over draws.
     """
 
     NAME: ClassVar[str] = "expert_ffn"
-    UNITS: ClassVar[Mapping[str, str]] = {"launch": "s", "slot": "s", "step_16": "s", "step_8": "s", "empty_tile": "s"}
+    UNITS: ClassVar[Mapping[str, str]] = {"launch": "s", "slot": "s", "step_16": "s", "step_8": "s", "empty_tile": "s", "floor": "s"}
     RANGED: ClassVar[tuple[str, ...]] = ("num_tokens", "ranks", "hidden_size", "inter_size", "slots")
 
     launch: float
@@ -134,6 +136,7 @@ class ExpertFfn(Parametric):
     sharpness_8: float
     passes: float
     empty_tile: float
+    floor: float
 
     @staticmethod
     def seconds_of(values: Mapping[str, float], rows: Rows) -> Floats:
@@ -144,8 +147,8 @@ class ExpertFfn(Parametric):
         }
         narrow = rows["narrow"].astype(bool)[:, None]
         of = {name: np.where(narrow, values[f"{name}_8"], values[f"{name}_16"]) for name in ("compute_efficiency", "step", "sharpness")}
-        active, routed, tiles, empty, moved = (
-            np.asarray(rows[name], dtype=np.float64) for name in ("active", "routed", "tiles", "empty_tiles", "moved_rows")
+        active, routed, tiles, empty, moved, summed = (
+            np.asarray(rows[name], dtype=np.float64) for name in ("active", "routed", "tiles", "empty_tiles", "moved_rows", "summed_rows")
         )
         hidden, width = column["hidden_size"], column["inter_size"]
         bandwidth = values["memory_efficiency"] * column["memory_bandwidth"]
@@ -162,9 +165,9 @@ class ExpertFfn(Parametric):
             total = total + values["empty_tile"] * empty * across / column["sms"]
         # The gated activation reads two widths and writes one; narrow formats are then read again, and written as bytes.
         between = (3 * OUTPUT_BYTES + np.where(narrow, OUTPUT_BYTES + column["row_bytes"], 0.0)) * width
-        total = total + values["passes"] * moved * (between + OUTPUT_BYTES * hidden) / bandwidth
+        total = total + values["passes"] * (moved * between + summed * OUTPUT_BYTES * hidden) / bandwidth
         fixed = values["launch"] + values["slot"] * numbers(rows, "slots")
-        return np.asarray(fixed + total.mean(axis=1))
+        return np.asarray(smooth_maximum(fixed + total.mean(axis=1), np.full(len(fixed), values["floor"]), CORNER))
 
     @classmethod
     def fit(cls, rows: Rows, seconds: Floats, *, source: str = "", fixed: Mapping[str, tuple[float, str, str]] | None = None) -> Self:
@@ -196,6 +199,10 @@ class ExpertFfn(Parametric):
                 held |= {name: ("assumed", "no row has operands of this width") for name in start if name.endswith(suffix) and name not in held}
         if not np.any(rows["empty_tiles"]) and "empty_tile" not in held:
             held["empty_tile"] = ("assumed", "no row has tiles of experts that live elsewhere")
+        if "started_one_by_one" in rows and np.any(rows["started_one_by_one"]):
+            start["floor"] = 0.9 * float(np.min(seconds))
+        else:
+            held["floor"] = ("assumed", "a graph starts the kernels")
         if len(np.unique(numbers(rows, "slots"))) < 2 and "slot" not in held:
             start["slot"], held["slot"] = 0.0, ("assumed", "rows of one number of experts per rank cannot tell it from the launch")
         return cls.fitted(rows, seconds, start=start, held=held, bounds=BOUNDS, regimes=words(rows, "regime"), source=source)
@@ -203,10 +210,10 @@ class ExpertFfn(Parametric):
 
 START = {
     "launch": 20e-6, "slot": 1e-7, "memory_efficiency": 0.85, "compute_efficiency_16": 0.57, "compute_efficiency_8": 0.33,
-    "step_16": 3.5e-9, "step_8": 5e-9, "sharpness_16": 2.0, "sharpness_8": 1.6, "passes": 2.0, "empty_tile": 3e-7,
+    "step_16": 3.5e-9, "step_8": 5e-9, "sharpness_16": 2.0, "sharpness_8": 1.6, "passes": 2.0, "empty_tile": 3e-7, "floor": 0.0,
 }  # fmt: skip
 BOUNDS = {
     "slot": (1e-9, 5e-6), "memory_efficiency": (0.05, 1.0), "compute_efficiency_16": (0.02, 1.0), "compute_efficiency_8": (0.02, 1.0),
     "step_16": (1e-10, 1e-7), "step_8": (1e-10, 1e-7), "sharpness_16": (1.0, 12.0), "sharpness_8": (1.0, 12.0),
-    "passes": (0.2, 20.0), "empty_tile": (1e-9, 1e-5),
+    "passes": (0.2, 20.0), "empty_tile": (1e-9, 1e-5), "floor": (1e-5, 1e-2),
 }  # fmt: skip

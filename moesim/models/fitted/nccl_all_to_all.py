@@ -10,7 +10,7 @@ import numpy as np
 
 from moesim.facts.arrays import Floats
 from moesim.models.fitted.estimate import refuse_degenerate
-from moesim.models.fitted.parametric import Parametric, saturating
+from moesim.models.fitted.parametric import Parametric, refuse_narrow, saturating
 from moesim.models.fitted.rows import Rows, count, numbers
 
 FULL_RATE_POWER = 1.5
@@ -85,6 +85,7 @@ class NcclAllToAll(Parametric):
             If sizes do not reach from latency to bandwidth, or the rows are too few.
         """
         refuse_degenerate(rows, what="NCCL all-to-all", least=10, varied={"bytes_per_rank": 6})
+        refuse_narrow(rows, what="NCCL all-to-all", column="bytes_per_rank", reach=1e4)
         held = {}
         if len(np.unique(numbers(rows, "num_gpus"))) < 2:
             why = ("assumed", "eight H200, carried over: rows of one number of GPUs cannot tell")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moesim.facts.arrays import Floats
 from moesim.facts.model import DTYPE_BYTES
 from moesim.models.fitted.estimate import refuse_degenerate
-from moesim.models.fitted.parametric import Parametric
+from moesim.models.fitted.parametric import Parametric, refuse_narrow
 from moesim.models.fitted.rows import Rows, numbers
 
 SCALE_BLOCK = 16
@@ -65,6 +65,7 @@ class NvlinkRack(Parametric):
             If there are too few rows or numbers of tokens.
         """
         refuse_degenerate(rows, what="NVLink rack", least=6, varied={"num_tokens": 4})
+        refuse_narrow(rows, what="NVLink rack", column="num_tokens", reach=30)
         why = ("assumed", "one number of copies cannot tell what a copy costs from what a token costs")
         held: dict[str, tuple[str, str]] = {}
         if len(np.unique(numbers(rows, "copies"))) < 2:

@@ -14,7 +14,7 @@ from moesim.facts.arrays import Floats
 from moesim.facts.profile import Parameter, Section
 from moesim.models.fitted.estimate import least_squares_log, parameters_of, range_of
 from moesim.models.fitted.intervals import scatter_by
-from moesim.models.fitted.rows import Rows
+from moesim.models.fitted.rows import Rows, numbers
 
 ROBUST = 0.1
 """Residuals of more than 10 % count linearly: single rows of nccl-tests are off by a third at small sizes."""
@@ -146,6 +146,36 @@ class Parametric:
             source=source,
         )
         return cls(**found.by_name(), kept=section)
+
+
+def refuse_narrow(rows: Rows, *, what: str, column: str, reach: float) -> None:
+    """Refuse rows whose sizes do not reach from where latency decides to where bandwidth does.
+
+    Parameters
+    ----------
+    rows : Rows
+        That shall be fitted.
+    what : str
+        The model, for the message.
+    column : str
+        Of the sizes, above 0.
+    reach : float
+        How many times the smallest the largest must be.
+
+    Raises
+    ------
+    CalibrationError
+        Naming the range that is there.
+    """
+    sizes = numbers(rows, column)
+    least, most = float(sizes.min()), float(sizes.max())
+    if not (least > 0 and np.isfinite(most)):
+        raise CalibrationError(f"{what}: {column} goes from {least:g} to {most:g}; sizes are above 0 and finite")
+    if most < reach * least:
+        raise CalibrationError(
+            f"{what}: {column} goes from {least:g} to {most:g} only; measure sizes that differ by a factor of {reach:g} or more, "
+            "or latency cannot be told from bandwidth"
+        )
 
 
 def smooth_maximum(first: Floats, second: Floats, sharpness: float | Floats) -> Floats:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats
 from moesim.models.fitted.estimate import refuse_degenerate
-from moesim.models.fitted.parametric import Parametric, saturating
+from moesim.models.fitted.parametric import Parametric, refuse_narrow, saturating
 from moesim.models.fitted.rows import Rows, numbers
 
 PROTOCOL_BYTES = 3e4
@@ -64,6 +64,7 @@ class PointToPoint(Parametric):
             If there are too few rows or sizes.
         """
         refuse_degenerate(rows, what="point to point", least=6, varied={"size": 5})
+        refuse_narrow(rows, what="point to point", column="size", reach=100)
         held = {}
         if len(np.unique(numbers(rows, "hops"))) < 2:
             held["per_hop"] = ("assumed", "rows of one number of ranks cannot tell")

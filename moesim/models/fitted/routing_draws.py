@@ -21,7 +21,7 @@ FEW = (0.01, 2.0)
 """Range of the weights where there are no more routes than experts."""
 
 BY_RANK, BY_SIZE = "rank", "size"
-"""Who gets the routes that rounding lost: rank after rank, to its least loaded expert; or expert after expert, the most loaded first."""
+"""Who gets the routes that rounding lost: rank after rank, to its least loaded expert; or expert after expert, the least loaded first."""
 
 
 def even_rows(routes: int, experts: int) -> Ints:
@@ -91,7 +91,7 @@ def power_law_rows(uniforms: Floats, exponent: float, *, tokens: int, top_k: int
 
 def _deal_by_size(rows: Ints, missing: Ints) -> None:
     experts = rows.shape[1]
-    order = np.argsort(-rows, axis=1, kind="stable")
+    order = np.argsort(rows, axis=1, kind="stable")
     turn = np.arange(experts)
     extra = missing[:, None] // experts + (turn < (missing % experts)[:, None])
     np.put_along_axis(rows, order, np.take_along_axis(rows, order, axis=1) + extra, axis=1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moesim.base.errors import CalibrationError
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.fitted.expert_ffn import TILINGS, loads_of
-from moesim.models.fitted.routing_draws import BY_RANK, even_rows, hottest_rank, power_law_rows, rows_by_rank, uniforms_of
+from moesim.models.fitted.routing_draws import BY_RANK, distinct_tokens, even_rows, hottest_rank, power_law_rows, rows_by_rank, uniforms_of
 from moesim.models.fitted.rows import Rows, count, numbers, words
 from moesim.study.validation.machines import peaks, presets_of
 from moesim.study.validation.number_formats import FORMATS, NumberFormat, format_of, peak_flops
@@ -56,12 +56,17 @@ def ffn_inputs(rows: Rows, kernel: str, local: Callable[[Rows, int], Local], slo
         parts.append(list(_loads(local, rows, row, int(heights[row]))))
     most = max((len(part[0]) for part in parts), default=1)
     active, routed, tiles, others = (np.stack([_filled(part[index], most) for part in parts]) for index in range(4)) if parts else (np.zeros((0, 1)),) * 4
+    whole = np.broadcast_to(routes[:, None], routed.shape)
+    # A rank sums over all choices of every token that reached it, those of other ranks included: they are looked at, and skipped.
+    reached = np.stack([_filled(part[4], most) for part in parts]) if parts else np.zeros((0, 1))
+    summed = whole if tiling.whole_group else reached * numbers(rows, "topk")[:, None]
     return {
         "active": active,
         "routed": routed,
         "tiles": tiles,
         "empty_tiles": others if tiling.whole_group else np.zeros_like(others),
-        "moved_rows": np.broadcast_to(routes[:, None], routed.shape) if tiling.whole_group else routed,
+        "moved_rows": whole if tiling.whole_group else routed,
+        "summed_rows": summed,
         "tile_rows": heights.astype(np.float64),
         "slots": slots,
         "num_tokens": numbers(rows, "num_tokens"),
@@ -78,9 +83,9 @@ def ffn_inputs(rows: Rows, kernel: str, local: Callable[[Rows, int], Local], slo
     }
 
 
-def _loads(local: Callable[[Rows, int], Local], rows: Rows, row: int, height: int) -> tuple[Floats, Floats, Floats, Floats]:
+def _loads(local: Callable[[Rows, int], Local], rows: Rows, row: int, height: int) -> tuple[Floats, ...]:
     own, group = local(rows, row)
-    return loads_of(own, group, height)
+    return (*loads_of(own, group, height), distinct_tokens(own, int(numbers(rows, "num_tokens")[row])))
 
 
 def _filled(values: Floats, length: int) -> Floats:

@@ -81,7 +81,7 @@ class FittedTable:
         Raises
         ------
         CalibrationError
-            If the rows of a section do not determine its model.
+            If the rows of a section do not determine its model, or no system of the table has a preset.
         """
         presets = presets_of(words(rows, self.system_column))
         keys = labels({"preset": presets, "section": self.sections(rows)}, ("preset", "section"))
@@ -90,6 +90,8 @@ class FittedTable:
             preset, name = str(presets[mask][0]), str(self.sections(take(rows, mask))[0])
             if preset:
                 found[f"{preset}/{name}"] = self._section(name, take(rows, mask))
+        if not found and count(rows):
+            raise CalibrationError(unknown_system(str(words(rows, self.system_column)[0])))
         return found
 
     def _section(self, name: str, rows: Rows) -> Section:

@@ -19,8 +19,9 @@ from moesim.study.validation.fitted_table import FittedTable
 from moesim.study.validation.moe_ffn_table import MOST_DECODE_TOKENS, kernel_of, weight_bound
 from moesim.study.validation.table_kind import register_table
 
-CANDIDATES, NEAREST = 48, 6
-"""Of so many draws, those are averaged whose hottest rank gets tokens as the table says: it tells the draw, and single draws differ."""
+CANDIDATES, NEAREST, ALIKE = 64, 6, 0.04
+"""Of so many draws, those are averaged whose hottest rank is reached by as many tokens as the table says, within this share (twelve of them),
+or else the nearest six: the number tells the draw. Where all tokens reach the rank anyway it tells nothing, and draws of all kinds are averaged."""
 
 REPLICATED = "_eplb"
 
@@ -118,16 +119,19 @@ def _whole(rows: Rows, name: str) -> list[int]:
 
 
 def _nearest(own: Ints, tokens: int, seen: float) -> Ints:
-    """Return the draws whose hottest rank is reached by a number of tokens next to ``seen``."""
+    """Return the draws whose hottest rank is reached by a number of tokens like ``seen``."""
     if len(own) <= NEAREST or not seen > 0:
         return np.arange(len(own))
     off = np.abs(np.log(np.maximum(distinct_tokens(own, tokens), 0.5) / seen))
+    alike = np.flatnonzero(off <= ALIKE)
+    if len(alike) >= 2 * NEAREST:
+        return alike[np.linspace(0, len(alike) - 1, 2 * NEAREST).astype(np.int64)]
     return np.sort(np.argsort(off, kind="stable")[:NEAREST])
 
 
 @lru_cache(maxsize=512)
 def replicated_rows(
-    name: str, experts: int, top_k: int, slots: int, ranks: int, sizes: tuple[int, ...], draws: int = 16
+    name: str, experts: int, top_k: int, slots: int, ranks: int, sizes: tuple[int, ...], draws: int = 24
 ) -> dict[int, Ints]:
     """Return the rows of the hottest rank's slots after EPLB placed the experts by their true rows, for several numbers of tokens.
 

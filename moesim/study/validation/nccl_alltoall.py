@@ -33,7 +33,7 @@ class NcclAllToAllTable(FittedTable):
 
     model = NcclAllToAll
     name = "nccl_alltoall_intranode"
-    files = ("nccl_alltoall_intranode*.csv",)
+    files = ("nccl_alltoall_*.csv",)
     columns = ("system", "num_gpus", "bytes_per_rank", "time_us")
     source = "nccl_alltoall_intranode.csv"
 

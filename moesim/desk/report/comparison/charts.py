@@ -10,7 +10,7 @@ from moesim.desk.comparing import Outcome
 from moesim.desk.report import style
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import PHASES, label, show
-from moesim.facts.record import Value
+from moesim.facts.record import Table, Value
 
 ROW = 30.0
 """CSS pixels of one variant in a chart of bars."""
@@ -205,7 +205,7 @@ def memory(outcome: Outcome) -> Drawing | None:
     )
 
 
-def _first_tables(outcome: Outcome, name: str) -> dict[str, object]:
+def _first_tables(outcome: Outcome, name: str) -> dict[str, Table]:
     return {
         variant: played.answers[0].tables[name]
         for variant, played in outcome.played.items()

@@ -1,0 +1,95 @@
+"""Grouped GEMMs of DeepGEMM by themselves: both projections of balanced experts, masked layout in decode and contiguous in prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats
+from moesim.models.fitted.grouped_gemm_kernel import GroupedGemmKernel
+from moesim.models.fitted.rows import Rows, count, labels, numbers, words
+from moesim.study.validation.fitted_table import FittedTable, both_ops
+from moesim.study.validation.machines import peaks, presets_of
+from moesim.study.validation.number_formats import format_of, peak_flops
+from moesim.study.validation.table_kind import register_table
+
+FORMAT = "fp8"
+"""The files do not say it. The times of the H20 do: up to 280 Tflop/s, of which its bf16 units have 148 at most; and the column ``mfu`` times 296
+Tflop/s, its fp8 peak, is the rate of every row within a tenth."""
+
+MASKED_TILE, CONTIGUOUS_TILE = 64, 128
+"""Rows of a tile: times of the masked layout step at 64 rows of an expert; the contiguous one pads every expert to 128."""
+
+SPREAD = 0.7 + 0.6 * (np.arange(30) + 0.5) / 30
+"""DeepGEMM's benchmark gives expert after expert ``int(mean x uniform(0.7, 1.3))`` rows (deepseek-ai/DeepGEMM, ``tests/generators.py``): with a
+mean of one row, half of the experts have none, and the times say so."""
+
+
+@register_table
+class GroupedGemmTable(FittedTable):
+    """One projection of all local experts; the regime is the phase."""
+
+    model = GroupedGemmKernel
+    name = "grouped_gemm"
+    files = ("grouped_gemm_infersim*.csv",)
+    columns = (
+        "gpu", "phase", "num_local_experts", "hidden_size", "intermediate_size", "tokens_per_expert", "up_proj_us", "down_proj_us",
+    )  # fmt: skip
+    system_column = "gpu"
+    source = "grouped_gemm_infersim.csv"
+
+    def join(self, rows: Rows, companions: Mapping[str, Rows]) -> Mapping[str, NDArray[Any]]:  # noqa: ARG002 - the contract's name
+        """Make two rows of each: both projections were timed."""
+        return both_ops(rows, {"up": "up_proj_us", "down": "down_proj_us"})
+
+    def inputs(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """Return tiles, rows and the data sheet."""
+        experts, hidden, width, mean = (
+            numbers(rows, name) for name in ("num_local_experts", "hidden_size", "intermediate_size", "tokens_per_expert")
+        )
+        up, masked = words(rows, "op") == "up", words(rows, "phase") == "decode"
+        tile = np.where(masked, MASKED_TILE, CONTIGUOUS_TILE)
+        each = np.floor(mean[:, None] * SPREAD)
+        presets, form = presets_of(words(rows, "gpu")), format_of(FORMAT)
+        return {
+            "active": experts * (each > 0).mean(axis=1),
+            "routed": experts * each.mean(axis=1),
+            "tiles": experts * np.ceil(each / tile[:, None]).mean(axis=1),
+            "tile_rows": tile.astype(np.float64),
+            "rows_per_expert": mean,
+            "experts": experts,
+            "columns": np.where(up, 2 * width, hidden),
+            "depth": np.where(up, hidden, width),
+            "weight_bytes": np.full(count(rows), form.weight_bytes),
+            "row_bytes": np.full(count(rows), form.row_bytes),
+            "regime": self.regime(rows),
+            "memory_bandwidth": peaks(presets, "memory_bandwidth"),
+            "sms": peaks(presets, "sms"),
+            "peak_flops": peak_flops(presets, np.asarray([form.arithmetic] * count(rows))),
+        }
+
+    def sections(self, rows: Rows) -> NDArray[np.str_]:
+        """Return the layout."""
+        return np.where(words(rows, "phase") == "decode", "grouped_gemm.masked", "grouped_gemm.contiguous").astype(np.str_)
+
+    def seconds(self, rows: Rows) -> Floats:
+        """Return the time of the projection."""
+        return numbers(rows, "measured_us") / 1e6
+
+    def regime(self, rows: Rows) -> NDArray[np.str_]:
+        """Return the phase."""
+        return words(rows, "phase")
+
+    def group(self, rows: Rows) -> NDArray[np.str_]:
+        """Return GPU and shape: every held-back shape is new to the fit."""
+        return labels(rows, ("gpu", "hidden_size", "intermediate_size"))
+
+    def baseline(self, rows: Rows) -> tuple[str, Floats]:
+        """Return the roofline at the data sheet's peaks."""
+        inputs = self.inputs(rows)
+        reading = inputs["active"] * inputs["columns"] * inputs["depth"] * inputs["weight_bytes"] / inputs["memory_bandwidth"]
+        computing = inputs["routed"] * inputs["columns"] * inputs["depth"] * 2 / inputs["peak_flops"]
+        return "roofline at the data sheet's peaks", np.maximum(reading, computing)

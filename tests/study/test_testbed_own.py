@@ -1,0 +1,62 @@
+"""Committed runs of ``moesim measure testbed``: their predictions were not touched, and are what the engine says today."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moesim.desk.sealed import check_seal
+from moesim.study.testbed.outcome import compared
+from moesim.study.testbed.plan import ExchangePlan, FabricPlan, LayerPlan, Plan, predictions
+
+MEASURED = Path(__file__).parents[1] / "data" / "measured"
+FOLDERS = sorted(path.parent for path in MEASURED.rglob("predictions.json"))
+
+LONG = "exchange"
+LIMITS = {LONG: (1.5, 4.0), "layer, forward": (3.0, 9.0), "layer, forward and backward": (4.0, 10.0)}
+"""Mean and worst error in per cent, by sort of case, frozen before the first run that was committed."""
+
+
+def plan_of(document):
+    """The plan that a prediction file was made from."""
+
+    def made(cls, item):
+        return cls(**{key: item[key] for key in cls.__dataclass_fields__})
+
+    return Plan(
+        fabrics=tuple(FabricPlan(**item) for item in document["fabrics"]),
+        exchanges=tuple(made(ExchangePlan, item) for item in document["cases"] if item["kind"] == "exchange"),
+        layers=tuple(made(LayerPlan, item) for item in document["cases"] if item["kind"] == "layer"),
+        repeats=document["repeats"],
+    )
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_predictions_were_made_before_and_are_what_the_engine_says_today(folder):
+    document, measured = (json.loads((folder / name).read_text()) for name in ("predictions.json", "measured.json"))
+    check_seal(document, str(folder))
+    assert measured["prediction"] == document["sha256"]
+    assert document["made"] <= measured["begun"] <= measured["ended"]
+    known = {
+        "calibration": document["calibration"],
+        "probes": document["probes"],
+        "kept": {case["name"]: case["kept"] for case in document["cases"] if case["kind"] == "layer"},
+    }
+    again = predictions(plan_of(document), known, document["cores"])
+    np.testing.assert_allclose([case["predicted_s"] for case in again], [case["predicted_s"] for case in document["cases"]], rtol=1e-9)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_measurements_lie_within_the_limits_and_are_complete(folder):
+    document, measured, noted = (
+        json.loads((folder / name).read_text()) for name in ("predictions.json", "measured.json", "comparison.json")
+    )
+    found = compared(document, measured)
+    assert found["cases"] == noted["cases"]
+    assert (found["partial"], found["unmeasured"], found["notes"]) == ("", [], [])
+    for sort, (mean, worst) in LIMITS.items():
+        if sort in found["sorts"]:
+            assert found["sorts"][sort]["mean_abs_pct"] <= mean, sort
+            assert found["sorts"][sort]["worst_pct"] <= worst, sort
+    assert found["order"]["wrong"] <= 0.02 * max(found["order"]["pairs"], 1)
