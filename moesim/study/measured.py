@@ -148,13 +148,12 @@ def usable_rows(
     sane, told = _sane(kind, rows)
     left += told
     rows, origin = take(rows, sane), np.flatnonzero(sane)
-    if hasattr(kind, "join"):
-        bad = culprits(lambda part: kind.join(part, companions or {}), rows)
-        if len(bad) == count(rows) and bad:
-            raise CalibrationError(next(iter(bad.values())))
-        left += [Unpredicted(rows=1, reason=f"line {table.lines[origin[row]]}: {why}") for row, why in bad.items()]
-        keep = np.asarray([row for row in range(count(rows)) if row not in bad], dtype=np.int64)
-        rows, origin = dict(kind.join(take(rows, keep), companions or {})), origin[keep]
+    bad = culprits(lambda part: looked_at(kind, part, companions or {}), rows)
+    if bad and len(bad) == count(rows):
+        raise CalibrationError(next(iter(bad.values())))
+    left += [Unpredicted(rows=1, reason=f"line {table.lines[origin[row]]}: {why}") for row, why in bad.items()]
+    keep = np.asarray([row for row in range(count(rows)) if row not in bad], dtype=np.int64)
+    rows, origin = looked_at(kind, take(rows, keep), companions or {}), origin[keep]
     measured = np.asarray(kind.seconds(rows), dtype=np.float64)
     good = np.isfinite(measured) & ((measured > 0) if kind.quantity == "time" else True)
     blank = int(np.isnan(measured).sum())
@@ -184,6 +183,14 @@ def _sane(kind: TableKind, rows: Rows) -> tuple[NDArray[np.bool_], list[Unpredic
                     told.append(Unpredicted(rows=int(fresh.sum()), reason=f"column {name}: {numbers[fresh][0]:g} is {what}"))
                     good &= ~wrong
     return good, told
+
+
+def looked_at(kind: TableKind, rows: Rows, companions: Mapping[str, Rows]) -> dict[str, NDArray[Any]]:
+    """Return the rows with what lies beside them, after asking the kind all that it must answer without a model."""
+    found = dict(kind.join(rows, companions)) if hasattr(kind, "join") else dict(rows)
+    for ask in (kind.seconds, kind.regime, kind.group, kind.baseline):
+        ask(found)
+    return found
 
 
 def culprits(work: Callable[[Rows], object], rows: Rows) -> dict[int, str]:

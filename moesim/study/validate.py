@@ -216,7 +216,7 @@ def _parts(kind: TableKind, rows: Rows) -> list[NDArray[np.int64]]:
     try:
         groups = np.asarray(kind.group(rows))
     except (MoesimError, *SLIPS):
-        groups = np.zeros(count(rows))
+        groups = np.zeros(count(rows), dtype=np.str_)
     names = np.unique(groups)
     if len(names) > 1:
         return [np.flatnonzero(groups == name) for name in names]

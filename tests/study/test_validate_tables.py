@@ -120,6 +120,26 @@ def test_one_case_that_raises_does_not_cost_the_others_theirs():
     assert found.cases[0].lines.tolist() == [2, 3, 4]
 
 
+def test_a_row_over_which_a_kind_stumbles_costs_only_itself():
+    class Careful(Rates):
+        def baseline(self, rows):
+            if np.any(words(rows, "gpu") == "odd"):
+                raise CalibrationError("nobody knows what is odd")
+            return super().baseline(rows)
+
+    lines = [f"a,{size},1" for size in range(1, 20)]
+    text = "\n".join(["gpu,size,time_us", *lines[:7], "odd,1,1", *lines[7:], "a,-1,1", "a,1e30,1"]) + "\n"
+    found = validate([table(text)], {"a": profile()}, kinds=[Careful()])
+    reasons = {item.reason: item.rows for score in found.scores for item in score.unpredicted}
+    assert reasons == {
+        "column size: -1 is negative": 1,
+        "column size: 1e+30 is larger than 1e+15": 1,
+        "line 9: nobody knows what is odd": 1,
+    }
+    assert sum(score.errors.n for score in found.scores) == 19
+    assert found.cases[0].lines.tolist() == [*range(2, 9), *range(10, 22)]
+
+
 def test_files_that_are_no_known_table_are_listed():
     tables = [
         table("gpu,size\na,1\n"),
