@@ -62,7 +62,8 @@ def _walk(section: Any, path: str) -> Iterator[Known]:
         if key in {"compare", "plan", "sensitivity", "matrix", "plugins", "seed", "name"}:
             continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield from _walk(value, f"{key}.")
+            if hasattr(type(value), "__pydantic_config__"):  # a section or a plug-in; what a file was read into has no keys
+                yield from _walk(value, f"{key}.")
             continue
         for choice in alternatives(annotation):
             marker = marker_of(choice)

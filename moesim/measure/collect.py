@@ -106,7 +106,8 @@ def summarise(metric: Metric, samples: Floats, bases: Mapping[str, str], *, fres
     if not known.size:
         return Value(value=None, unit=metric.unit, low=None, high=None, n=0, basis=basis)
     if summary == "mean":
-        mean = mean_interval(independent)
+        # A metric that is known only in steps that repeat others still has one sample.
+        mean = mean_interval(independent if independent.size else known[:1])
         # No metric can be below 0 unless a sample is: Student's t knows nothing of that.
         low = max(mean.low, min(0.0, float(known.min()))) if mean.low is not None else None
         value = mean.value if len(independent) == len(known) else float(known.mean())

@@ -10,7 +10,7 @@ from moesim.base.errors import PluginError
 from moesim.base.registry import SLOTS, register
 from moesim.facts.contracts import Record
 from moesim.facts.record import Value
-from moesim.measure.collect import FIRST, measure_all, metrics
+from moesim.measure.collect import FIRST, measure_all, metrics, summarise
 
 BASES = {"compute": "fitted", "network": "datasheet", "routing": "exact", "accounting": "assumed"}
 
@@ -134,3 +134,9 @@ def test_metric_that_cannot_be_made_without_arguments_is_refused(record: Record,
 
     with pytest.raises(PluginError, match="'needy' needs values for threshold"):
         measure_all(record, BASES)
+
+
+def test_a_metric_known_only_in_a_repeated_step_has_one_sample() -> None:
+    # The fresh step cannot tell; the step that repeats it can.
+    value = summarise(metrics()["step_time"], np.array([np.nan, 2.0]), BASES, fresh=np.array([True, False]))
+    assert (value.value, value.low, value.high, value.n) == (2.0, None, None, 1)

@@ -11,6 +11,7 @@ from moesim.desk.profile_files import write_profile
 from moesim.desk.scenario_file import load_scenario
 from moesim.engine.simulate import simulate
 from moesim.facts.profile import Profile
+from moesim.facts.traffic import Exchange
 from moesim.models.exchange.fitted_limits import low_latency_limits, nccl_limits, normal_limits, outside_profile
 from moesim.models.fitted.deepep_low_latency import START_OF as LOW_LATENCY
 from moesim.models.fitted.deepep_low_latency import DeepEpLowLatency
@@ -166,3 +167,56 @@ def test_a_run_outside_the_range_says_so(mine):
     assert "num_topk" not in told
     assert "fitted on h100-sxm and the cluster has h200-sxm" in told
     assert outside_profile(plugin("exchange", "low_latency")(), given, cluster) == ""
+
+
+def changed(name, **values):
+    """The profile with other numbers in one kernel's sections."""
+    held = profile()
+    sections = dict(held.sections)
+    for key, section in held.sections.items():
+        if key.startswith(name + "."):
+            model = DeepEpNormal if "normal" in key else DeepEpLowLatency
+            sections[key] = model(**{**section.values(), **values}).section()
+    return dataclasses.replace(held, sections=sections)
+
+
+def test_groups_that_cross_nodes_use_what_was_measured_between_nodes(mine):
+    message = {"dispatch": 2128.0, "combine": 4096.0}
+    one, two = (_setting(scenario(mine, nodes=nodes, ranks=8 * nodes)) for nodes in (1, 2))
+    slow = changed("deepep_low_latency_internode", launch=1e-3)
+    assert low_latency_limits(slow, two, message).launch(0, "dispatch") > 1e-3
+    assert low_latency_limits(slow, one, message).launch(0, "dispatch") < 1e-4
+
+
+def test_the_work_of_the_network_kernel_counts_between_nodes_only(mine):
+    message = {"dispatch": 2160.0, "combine": 4096.0}
+    one, two = (_setting(scenario(mine, nodes=nodes, ranks=8 * nodes)) for nodes in (1, 2))
+    plain = [normal_limits(profile(), setting, message, 4).port for setting in (one, two)]
+    for name in ("deepep_normal", "deepep_normal_internode"):
+        twice = changed(name, network_work=3.0)
+        ports = [normal_limits(twice, setting, message, 4).port for setting in (one, two)]
+        assert ports[0] == plain[0]
+        assert ports[1] == pytest.approx(plain[1] / 2 if "internode" in name else plain[1])
+
+
+def test_an_exchange_may_launch_its_two_ways_apart():
+    assert [Exchange(dispatch=(), combine=(), launch=1.0).launch_of(way) for way in ("dispatch", "combine")] == [1.0, 1.0]
+    apart = Exchange(dispatch=(), combine=(), launch=1.0, combine_launch=3.0)
+    assert [apart.launch_of(way) for way in ("dispatch", "combine")] == [1.0, 3.0]
+
+
+def test_a_run_waits_for_the_launch_of_each_way(mine):
+    exchange = scenario(mine, exchange="{kind: low_latency, profile: mine.yaml}").exchange
+    slow = dataclasses.replace(
+        exchange,
+        fitted=dataclasses.replace(
+            profile(),
+            sections={
+                **profile().sections,
+                "deepep_low_latency.combine": DeepEpLowLatency(**{**LOW_LATENCY["combine"], "launch": 1e-3}).section(),
+            },
+        ),
+    )
+    found = seconds_a_layer(dataclasses.replace(scenario(mine), exchange=slow))
+    assert found["combine"] > 1e-3
+    assert found["dispatch"] < 1e-4

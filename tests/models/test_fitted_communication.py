@@ -193,6 +193,19 @@ def test_fewer_sms_take_longer_until_links_limit():
     assert times[-2] / times[-1] < 1.01  # NVLink limits
 
 
+def test_normal_kernels_are_bound_by_nvlink_in_one_node_and_by_the_card_between_nodes():
+    one, two = (take_last(normal_rows(nodes=(nodes,), tokens=(1e6,), sms=(1e6,), hidden=(7168,))) for nodes in (1, 2))
+    # All but an eighth of the copies leave their GPU; between two nodes a token crosses with probability 0.9965.
+    assert NORMAL.predict(one)[0] == pytest.approx(1e6 * 7456 * 5.2951 * 7 / 8 / (0.65 * 450e9), rel=2e-3)
+    card, link = 1e6 * 7472 * 0.99651 / (0.94 * 50e9), 1e6 * 7472 * 6.5233 * 7 / 8 / (0.65 * 450e9)
+    assert NORMAL.predict(two)[0] == pytest.approx((card**4 + link**4) ** 0.25, rel=2e-3)  # the two overlap, with a rounded corner
+
+
+def take_last(rows):
+    """The last row."""
+    return {name: column[-1:] for name, column in rows.items()}
+
+
 def test_small_calls_show_the_launch_and_large_ones_the_link():
     rows = nccl_rows(ranks=(2,), sizes=(1.0, 2.0**36))
     small, large = NCCL.predict(rows)

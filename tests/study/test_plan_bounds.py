@@ -67,6 +67,37 @@ def test_kernels_and_phases_are_bounded_closely(compute, phase):
     assert bound > 0.25 * values["step_time_if_no_communication"]
 
 
+@pytest.mark.parametrize("compute", ["roofline", "grouped_gemm"])
+def test_experts_that_fill_the_step_are_bounded_tightly(compute):
+    # Wide experts, many rows, perfectly balanced, no network to speak of: the bound is the step but for tiles, launches and latency.
+    model = replace(small_model(8, 4), hidden=512, dispatch_width=512, expert_width=8192)
+    scenario = some_world(
+        compute=plugin("compute", compute)(), model=model, workload=Workload(tokens_per_gpu=16384), routing=plugin("source", "balanced")()
+    )
+    values = check(scenario, simulate(scenario, read_trace=no_trace), None)
+    bound = next(bound.value for bound in bounds_of(scenario, no_trace) if bound.metric == "step_time")
+    assert bound > 0.8 * values["step_time_if_no_communication"]
+
+
+def test_transfers_that_fill_the_step_are_bounded_tightly():
+    scenario = some_world(
+        exchange=plugin("exchange", "allgather")(), workload=Workload(phase="prefill", tokens_per_gpu=2**17),
+        compute=plugin("compute", "roofline")(compute_efficiency=1.0, memory_efficiency=1.0),
+    )  # fmt: skip
+    values = check(scenario, simulate(scenario, read_trace=no_trace), None)
+    bounds = {bound.name: bound.value for bound in bounds_of(scenario, no_trace) if bound.metric == "step_time"}
+    assert bounds["port bound"] > 0.95 * values["step_time"]
+    assert bounds["no-communication bound"] < 0.7 * values["step_time"]
+
+
+def test_port_rates_by_hand():
+    # 450 GB/s of NVLink and 50 GB/s of its own card leave every GPU.
+    nodes = plugin("topology", "nvlink_nodes")(gpu=H100, nodes=2, gpus_per_node=2, nvlink=450e9, nic=50e9)
+    assert port_rates(nodes.build()) == (500e9, 500e9)
+    mesh = plugin("topology", "mesh")(gpu=gpu_presets()["mi300x"], gpus=4, bandwidth=48e9)
+    assert port_rates(mesh.build()) == (144e9, 144e9)  # three neighbours
+
+
 def test_an_allgather_is_bounded_by_its_port():
     # 4 GPUs of 4096 tokens behind one switch: each gets 3 * 4096 rows in and sends as many partial sums.
     scenario = some_world(exchange=plugin("exchange", "allgather")(), workload=Workload(phase="prefill", tokens_per_gpu=4096))

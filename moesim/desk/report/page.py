@@ -112,6 +112,7 @@ def page(result: Result, *, summary: Mapping[str, Any], scenario_text: str, draw
         imbalance=imbalance(result),
         sheets=sheets(result),
         warnings=result.warnings,
+        alarms=result.facts.get("health", []),
         assumptions=result.assumptions,
         not_modelled=NOT_MODELLED,
         provenance=provenance(result, summary),

@@ -10,23 +10,26 @@ import numpy as np
 
 from moesim.facts.arrays import Floats
 from moesim.models.fitted.estimate import refuse_degenerate
-from moesim.models.fitted.expert_ffn import OUTPUT_BYTES, TILE_COLUMNS
+from moesim.models.fitted.expert_ffn import OUTPUT_BYTES
 from moesim.models.fitted.parametric import Parametric, smooth_maximum
 from moesim.models.fitted.rows import Rows, numbers, words
+
+WIDTHS = tuple(range(32, 129, 16))
+"""Of output tiles, from which the library chooses (deepseek-ai/DeepGEMM, ``jit_kernels/heuristics``: fewest waves first)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedGemmKernel(Parametric):
     """Seconds of one grouped GEMM: ``launch + smooth_max(bytes / (memory_efficiency M), waves tile / (compute_efficiency P))``.
 
-    Bytes are the weights of experts that have rows, and the rows in and out. An expert's rows are filled up to whole tiles of ``tile_rows``
-    by 128, and the tiles of all experts to whole waves over the SMs (NVIDIA, "Matrix Multiplication Background User's Guide"). A tile is
-    computed whole however few of its rows are there: on a GPU with little arithmetic for its memory that, and not the weights, is what decode
-    takes (an H20 computes 64 rows of fp8 in the time in which it reads twice the weights). ``M`` and ``P`` are the data sheet's peaks;
-    ``smooth_max(a, b) = (a**p + b**p)**(1/p)`` with p = ``sharpness``.
+    Bytes are the weights of experts that have rows, and the rows in and out. An expert's rows are filled up to whole tiles, and the tiles of
+    all experts to whole waves over the SMs (NVIDIA, "Matrix Multiplication Background User's Guide"); of the widths in ``WIDTHS`` the library takes
+    the one whose waves end first. A tile is computed whole however few of its rows are there: on a GPU with little arithmetic for its memory
+    that, and not the weights, is what decode takes (an H20 computes 64 rows of fp8 in the time in which it reads the weights twice).
+    ``M`` and ``P`` are the data sheet's peaks; ``smooth_max(a, b) = (a**p + b**p)**(1/p)`` with p = ``sharpness``.
 
-    Rows have ``active``, ``routed`` and ``tiles`` (of the whole GEMM), ``tile_rows``, ``columns`` and ``depth`` of the product, ``weight_bytes`` and
-    ``row_bytes`` of one element, and ``memory_bandwidth``, ``peak_flops`` and ``sms`` of the data sheet.
+    Rows have ``active``, ``routed`` and ``tiles`` (Floats[n, D] of the whole GEMM, D draws), ``tile_rows``, ``columns`` and ``depth`` of the
+    product, ``weight_bytes`` and ``row_bytes`` of one element, and ``memory_bandwidth``, ``peak_flops`` and ``sms`` of the data sheet.
     """
 
     NAME: ClassVar[str] = "grouped_gemm_kernel"
@@ -41,14 +44,15 @@ class GroupedGemmKernel(Parametric):
     @staticmethod
     def seconds_of(values: Mapping[str, float], rows: Rows) -> Floats:
         """Return the seconds of rows with the given parameters."""
-        columns, depth, sms = (numbers(rows, name) for name in ("columns", "depth", "sms"))
-        weights = numbers(rows, "active") * columns * depth * numbers(rows, "weight_bytes")
-        passing = numbers(rows, "routed") * (depth * numbers(rows, "row_bytes") + columns * OUTPUT_BYTES)
-        reading = (weights + passing) / (values["memory_efficiency"] * numbers(rows, "memory_bandwidth"))
-        waves = np.ceil(numbers(rows, "tiles") * np.ceil(columns / TILE_COLUMNS) / sms)
-        rate = values["compute_efficiency"] * numbers(rows, "peak_flops")
-        computing = waves * sms * numbers(rows, "tile_rows") * TILE_COLUMNS * 2 * depth / rate
-        return np.asarray(values["launch"] + smooth_maximum(reading, computing, values["sharpness"]))
+        columns, depth, sms = (numbers(rows, name)[:, None] for name in ("columns", "depth", "sms"))
+        active, routed, tiles = (np.asarray(rows[name], dtype=np.float64) for name in ("active", "routed", "tiles"))
+        weights = active * columns * depth * numbers(rows, "weight_bytes")[:, None]
+        passing = routed * (depth * numbers(rows, "row_bytes")[:, None] + columns * OUTPUT_BYTES)
+        reading = (weights + passing) / (values["memory_efficiency"] * numbers(rows, "memory_bandwidth")[:, None])
+        across = np.min([np.ceil(tiles * np.ceil(columns / width) / sms) * width for width in WIDTHS], axis=0)
+        rate = values["compute_efficiency"] * numbers(rows, "peak_flops")[:, None]
+        computing = across * sms * numbers(rows, "tile_rows")[:, None] * 2 * depth / rate
+        return np.asarray(values["launch"] + smooth_maximum(reading, computing, values["sharpness"]).mean(axis=1))
 
     @classmethod
     def fit(cls, rows: Rows, seconds: Floats, *, source: str = "") -> Self:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.base.streams import stream
 from moesim.facts.arrays import Floats
 from moesim.models.fitted.grouped_gemm_kernel import GroupedGemmKernel
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
@@ -20,12 +22,21 @@ FORMAT = "fp8"
 """The files do not say it. The times of the H20 do: up to 280 Tflop/s, of which its bf16 units have 148 at most; and the column ``mfu`` times 296
 Tflop/s, its fp8 peak, is the rate of every row within a tenth."""
 
-MASKED_TILE, CONTIGUOUS_TILE = 64, 128
-"""Rows of a tile: times of the masked layout step at 64 rows of an expert; the contiguous one pads every expert to 128."""
+SHORT_TILE, TALL_TILE = 64, 128
+"""Rows of a tile: the masked layout takes the short one for a mean of up to 64 rows, whence the step of the times there; the contiguous one pads
+every expert to 128."""
 
-SPREAD = 0.7 + 0.6 * (np.arange(30) + 0.5) / 30
+LEAST, MOST, DRAWS = 0.7, 1.3, 16
 """DeepGEMM's benchmark gives expert after expert ``int(mean x uniform(0.7, 1.3))`` rows (deepseek-ai/DeepGEMM, ``tests/generators.py``): with a
 mean of one row, half of the experts have none, and the times say so."""
+
+
+@lru_cache(maxsize=4096)
+def drawn(experts: int, mean: float, tile: int) -> tuple[Floats, Floats, Floats]:
+    """Return experts with rows, rows and row tiles of DRAWS batches whose experts get 0.7 to 1.3 times the mean."""
+    shares = stream(0, "rows of a grouped GEMM", experts).uniform(LEAST, MOST, (DRAWS, experts))
+    rows = np.floor(mean * shares)
+    return (rows > 0).sum(axis=1).astype(np.float64), rows.sum(axis=1), np.ceil(rows / tile).sum(axis=1)
 
 
 @register_table
@@ -51,13 +62,14 @@ class GroupedGemmTable(FittedTable):
             numbers(rows, name) for name in ("num_local_experts", "hidden_size", "intermediate_size", "tokens_per_expert")
         )
         up, masked = words(rows, "op") == "up", words(rows, "phase") == "decode"
-        tile = np.where(masked, MASKED_TILE, CONTIGUOUS_TILE)
-        each = np.floor(mean[:, None] * SPREAD)
+        tile = np.where(masked & (mean <= SHORT_TILE), SHORT_TILE, TALL_TILE)
+        batches = [drawn(int(size), float(rows_each), int(tall)) for size, rows_each, tall in zip(experts, mean, tile, strict=True)]
+        active, routed, tiles = (np.stack([batch[part] for batch in batches]) if batches else np.zeros((0, DRAWS)) for part in range(3))
         presets, form = presets_of(words(rows, "gpu")), format_of(FORMAT)
         return {
-            "active": experts * (each > 0).mean(axis=1),
-            "routed": experts * each.mean(axis=1),
-            "tiles": experts * np.ceil(each / tile[:, None]).mean(axis=1),
+            "active": active,
+            "routed": routed,
+            "tiles": tiles,
             "tile_rows": tile.astype(np.float64),
             "rows_per_expert": mean,
             "experts": experts,
@@ -90,6 +102,6 @@ class GroupedGemmTable(FittedTable):
     def baseline(self, rows: Rows) -> tuple[str, Floats]:
         """Return the roofline at the data sheet's peaks."""
         inputs = self.inputs(rows)
-        reading = inputs["active"] * inputs["columns"] * inputs["depth"] * inputs["weight_bytes"] / inputs["memory_bandwidth"]
-        computing = inputs["routed"] * inputs["columns"] * inputs["depth"] * 2 / inputs["peak_flops"]
+        reading = inputs["active"].mean(axis=1) * inputs["columns"] * inputs["depth"] * inputs["weight_bytes"] / inputs["memory_bandwidth"]
+        computing = inputs["routed"].mean(axis=1) * inputs["columns"] * inputs["depth"] * 2 / inputs["peak_flops"]
         return "roofline at the data sheet's peaks", np.maximum(reading, computing)

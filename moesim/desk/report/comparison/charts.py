@@ -268,7 +268,7 @@ def _named(area: Axes, points: dict[str, tuple[float, float]]) -> None:
         x, y = to_pixels.transform(point)
         text = short(name, 26)
         wide = 6.6 * len(text)
-        for shift in (0.0, 13.0, -13.0, 26.0, -26.0, 39.0, -39.0, 52.0, -52.0):
+        for shift in (9.0, -9.0, 22.0, -22.0, 35.0, -35.0, 48.0, -48.0, 61.0, -61.0):
             box = (x + 9, y + shift - 6.5, x + 9 + wide, y + shift + 6.5)
             clear = all(box[2] < other[0] or box[0] > other[2] or box[3] <= other[1] or box[1] >= other[3] for other in taken)
             clear = clear and not any(box[0] - 5 < at[0] < box[2] and box[1] - 4 < at[1] < box[3] + 4 for at in dots)
@@ -277,5 +277,5 @@ def _named(area: Axes, points: dict[str, tuple[float, float]]) -> None:
         taken.append(box)
         area.annotate(
             text, point, xytext=(9 * scale, shift * scale), textcoords="offset points", va="center", fontsize=11, color=style.INK, zorder=4,
-            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.8, "shrinkB": 4} if abs(shift) > 13 else None,
+            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.8, "shrinkB": 4} if abs(shift) > 10 else None,
         )  # fmt: skip

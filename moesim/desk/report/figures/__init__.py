@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from moesim.desk.report import style
-from moesim.desk.report.figures import load, network, time, timeline
+from moesim.desk.report.figures import health, load, network, time, timeline
 from moesim.desk.report.style import Drawing
 from moesim.facts.record import Result
 
@@ -17,6 +17,7 @@ FIGURES = (
     load.experts,
     load.ranks,
     load.drops,
+    health.health,
     network.traffic,
     network.links,
     network.fabric,
