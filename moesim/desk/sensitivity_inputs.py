@@ -13,6 +13,7 @@ from moesim.base.errors import MoesimError, did_you_mean
 from moesim.base.fields import Marker, Number, Quantity, Whole
 from moesim.base.units import format_quantity
 from moesim.desk.shape import alternatives, field_types, marker_of
+from moesim.facts.arrays import Floats
 from moesim.facts.scenario import Scenario, Setting
 from moesim.models.compute.grouped_gemm import GroupedGemmKernels
 from moesim.models.compute.peaks import arithmetic_dtype
@@ -24,7 +25,21 @@ SECTIONS = ("cluster", "workload", "routing", "exchange", "compute", "policy")
 """Whose numbers are varied unless ranges say otherwise."""
 COUNTED = frozenset({"workload.tokens_per_gpu", "workload.context"})
 """Whole numbers that are quantities; the others say how something is built, and are varied only where a range is given."""
-LINKS = ("nvlink", "nic", "mesh")
+BANDWIDTHS = (
+    ("nvlink", "nvlink_efficiency", "nvlink"),
+    ("nic", "nic_efficiency", "nic"),
+    ("link", "link_efficiency", "mesh"),
+    ("bandwidth", "efficiency", "nvlink"),
+)
+LATENCIES = (
+    ("nvlink_latency", "nvlink"),
+    ("nic_latency", "nic"),
+    ("switch_latency", "switch"),
+    ("link_latency", "mesh"),
+    ("link_latency", "torus"),
+    ("latency", "nvlink"),
+)
+"""Fields of topologies that may be null, and the class of links whose default may then stand for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,24 +91,27 @@ def _implied(scenario: Scenario) -> dict[str, float]:
     """Return what null stands for, for the numbers of links and kernels; each is checked to change nothing when written out."""
     cluster = scenario.cluster
     built = cluster.build()
+    asked = [
+        (name, share_of(link_class, built.gpu).value * datasheet_of(link_class, built.gpu))
+        for name, efficiency, link_class in BANDWIDTHS
+        if getattr(cluster, efficiency, None) is None  # an efficiency that is written is varied itself
+    ]
+    asked += [(name, DELAYS[link_class].value) for name, link_class in LATENCIES]
     found: dict[str, float] = {}
-    asked: dict[str, float] = {}
-    for name in LINKS:
-        if hasattr(cluster, name) and getattr(cluster, name) is None and getattr(cluster, f"{name}_efficiency", None) is None:
-            asked[name] = share_of(name, built.gpu).value * datasheet_of(name, built.gpu)
-    for field_name, delay in (("nvlink_latency", "nvlink"), ("nic_latency", "nic"), ("switch_latency", "switch"), ("latency", "nvlink")):
-        if hasattr(cluster, field_name) and getattr(cluster, field_name) is None:
-            asked[field_name] = DELAYS[delay].value
-    if getattr(cluster, "bandwidth", 0) is None and getattr(cluster, "efficiency", None) is None:
-        asked["bandwidth"] = share_of("nvlink", built.gpu).value * datasheet_of("nvlink", built.gpu)
-    for name, value in asked.items():
+    for name, value in asked:
+        if getattr(cluster, name, 0) is not None:
+            continue
         try:
             other = replace(cluster, **{name: value}).build()
         except (MoesimError, ValueError):
             continue
-        if np.allclose(other.bandwidth, built.bandwidth, rtol=1e-12) and np.allclose(other.latency, built.latency, rtol=1e-12):
-            found[f"cluster.{name}"] = value
+        if _alike(other.bandwidth, built.bandwidth) and _alike(other.latency, built.latency):
+            found.setdefault(f"cluster.{name}", value)
     return found | _kernels(scenario)
+
+
+def _alike(one: Floats, other: Floats) -> bool:
+    return one.shape == other.shape and bool(np.allclose(one, other, rtol=1e-12, atol=0.0))
 
 
 def _kernels(scenario: Scenario) -> dict[str, float]:

@@ -9,6 +9,7 @@ from moesim.base.units import format_quantity
 from moesim.facts.cluster import Cluster
 from moesim.facts.record import Table
 from moesim.facts.scenario import Scenario
+from moesim.models.compute.calibrated import outside_kernels
 from moesim.models.exchange.fitted_limits import outside_profile
 from moesim.models.sharing.told import without_compiler
 
@@ -30,6 +31,7 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], 
         _memory(cluster, tables),
         _oversubscription(scenario, tables),
         outside_profile(scenario.exchange, scenario, cluster),
+        outside_kernels(scenario.compute, scenario, cluster),
         *_routing(scenario),
         *_variants(scenario),
     ]

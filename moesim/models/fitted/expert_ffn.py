@@ -118,7 +118,7 @@ class ExpertFfn(Parametric):
     Rows have ``active``, ``routed``, ``tiles``, ``empty_tiles`` (Floats[n, D], see :func:`loads_of`), ``tile_rows``, ``slots``,
     ``moved_rows`` and ``summed_rows`` (Floats[n, D]: rows that the activation works on, and that the sum over a token's results looks at),
     ``hidden_size``, ``inter_size``, ``weight_bytes`` and ``row_bytes`` (of one
-    element), ``narrow``, and the data sheet's ``memory_bandwidth``, ``peak_flops`` and ``sms``. Seconds are means over draws.
+    element), ``narrow``, ``first_widths`` (of the first GEMM; 2 if left out, 1 without a gate), and the data sheet's ``memory_bandwidth``, ``peak_flops`` and ``sms``. Seconds are means over draws.
     """
 
     NAME: ClassVar[str] = "expert_ffn"
@@ -154,7 +154,8 @@ class ExpertFfn(Parametric):
         bandwidth = values["memory_efficiency"] * column["memory_bandwidth"]
         rate = of["compute_efficiency"] * column["peak_flops"]
         total = np.zeros(np.broadcast_shapes(active.shape, hidden.shape))
-        for columns, depth in ((2 * width, hidden), (hidden, width)):
+        wide = numbers(rows, "first_widths")[:, None] if "first_widths" in rows else 2.0
+        for columns, depth in ((wide * width, hidden), (hidden, width)):
             across = np.ceil(columns / TILE_COLUMNS)
             waves = np.ceil(tiles * across / column["sms"])
             computing = waves * column["sms"] * column["tile_rows"] * TILE_COLUMNS * 2 * depth / rate
@@ -163,8 +164,8 @@ class ExpertFfn(Parametric):
             busy = smooth_maximum(reading, computing, of["sharpness"])
             total = total + np.where(active > 0, smooth_maximum(busy, of["step"] * depth + 0 * busy, CORNER), 0.0)
             total = total + values["empty_tile"] * empty * across / column["sms"]
-        # The gated activation reads two widths and writes one; narrow formats are then read again, and written as bytes.
-        between = (3 * OUTPUT_BYTES + np.where(narrow, OUTPUT_BYTES + column["row_bytes"], 0.0)) * width
+        # A gated activation reads two widths and writes one; narrow formats are then read again, and written as bytes.
+        between = ((wide + 1) * OUTPUT_BYTES + np.where(narrow, OUTPUT_BYTES + column["row_bytes"], 0.0)) * width
         total = total + values["passes"] * (moved * between + summed * OUTPUT_BYTES * hidden) / bandwidth
         fixed = values["launch"] + values["slot"] * numbers(rows, "slots")
         return np.asarray(smooth_maximum(fixed + total.mean(axis=1), np.full(len(fixed), values["floor"]), CORNER))

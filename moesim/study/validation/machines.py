@@ -31,7 +31,7 @@ KIN = {
 }  # fmt: skip
 """Whose profile is asked first where a GPU has none of its own."""
 
-OTHERS = ("h200-sxm", "h100-sxm", "gb200-nvl72", "a100-sxm-80")
+OTHERS = ("h200-sxm", "h100-sxm", "gb200-nvl72", "a100-sxm-80", "h20")
 """Whose profiles are asked after that."""
 
 
