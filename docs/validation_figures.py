@@ -2,6 +2,7 @@
 
     python docs/validation_figures.py             fit, write the profiles, validate, write figures and pictures, write the page
     python docs/validation_figures.py --no-fit    the same with the profiles as they are
+    python docs/validation_figures.py nccl moe_ffn    only the tables whose names hold one of these words; the picture stays as it is
 
 Takes some minutes: every group of every table is held back once. ``docs/validation_page.py`` turns the figures into the page.
 """
@@ -19,10 +20,12 @@ import numpy as np
 from moesim.desk.presets import profiles as presets
 from moesim.desk.profile_files import parse_profile, profile_text, write_profile
 from moesim.desk.validation_files import read_folder
-from moesim.study.calibrate import calibrate, with_carried
+from moesim.study.calibrate import calibrate, joined, with_carried
 from moesim.study.hold_back import validate_held_back
+from moesim.study.measured import kind_of, owner_of
 from moesim.study.scores import summary_of
 from moesim.study.validate import validate
+from moesim.study.validation import table_kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = ROOT / "tests" / "data" / "measured"
@@ -37,10 +40,27 @@ POINTS = 400
 """Of one table in the picture, at most; evenly spaced rows are taken."""
 
 
-def fitted_profiles(tables):
-    """Return the shipped profiles as the tables give them, rounded as their files round."""
+def fitted_profiles(tables, kept):
+    """Return the shipped profiles as the tables give them, rounded as their files round, with what is ``kept`` of others."""
     found = calibrate(tables, made=MADE, check=False, progress=lambda name: print(f"fitting {name}", file=sys.stderr))
-    return {name: parse_profile(profile_text(profile), name) for name, profile in with_carried(found.profiles).items()}
+    measured = {
+        name: replace(profile, note="", sections={key: section for key, section in profile.sections.items() if not section.carried_from})
+        for name, profile in kept.items()
+    }
+    own = joined({name: profile for name, profile in measured.items() if profile.sections}, found.profiles)
+    return {name: parse_profile(profile_text(profile), name) for name, profile in with_carried(own).items()}
+
+
+def chosen(tables, words):
+    """Return the tables whose names hold one of the words, with what may lie beside them."""
+    found = [table for table in tables if kind_of(table.name) is not None and any(word in table.name for word in words)]
+    return found + [table for table in tables if kind_of(table.name) is None and owner_of(table.name, found, table_kinds())]
+
+
+def updated(old, new):
+    """Return rows of figures with those of the tables in ``new`` replaced, in the order of the names of tables."""
+    named = {item["table"] for item in new}
+    return sorted([item for item in old if item["table"] not in named] + new, key=lambda item: item["table"])
 
 
 def thinned(tables):
@@ -133,25 +153,29 @@ def draw(shipped, held):
 
 
 def main() -> None:
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
     tables, _ = read_folder(MEASURED)
+    some = chosen(tables, words) if words else tables
     if "--no-fit" not in sys.argv[1:]:
-        profiles = fitted_profiles(tables)
+        profiles = fitted_profiles(some, presets.shipped_profiles() if words else {})
         for name, profile in profiles.items():
             write_profile(PROFILES / f"{name}.yaml", profile)
     presets.profile_presets.cache_clear()
     presets.profile_preset.cache_clear()
     profiles = presets.shipped_profiles()
-    shipped = validate(tables, profiles)
-    held = validate_held_back(tables, profiles, progress=lambda name: print(f"holding back {name}", file=sys.stderr))
-    figures = {
-        "sampled": [of_score(score) for score in validate(thinned(tables), profiles).scores],
+    shipped = validate(some, profiles)
+    held = validate_held_back(some, profiles, progress=lambda name: print(f"holding back {name}", file=sys.stderr))
+    old = json.loads(FIGURES.read_text(encoding="utf-8")) if words else {}
+    new = {
+        "sampled": [of_score(score) for score in validate(thinned(some), profiles).scores],
         "shipped": [of_score(score) for score in shipped.scores],
         "held_back": [of_score(score) for score in held.scores],
         "groups": of_groups(held),
-        "ranges": ranges(profiles),
     }
+    figures = {name: updated(old.get(name, []), rows) for name, rows in new.items()} | {"ranges": ranges(profiles)}
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    draw(shipped, held)
+    if not words:
+        draw(shipped, held)
     import validation_page
 
     validation_page.write()

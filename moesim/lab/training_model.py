@@ -20,7 +20,7 @@ class Size:
 
     layers: int = 4
     hidden: int = 64
-    heads: int = 4
+    heads: int = 2
     width: int = 64
     experts: int = 16
     top_k: int = 2

@@ -10,7 +10,7 @@ from scenario_texts import SMALL
 
 from moesim.desk.compare_words import change, corrected, price, told, winner
 from moesim.desk.comparing import ask, conclude
-from moesim.desk.report.comparison.charts import _front
+from moesim.desk.report.points import front
 from moesim.desk.report.comparison.page import drawings, page
 from moesim.desk.report.comparison.panels import together
 from moesim.desk.study_cells import play
@@ -159,8 +159,8 @@ def test_equal_heat_maps_are_drawn_once():
 
 def test_the_front_holds_what_nothing_beats_in_both():
     points = [(0.0, 5.0), (0.0, 6.0), (1.0, 4.0), (2.0, 4.5), (3.0, 1.0)]
-    assert _front(points, "lower") == [(0.0, 5.0), (1.0, 4.0), (3.0, 1.0)]
-    assert _front(points, "higher") == [(0.0, 6.0)]
+    assert front(points, "lower") == [(0.0, 5.0), (1.0, 4.0), (3.0, 1.0)]
+    assert front(points, "higher") == [(0.0, 6.0)]
 
 
 def difference(**given):

@@ -129,5 +129,5 @@ def test_shipped_profiles_are_of_gpus_that_moesim_knows():
             assert all(item.source and item.date for item in section.parameters)
             # What follows from another GPU never says that it was fitted.
             assert not section.carried_from or all(item.basis in {"datasheet", "assumed"} for item in section.parameters)
-    with pytest.raises(PluginError, match="unknown profile 'h200'; did you mean 'h200-sxm'"):
-        profile_path("h200")
+    with pytest.raises(PluginError, match="unknown profile 'gb20-nvl72'; did you mean 'gb200-nvl72'"):
+        profile_path("gb20-nvl72")

@@ -141,11 +141,11 @@ def test_the_command_says_what_an_interval_contains(tmp_path):
 
 def test_a_profile_that_is_not_there_is_told_with_its_place(tmp_path):
     file = tmp_path / "u.yaml"
-    file.write_text(TEXT.replace("profile: h200-sxm", "profile: h200"), encoding="utf-8")
+    file.write_text(TEXT.replace("profile: h200-sxm", "profile: h200_sxm"), encoding="utf-8")
     done = CliRunner().invoke(main, ["check", str(file)])
     assert done.exit_code == 2
     assert "u.yaml:9:" in done.output
-    assert "unknown profile 'h200'; did you mean 'h200-sxm'" in done.output
+    assert "unknown profile 'h200_sxm'; did you mean 'h200-sxm'" in done.output
     file.write_text(TEXT.replace("profile: h200-sxm", "profile: mine.yaml"), encoding="utf-8")
     done = CliRunner().invoke(main, ["check", str(file)])
     assert "there is no such file" in done.output

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from moesim.base.units import DIMENSIONS, format_quantity
+from moesim.desk.report import hover
 from moesim.desk.words import PHASES
 
 INK, MUTED, GRID, PAPER, ACCENT = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
@@ -223,6 +224,7 @@ def svg(figure: Figure, name: str) -> str:
     )
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
+    text = hover.written(text)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"font: (?:[a-z0-9]+ )*?([\d.]+)px [^;\"]*", r"font-size: \1px", text)

@@ -15,7 +15,7 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.evidence import weakest
 from moesim.facts.gpu import Gpu
 from moesim.facts.model import DTYPE_BYTES, MoeModel
-from moesim.facts.profile import Profile, Section
+from moesim.facts.profile import Section
 from moesim.facts.profile_data import ProfileField
 from moesim.facts.program import FORWARD
 from moesim.facts.scenario import Scenario, Setting
@@ -61,8 +61,8 @@ class CalibratedKernels:
     def inputs(self, rows: Ints) -> dict[str, Any]:
         """Return what :class:`moesim.models.fitted.expert_ffn.ExpertFfn` must be told of GPUs with these rows.
 
-        Tiles are as tall as the batch asks on average, whatever this layer's routing: libraries choose them before they know it. What a kernel does
-        for the rest of its group follows from the batch as well, so a GPU's time depends on its own rows alone.
+        Tiles are as tall as the batch asks on average, whatever this layer's routing: libraries choose them before they know it. What a
+        kernel does for the rest of its group follows from the batch as well, so a GPU's time depends on its own rows alone.
         """
         model, gpus = self.model, len(rows)
         group = self.tokens * self.ranks
@@ -76,7 +76,8 @@ class CalibratedKernels:
         reached = distinct_tokens(rows, max(group, 1))
         alike = {
             "slots": rows.shape[1], "tile_rows": height, "hidden_size": model.dispatch_width, "inter_size": model.expert_width,
-            "first_widths": model.matrices - 1, "weight_bytes": DTYPE_BYTES[model.expert_dtype], "row_bytes": self.row_bytes, "narrow": narrow,
+            "first_widths": model.matrices - 1, "weight_bytes": DTYPE_BYTES[model.expert_dtype], "row_bytes": self.row_bytes,
+            "narrow": narrow,
             "memory_bandwidth": self.gpu.memory_bandwidth, "peak_flops": peak(self.gpu, model.expert_dtype), "sms": self.gpu.sms,
         }  # fmt: skip
         return {
@@ -103,12 +104,12 @@ def row_bytes_of(model: MoeModel) -> float:
 @register("compute", "calibrated")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated:
-    """Time the routed experts as a kernel library was measured: launch, weights of active experts, tiles in waves, and the work around the GEMMs.
+    """Time the routed experts as a kernel library was measured: launch, weights of active experts, tiles, and the work around the GEMMs.
 
     The formula is that of :class:`moesim.models.fitted.expert_ffn.ExpertFfn`; its numbers come from the section ``expert_ffn.KERNEL`` of a
-    profile, and its peaks from the cluster's GPU. On another GPU than the profile's, rates follow by the ratio of the data sheets, launches stay,
-    and results say so. Times are those of the expert FFN alone; everything else, and the backward pass, is timed as by ``grouped_gemm`` with the
-    efficiencies of the profile, for the tables hold forward passes only.
+    profile, and its peaks from the cluster's GPU. On another GPU than the profile's, rates follow by the ratio of the data sheets,
+    launches stay, and results say so. Times are those of the expert FFN alone; everything else, and the backward pass, is timed as by
+    ``grouped_gemm`` with the efficiencies of the profile, for the tables hold forward passes only.
 
     ``vllm`` is a kernel that every rank starts for the batch of the whole expert-parallel group, as after an all-gather: it skips what
     others compute, at a price. ``cutlass`` and the two of DeepGEMM are started for the rows that a rank received.
@@ -116,8 +117,8 @@ class Calibrated:
     Parameters
     ----------
     kernel : str
-        The kernel library: ``vllm`` (fused Triton kernel), ``cutlass`` (TensorRT-LLM), ``deepgemm_contiguous`` (DeepGEMM as prefill uses it,
-        started without a graph) or ``deepgemm_masked`` (as decode uses it).
+        The kernel library: ``vllm`` (fused Triton kernel), ``cutlass`` (TensorRT-LLM), ``deepgemm_contiguous`` (DeepGEMM as prefill uses
+        it, started without a graph) or ``deepgemm_masked`` (as decode uses it).
     profile : str or None
         A shipped profile's name, such as ``h200-sxm``, or the file of one that ``moesim calibrate`` wrote. It must be given.
     fitted : profile or None
@@ -137,7 +138,9 @@ class Calibrated:
             If there is no profile, or it has no such section.
         """
         if self.fitted is None:
-            raise UsageError("compute.profile: a calibrated compute model needs a profile, such as h200-sxm, or a file of 'moesim calibrate'")
+            raise UsageError(
+                "compute.profile: a calibrated compute model needs a profile, such as h200-sxm, or a file of 'moesim calibrate'"
+            )
         name = SECTIONS + self.kernel
         if name not in self.fitted.sections:
             raise UsageError(

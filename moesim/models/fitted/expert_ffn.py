@@ -33,8 +33,8 @@ class Tiling:
     tallest_16, tallest_8 : int
         Height of the tallest tile, for 16-bit operands and for narrower ones.
     shortest : int
-        Height of the shortest tile. Heights are this, times powers of two; a launch uses one of them for all experts, the smallest that holds the
-        mean rows of an expert.
+        Height of the shortest tile. Heights are this, times powers of two; a launch uses one of them for all experts, the smallest that
+        holds the mean rows of an expert.
     whole_group : bool
         Whether the kernel is started for the rows of the whole expert-parallel group: tiles of experts that live elsewhere are started as
         well, write zeros and end, and the helper kernels work on all rows.
@@ -58,24 +58,10 @@ TILINGS = {
     "deepgemm_contiguous": Tiling(tallest_16=128, tallest_8=128, shortest=128),
     "deepgemm_masked": Tiling(tallest_16=64, tallest_8=64, shortest=64),
 }
-"""Of the kernel libraries that were measured. vLLM's Triton kernel zeroes the tiles of experts that live elsewhere
-(vllm-project/vllm 0.22.0, ``fused_moe.py``, ``write_zeros_to_output``)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loads:
-    """Rows of the experts of one rank, and of its group, as the formula needs them; D draws of each.
-
-    Parameters
-    ----------
-    active, rows, tiles, empty_tiles : Floats[n, D]
-        Experts of the rank with rows, their rows, their row tiles, and the row tiles of the group's other experts.
-    """
-
-    active: Floats
-    rows: Floats
-    tiles: Floats
-    empty_tiles: Floats
+"""Of the kernel libraries that were measured. vLLM's Triton kernel zeroes the tiles of experts that live elsewhere (vllm-project/vllm
+0.22.0, ``fused_moe.py``, ``write_zeros_to_output``). Heights are those with which the tables are met best: 64 for DeepGEMM's masked
+layout, 128 for the contiguous one, and for TensorRT-LLM, which swaps the operands of small batches, tiles so short that hardly a step
+shows."""
 
 
 def loads_of(local: Ints, group: Ints, height: int) -> tuple[Floats, Floats, Floats, Floats]:
@@ -103,22 +89,23 @@ def loads_of(local: Ints, group: Ints, height: int) -> tuple[Floats, Floats, Flo
 class ExpertFfn(Parametric):
     """Seconds of one rank's expert FFN.
 
-    A GEMM of N columns and depth K reads the weights of experts that have rows, and the rows, at ``memory_efficiency`` of the memory's peak;
-    its tiles (rows filled up to whole tiles, tiles to whole waves over the SMs) compute at ``compute_efficiency`` of the peak arithmetic; both
-    overlap with a rounded corner of sharpness p, ``(a**p + b**p)**(1/p)``; and no GEMM ends before one tile has gone through its depth,
-    ``step K``. A gated FFN is a GEMM with N = 2 widths, K = hidden and one with N = hidden, K = width. Around them:
+    A GEMM of N columns and depth K reads the weights of experts that have rows, and the rows, at ``memory_efficiency`` of the memory's
+    peak; its tiles (rows filled up to whole tiles, tiles to whole waves over the SMs) compute at ``compute_efficiency`` of the peak
+    arithmetic; both overlap with a rounded corner of sharpness p, ``(a**p + b**p)**(1/p)``; and no GEMM ends before one tile has gone
+    through its depth, ``step K``. A gated FFN is a GEMM with N = 2 widths, K = hidden and one with N = hidden, K = width. Around them:
 
     - ``launch`` for the call, ``slot`` for each expert that the rank holds (it has descriptors and offsets, with rows or without);
     - the rows between the GEMMs (activation, quantisation) and the sum over a token's results move bytes: ``passes`` times what they must;
     - a tile of an expert that lives elsewhere costs ``empty_tile`` of one SM's time, in libraries that start such tiles;
     - the host starts the kernels one by one where no graph does, and nothing ends before the last was started: ``floor``.
 
-    Suffix 16 or 8: operands of 16 bits, or narrower. Tile and wave quantisation are those of NVIDIA, "Matrix Multiplication Background User's Guide".
+    Suffix 16 or 8: operands of 16 bits, or narrower. Tile and wave quantisation are those of NVIDIA, "Matrix Multiplication Background
+    User's Guide".
 
     Rows have ``active``, ``routed``, ``tiles``, ``empty_tiles`` (Floats[n, D], see :func:`loads_of`), ``tile_rows``, ``slots``,
     ``moved_rows`` and ``summed_rows`` (Floats[n, D]: rows that the activation works on, and that the sum over a token's results looks at),
-    ``hidden_size``, ``inter_size``, ``weight_bytes`` and ``row_bytes`` (of one
-    element), ``narrow``, ``first_widths`` (of the first GEMM; 2 if left out, 1 without a gate), and the data sheet's ``memory_bandwidth``, ``peak_flops`` and ``sms``. Seconds are means over draws.
+    ``hidden_size``, ``inter_size``, ``weight_bytes`` and ``row_bytes`` (of one element), ``narrow``, ``first_widths`` (of the first GEMM;
+    2 if left out, 1 without a gate), and the data sheet's ``memory_bandwidth``, ``peak_flops`` and ``sms``. Seconds are means over draws.
     """
 
     NAME: ClassVar[str] = "expert_ffn"
@@ -197,7 +184,9 @@ class ExpertFfn(Parametric):
         narrow = rows["narrow"].astype(bool)
         for suffix, there in (("_16", ~narrow), ("_8", narrow)):
             if not there.any():
-                held |= {name: ("assumed", "no row has operands of this width") for name in start if name.endswith(suffix) and name not in held}
+                held |= {
+                    name: ("assumed", "no row has operands of this width") for name in start if name.endswith(suffix) and name not in held
+                }
         if not np.any(rows["empty_tiles"]) and "empty_tile" not in held:
             held["empty_tile"] = ("assumed", "no row has tiles of experts that live elsewhere")
         if "started_one_by_one" in rows and np.any(rows["started_one_by_one"]):
@@ -206,7 +195,13 @@ class ExpertFfn(Parametric):
             held["floor"] = ("assumed", "a graph starts the kernels")
         if len(np.unique(numbers(rows, "slots"))) < 2 and "slot" not in held:
             start["slot"], held["slot"] = 0.0, ("assumed", "rows of one number of experts per rank cannot tell it from the launch")
-        return cls.fitted(rows, seconds, start=start, held=held, bounds=BOUNDS, regimes=words(rows, "regime"), source=source)
+        # The search asks the model hundreds of times: it looks at the mean of the draws, and predictions at each of them.
+        means = {name: np.asarray(column).mean(axis=1, keepdims=True) if name in DRAWN else column for name, column in rows.items()}
+        return cls.fitted(means, seconds, start=start, held=held, bounds=BOUNDS, regimes=words(rows, "regime"), source=source)
+
+
+DRAWN = ("active", "routed", "tiles", "empty_tiles", "moved_rows", "summed_rows")
+"""Columns with one number per draw."""
 
 
 START = {

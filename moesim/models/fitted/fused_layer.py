@@ -18,9 +18,10 @@ from moesim.models.fitted.rows import Rows, numbers, words
 class FusedLayer(Parametric):
     """Seconds of the slowest rank of a fused layer, from the rows of every expert.
 
-    On rank r, with rows c_e of its experts e: reading the weights of experts that have rows takes ``w_e = [c_e > 0] W / (memory_efficiency M)``,
-    the arithmetic ``g_e = c_e F / (compute_efficiency P)``, where W are the bytes of one expert, F the operations of one row, M the memory
-    bandwidth and P the peak arithmetic of the data sheet. Tiles of several experts are under way at the same time, but not of all, so
+    On rank r, with rows c_e of its experts e: reading the weights of experts that have rows takes ``w_e = [c_e > 0] W /
+    (memory_efficiency M)``, the arithmetic ``g_e = c_e F / (compute_efficiency P)``, where W are the bytes of one expert, F the
+    operations of one row, M the memory bandwidth and P the peak arithmetic of the data sheet. Tiles of several experts are under way at
+    the same time, but not of all, so
 
     ``t_r = hidden_weights smooth_max(sum w_e, sum g_e) + (1 - hidden_weights) sum max(w_e, g_e)``,
 
@@ -32,8 +33,8 @@ class FusedLayer(Parametric):
     Dispatch and combine are hidden behind the GEMMs, but for that part: what passes a link takes a third of what the same rows
     compute. The roofline of each part is that of Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009.
 
-    Rows have ``counts`` (int[n, D, E]: D draws of the rows of each expert, in the order in which ranks hold them), ``ranks``, ``experts`` (E of
-    the row; further columns of ``counts`` are 0), ``weight_bytes``, ``row_flops``, ``returned_bytes``, and the data sheet's
+    Rows have ``counts`` (int[n, D, E]: D draws of the rows of each expert, in the order in which ranks hold them), ``ranks``, ``experts``
+    (E of the row; further columns of ``counts`` are 0), ``weight_bytes``, ``row_flops``, ``returned_bytes``, and the data sheet's
     ``memory_bandwidth``, ``peak_flops`` and ``link_bandwidth``. Seconds are means over draws.
     """
 

@@ -22,14 +22,15 @@ WIDTHS = tuple(range(32, 129, 16))
 class GroupedGemmKernel(Parametric):
     """Seconds of one grouped GEMM: ``launch + smooth_max(bytes / (memory_efficiency M), waves tile / (compute_efficiency P))``.
 
-    Bytes are the weights of experts that have rows, and the rows in and out. An expert's rows are filled up to whole tiles, and the tiles of
-    all experts to whole waves over the SMs (NVIDIA, "Matrix Multiplication Background User's Guide"); of the widths in ``WIDTHS`` the library takes
-    the one whose waves end first. A tile is computed whole however few of its rows are there: on a GPU with little arithmetic for its memory
-    that, and not the weights, is what decode takes (an H20 computes 64 rows of fp8 in the time in which it reads the weights twice).
-    ``M`` and ``P`` are the data sheet's peaks; ``smooth_max(a, b) = (a**p + b**p)**(1/p)`` with p = ``sharpness``.
+    Bytes are the weights of experts that have rows, and the rows in and out. An expert's rows are filled up to whole tiles, and the tiles
+    of all experts to whole waves over the SMs (NVIDIA, "Matrix Multiplication Background User's Guide"); of the widths in ``WIDTHS`` the
+    library takes the one whose waves end first. A tile is computed whole however few of its rows are there: on a GPU with little arithmetic
+    for its memory that, and not the weights, is what decode takes (an H20 computes 64 rows of fp8 in the time in which it reads the weights
+    twice). ``M`` and ``P`` are the data sheet's peaks; ``smooth_max(a, b) = (a**p + b**p)**(1/p)`` with p = ``sharpness``.
 
-    Rows have ``active``, ``routed`` and ``tiles`` (Floats[n, D] of the whole GEMM, D draws), ``tile_rows``, ``columns`` and ``depth`` of the
-    product, ``weight_bytes`` and ``row_bytes`` of one element, and ``memory_bandwidth``, ``peak_flops`` and ``sms`` of the data sheet.
+    Rows have ``active``, ``routed`` and ``tiles`` (Floats[n, D] of the whole GEMM, D draws), ``tile_rows``, ``columns`` and ``depth`` of
+    the product, ``weight_bytes`` and ``row_bytes`` of one element, and ``memory_bandwidth``, ``peak_flops`` and ``sms`` of the data
+    sheet.
     """
 
     NAME: ClassVar[str] = "grouped_gemm_kernel"

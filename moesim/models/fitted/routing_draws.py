@@ -1,8 +1,8 @@
 """The routings that measured tables name: even, power laws of one draw, and tokens that sample heavy-tailed experts.
 
-Tables of kernel times name a distribution and seldom say which experts got how many rows. The rules below are those of the tables' published
-generator (ai-dynamo/aiconfigurator@095f58a, ``collector/helper.py``, and the header lines of the tables), so that its draws are met
-statistically; where the source seeds its generator, the very draw is met.
+Tables of kernel times name a distribution and seldom say which experts got how many rows. The rules below are those of the tables'
+published generator (ai-dynamo/aiconfigurator@095f58a, ``collector/helper.py``, and the header lines of the tables), so that its draws are
+met statistically; where the source seeds its generator, the very draw is met.
 """
 
 from __future__ import annotations
@@ -119,10 +119,9 @@ def pareto_rows(exponent: float, *, tokens: int, top_k: int, experts: int, draws
         Each line sums to about ``tokens * top_k``, exactly up to ``SAMPLED`` tokens.
     """
     sampled = min(tokens, SAMPLED)
-    found = np.stack(
-        [np.bincount(_chosen(exponent, top_k, experts, draw)[:sampled].ravel(), minlength=experts) for draw in range(draws)]
-    )
-    return np.asarray(found if sampled == tokens else np.rint(found * (tokens / sampled)), dtype=np.int64)
+    found = np.stack([np.bincount(_chosen(exponent, top_k, experts, draw)[:sampled].ravel(), minlength=experts) for draw in range(draws)])
+    scaled = found if sampled == tokens else np.rint(found * (tokens / sampled))
+    return np.asarray(scaled, dtype=np.int64)
 
 
 @lru_cache(maxsize=64)
@@ -142,8 +141,8 @@ def uniforms_of(draws: int, experts: int, *names: str | int) -> Floats:
 def seeded_uniforms(experts: int, seed: int = 0) -> Floats:
     """Return the single-precision uniforms that a Mersenne Twister of this seed gives a tensor library: 24 bits of each 32.
 
-    The seeded tables were made with PyTorch's CPU generator, which is the generator of Matsumoto and Nishimura (ACM TOMACS 8, 1998) with its
-    usual seeding; NumPy's ``RandomState`` is the same generator.
+    The seeded tables were made with PyTorch's CPU generator, which is the generator of Matsumoto and Nishimura (ACM TOMACS 8, 1998) with
+    its usual seeding; NumPy's ``RandomState`` is the same generator.
 
     Returns
     -------

@@ -13,12 +13,12 @@ from moesim.models.fitted.routing_draws import BY_SIZE
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.study.validation.ffn_inputs import Local, ffn_inputs, hot_rows
 from moesim.study.validation.fitted_table import FittedTable
-from moesim.study.validation.moe_ffn_table import weight_bound
+from moesim.study.validation.moe_ffn_table import mean_roofline
 from moesim.study.validation.table_kind import register_table
 
 PACKED = 128
-"""Rows of an expert in the contiguous layout's even batches: that many, or none. The times of the table say so: 4096 routes on 64 local experts take
-what 32 experts' weights take, while skewed batches of 256 routes already read nearly all."""
+"""Rows of an expert in the contiguous layout's even batches: that many, or none. The times of the table say so: 4096 routes on 64 local
+experts take what 32 experts' weights take, while skewed batches of 256 routes already read nearly all."""
 
 
 @register_table
@@ -29,7 +29,8 @@ class DeepGemmTable(FittedTable):
     name = "moe_deepgemm"
     files = ("moe_deepgemm_skew*.csv",)
     columns = (
-        "system", "phase", "moe_dtype", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size", "distribution", "num_tokens", "time_us",
+        "system", "phase", "moe_dtype", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size", "distribution",
+        "num_tokens", "time_us",
     )  # fmt: skip
     source = "moe_deepgemm_skew.csv"
 
@@ -75,11 +76,8 @@ class DeepGemmTable(FittedTable):
 
     def baseline(self, rows: Rows) -> tuple[str, Floats]:
         """Return the roofline at the peaks for a rank with the mean load."""
-        share = numbers(rows, "num_tokens") * numbers(rows, "topk") / numbers(rows, "moe_ep_size")
         slots = numbers(rows, "num_experts") / numbers(rows, "moe_ep_size")
-        computing = share * 6 * numbers(rows, "hidden_size") * numbers(rows, "inter_size") / self.inputs(rows)["peak_flops"]
-        reading = weight_bound(rows, np.minimum(np.ceil(share), slots))
-        return "roofline of a rank with the mean load, at the data sheet's peaks", np.maximum(reading, computing)
+        return "roofline of a rank with the mean load, at the data sheet's peaks", mean_roofline(rows, slots)
 
 
 def _local(rows: Rows, row: int) -> Local:

@@ -15,7 +15,7 @@ from moesim.models.fitted.expert_ffn import TILINGS, loads_of
 from moesim.models.fitted.routing_draws import BY_RANK, distinct_tokens, even_rows, hottest_rank, power_law_rows, rows_by_rank, uniforms_of
 from moesim.models.fitted.rows import Rows, count, numbers, words
 from moesim.study.validation.machines import peaks, presets_of
-from moesim.study.validation.number_formats import FORMATS, NumberFormat, format_of, peak_flops
+from moesim.study.validation.number_formats import format_of, peak_flops
 
 DRAWS = 12
 """Routings over which a time is averaged: the tables average five, whose seeds nobody knows."""
@@ -24,7 +24,9 @@ Local = tuple[Ints, Ints]
 """int[D, S] rows of the experts of a rank, int[D, E] rows of all experts of its group."""
 
 
-def ffn_inputs(rows: Rows, kernel: str, local: Callable[[Rows, int], Local], slots: Floats, regime: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
+def ffn_inputs(
+    rows: Rows, kernel: str, local: Callable[[Rows, int], Local], slots: Floats, regime: NDArray[np.str_]
+) -> dict[str, NDArray[Any]]:
     """Return the inputs of :class:`moesim.models.fitted.expert_ffn.ExpertFfn`.
 
     Parameters
@@ -51,11 +53,11 @@ def ffn_inputs(rows: Rows, kernel: str, local: Callable[[Rows, int], Local], slo
     narrow = np.asarray([form.row_bytes < 2 for form in formats])
     routes = numbers(rows, "num_tokens") * numbers(rows, "topk")
     heights = tiling.heights(routes / numbers(rows, "num_experts"), narrow)
-    parts: list[list[Floats]] = []
-    for row in range(size):
-        parts.append(list(_loads(local, rows, row, int(heights[row]))))
+    parts = [_loads(local, rows, row, int(heights[row])) for row in range(size)]
     most = max((len(part[0]) for part in parts), default=1)
-    active, routed, tiles, others = (np.stack([_filled(part[index], most) for part in parts]) for index in range(4)) if parts else (np.zeros((0, 1)),) * 4
+    active, routed, tiles, others = (
+        (np.stack([_filled(part[index], most) for part in parts]) for index in range(4)) if parts else (np.zeros((0, 1)),) * 4
+    )
     whole = np.broadcast_to(routes[:, None], routed.shape)
     # A rank sums over all choices of every token that reached it, those of other ranks included: they are looked at, and skipped.
     reached = np.stack([_filled(part[4], most) for part in parts]) if parts else np.zeros((0, 1))
@@ -130,6 +132,3 @@ def hot_rows(name: str, experts: int, top_k: int, ranks: int, tokens: int, deali
     uniforms = uniforms_of(draws, experts, "hottest rank", experts)
     rows = power_law_rows(uniforms, exponent, tokens=tokens, top_k=top_k, ranks=ranks, dealing=dealing)
     return hottest_rank(rows_by_rank(rows, ranks)), rows
-
-
-__all__ = ["DRAWS", "FORMATS", "Local", "NumberFormat", "distribution_of", "ffn_inputs", "hot_rows"]

@@ -126,7 +126,9 @@ class FusedLayerTable(FittedTable):
 
     def _batch(self, rows: Rows) -> tuple[str, ...]:
         return tuple(
-            name for name in ("system", "phase", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size", "tokens_per_rank") if name in rows
+            name
+            for name in ("system", "phase", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size", "tokens_per_rank")
+            if name in rows
         )
 
 
@@ -159,9 +161,13 @@ def _parsed(text: str, experts: int) -> Ints:
     try:
         counts = np.asarray([int(part) for part in text.split()], dtype=np.int64)
     except ValueError:
-        raise CalibrationError(f"the counts of experts begin with {text[:30]!r}: whole numbers with blanks between them are expected") from None
+        raise CalibrationError(
+            f"the counts of experts begin with {text[:30]!r}: whole numbers with blanks between them are expected"
+        ) from None
     if len(counts) != experts or (counts < 0).any():
-        raise CalibrationError(f"{len(counts)} counts for {experts} experts, the least {counts.min(initial=0)}: one of at least 0 each is expected")
+        raise CalibrationError(
+            f"{len(counts)} counts for {experts} experts, the least {counts.min(initial=0)}: one of at least 0 each is expected"
+        )
     return counts[None]
 
 

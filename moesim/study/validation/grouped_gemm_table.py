@@ -19,16 +19,16 @@ from moesim.study.validation.number_formats import format_of, peak_flops
 from moesim.study.validation.table_kind import register_table
 
 FORMAT = "fp8"
-"""The files do not say it. The times of the H20 do: up to 280 Tflop/s, of which its bf16 units have 148 at most; and the column ``mfu`` times 296
-Tflop/s, its fp8 peak, is the rate of every row within a tenth."""
+"""The files do not say it. The times of the H20 do: up to 280 Tflop/s, of which its bf16 units have 148 at most; and the column ``mfu``
+times 296 Tflop/s, its fp8 peak, is the rate of every row within a tenth."""
 
 SHORT_TILE, TALL_TILE = 64, 128
-"""Rows of a tile: the masked layout takes the short one for a mean of up to 64 rows, whence the step of the times there; the contiguous one pads
-every expert to 128."""
+"""Rows of a tile: the masked layout takes the short one for a mean of up to 64 rows, whence the step of the times there; the contiguous
+one pads every expert to 128."""
 
 LEAST, MOST, DRAWS = 0.7, 1.3, 16
-"""DeepGEMM's benchmark gives expert after expert ``int(mean x uniform(0.7, 1.3))`` rows (deepseek-ai/DeepGEMM, ``tests/generators.py``): with a
-mean of one row, half of the experts have none, and the times say so."""
+"""DeepGEMM's benchmark gives expert after expert ``int(mean x uniform(0.7, 1.3))`` rows (deepseek-ai/DeepGEMM, ``tests/generators.py``):
+with a mean of one row, half of the experts have none, and the times say so."""
 
 
 @lru_cache(maxsize=4096)

@@ -16,12 +16,13 @@ from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.models.placement.eplb_plan import plan_eplb
 from moesim.study.validation.ffn_inputs import Local, distribution_of, ffn_inputs, hot_rows
 from moesim.study.validation.fitted_table import FittedTable
-from moesim.study.validation.moe_ffn_table import MOST_DECODE_TOKENS, kernel_of, weight_bound
+from moesim.study.validation.moe_ffn_table import MOST_DECODE_TOKENS, kernel_of, mean_roofline
 from moesim.study.validation.table_kind import register_table
 
 CANDIDATES, NEAREST, ALIKE = 64, 6, 0.04
-"""Of so many draws, those are averaged whose hottest rank is reached by as many tokens as the table says, within this share (twelve of them),
-or else the nearest six: the number tells the draw. Where all tokens reach the rank anyway it tells nothing, and draws of all kinds are averaged."""
+"""Of so many draws, those are averaged whose hottest rank is reached by as many tokens as the table says, within this share (twelve of
+them), or else the nearest six: the number tells the draw. Where all tokens reach the rank anyway it tells nothing, and draws of all kinds
+are averaged."""
 
 REPLICATED = "_eplb"
 
@@ -57,7 +58,9 @@ class HotRankTable(FittedTable):
                 own = planned[keys[row]][tokens[row]]
                 group = np.zeros((len(own), 1), dtype=np.int64)
             elif slots != experts:
-                raise CalibrationError(f"{slots} slots for {experts} experts without {REPLICATED}: nobody knows which experts are replicated")
+                raise CalibrationError(
+                    f"{slots} slots for {experts} experts without {REPLICATED}: nobody knows which experts are replicated"
+                )
             else:
                 own, group = hot_rows(name, experts, top_k, ranks, tokens[row], BY_SIZE, CANDIDATES)
             near = _nearest(own, tokens[row], seen[row])
@@ -72,7 +75,7 @@ class HotRankTable(FittedTable):
         known = [name if name in TILINGS else kernel_of(name) for name in words(rows, "moe_kernel").tolist()]
         return np.asarray([f"expert_ffn.{name}" for name in known], dtype=np.str_)
 
-    def instead(self, name: str) -> tuple[str, ...]:
+    def instead(self, name: str) -> tuple[str, ...]:  # noqa: ARG002 - the contract's name
         """Return the library that the table has."""
         return ("expert_ffn.cutlass",)
 
@@ -102,13 +105,8 @@ class HotRankTable(FittedTable):
 
     def baseline(self, rows: Rows) -> tuple[str, Floats]:
         """Return the roofline at the peaks for a rank with the mean load."""
-        share = numbers(rows, "num_tokens") * numbers(rows, "topk") / numbers(rows, "moe_ep_size")
         slots = numbers(rows, "num_slots") / numbers(rows, "moe_ep_size")
-        inputs = self.inputs(rows)
-        computing = share * 6 * numbers(rows, "hidden_size") * numbers(rows, "inter_size") / inputs["peak_flops"]
-        return "roofline of a rank with the mean load, at the data sheet's peaks", np.maximum(
-            weight_bound(rows, np.minimum(np.ceil(share), slots)), computing
-        )
+        return "roofline of a rank with the mean load, at the data sheet's peaks", mean_roofline(rows, slots)
 
 
 _BATCH = ("system", "moe_dtype", "moe_kernel", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size", "num_tokens")

@@ -13,13 +13,19 @@ from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.study.validation.ffn_inputs import Local, ffn_inputs, hot_rows
 from moesim.study.validation.fitted_table import FittedTable
 from moesim.study.validation.machines import peaks, presets_of
-from moesim.study.validation.number_formats import format_of
+from moesim.study.validation.number_formats import format_of, peak_flops
 from moesim.study.validation.table_kind import register_table
 
 MOST_DECODE_TOKENS = 512
 """Up to so many tokens in an expert-parallel group a row counts as decode."""
 
-KERNELS = (("cutlass", "cutlass"), ("trtllm", "cutlass"), ("flashinfer", "cutlass"), ("moe_torch", "cutlass"), ("deepgemm", "deepgemm_contiguous"))
+KERNELS = (
+    ("cutlass", "cutlass"),
+    ("trtllm", "cutlass"),
+    ("flashinfer", "cutlass"),
+    ("moe_torch", "cutlass"),
+    ("deepgemm", "deepgemm_contiguous"),
+)
 """What names of kernels contain, and the kernel library that they stand for; any other is vLLM's."""
 
 
@@ -35,12 +41,15 @@ def kernel_of(name: str) -> str:
     return next((kernel for sign, kernel in KERNELS if sign in lower), "vllm")
 
 
-def weight_bound(rows: Rows, active: Floats) -> Floats:
-    """Return the seconds that reading the weights of so many experts takes at the memory's peak, or the arithmetic if that takes longer."""
+def mean_roofline(rows: Rows, slots: Floats) -> Floats:
+    """Return the seconds of a rank with the mean load and so many experts at the data sheet's peaks: weights from memory, or arithmetic."""
+    share = numbers(rows, "num_tokens") * numbers(rows, "topk") / numbers(rows, "moe_ep_size")
     each = 3 * numbers(rows, "hidden_size") * numbers(rows, "inter_size")
-    presets = presets_of(words(rows, "system"))
-    weights = np.asarray([format_of(name).weight_bytes for name in words(rows, "moe_dtype").tolist()])
-    return np.asarray(active * each * weights / peaks(presets, "memory_bandwidth"))
+    presets, formats = presets_of(words(rows, "system")), [format_of(name) for name in words(rows, "moe_dtype").tolist()]
+    weights = np.asarray([form.weight_bytes for form in formats])
+    reading = np.minimum(np.ceil(share), slots) * each * weights / peaks(presets, "memory_bandwidth")
+    computing = share * 2 * each / peak_flops(presets, np.asarray([form.arithmetic for form in formats]))
+    return np.asarray(np.maximum(reading, computing))
 
 
 @register_table
@@ -51,8 +60,8 @@ class MoeFfnTable(FittedTable):
     name = "moe_ffn"
     files = ("moe_ffn_*.csv",)
     columns = (
-        "system", "kernel_source", "moe_dtype", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size", "distribution", "num_tokens",
-        "time_us",
+        "system", "kernel_source", "moe_dtype", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size", "distribution",
+        "num_tokens", "time_us",
     )  # fmt: skip
     source = "moe_ffn_h200.csv"
 
@@ -65,6 +74,10 @@ class MoeFfnTable(FittedTable):
     def sections(self, rows: Rows) -> NDArray[np.str_]:
         """Return the kernel library."""
         return np.asarray([f"expert_ffn.{kernel_of(name)}" for name in words(rows, "kernel_source").tolist()], dtype=np.str_)
+
+    def instead(self, name: str) -> tuple[str, ...]:  # noqa: ARG002 - the contract's name
+        """Return the libraries that were measured on other tables, the most general first."""
+        return ("expert_ffn.vllm", "expert_ffn.cutlass")
 
     def seconds(self, rows: Rows) -> Floats:
         """Return the measured time."""
@@ -90,16 +103,13 @@ class MoeFfnTable(FittedTable):
 
     def baseline(self, rows: Rows) -> tuple[str, Floats]:
         """Return the roofline at the peaks for balanced experts: their weights from memory, or their rows' arithmetic."""
-        share = numbers(rows, "num_tokens") * numbers(rows, "topk") / numbers(rows, "moe_ep_size")
         slots = numbers(rows, "num_experts") / numbers(rows, "moe_ep_size")
-        inputs = self.inputs(rows)
-        computing = share * 6 * numbers(rows, "hidden_size") * numbers(rows, "inter_size") / inputs["peak_flops"]
-        return "roofline of a balanced rank at the data sheet's peaks", np.maximum(weight_bound(rows, np.minimum(np.ceil(share), slots)), computing)
+        return "roofline of a balanced rank at the data sheet's peaks", mean_roofline(rows, slots)
 
 
 _SHAPE = ("system", "kernel_source", "moe_dtype", "hidden_size", "inter_size", "topk", "num_experts", "moe_ep_size")
 
 
 def _local(rows: Rows, row: int) -> Local:
-    experts, top_k, ranks, tokens = (int(numbers(rows, name)[row]) for name in ("num_experts", "topk", "moe_ep_size", "num_tokens"))
+    experts, top_k, ranks, tokens = (int(rows[name][row]) for name in ("num_experts", "topk", "moe_ep_size", "num_tokens"))
     return hot_rows(str(rows["distribution"][row]), experts, top_k, ranks, tokens)

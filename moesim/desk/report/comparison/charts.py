@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from moesim.desk.compare_words import change, is_share, told
 from moesim.desk.comparing import Outcome
 from moesim.desk.report import style
+from moesim.desk.report.points import front, named, scaled, short
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import PHASES, label, show
 from moesim.facts.record import Table, Value
@@ -17,20 +18,6 @@ ROW = 30.0
 
 NAMES = 168.0
 """CSS pixels beside a chart for the names of variants."""
-
-MOST_LETTERS = 24
-
-
-def short(name: str, letters: int = MOST_LETTERS) -> str:
-    """Return a name that fits beside a chart.
-
-    Examples
-    --------
-    >>> short("eplb"), short("placement={kind: eplb, redundant: 8}")
-    ('eplb', 'placement={kind: eplb, …')
-    """
-    return name if len(name) <= letters else f"{name[: letters - 1]}…"
-
 
 def tradeoff(outcome: Outcome) -> Drawing | None:
     """Draw the objective of every variant against its drop rate, or against the load of its fullest GPU where all drop the same."""
@@ -50,8 +37,8 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
     xs, ys = ([pair[axis] for pair in points.values()] for axis in (0, 1))
     _scaled(area, xs, against, upright=False)
     _scaled(area, ys, by, upright=True)
-    front = _front([(_of(x), _of(y)) for x, y in points.values()], outcome.comparison.winner.better)
-    area.plot([x for x, _ in front], [y for _, y in front], color=style.MUTED, linewidth=1.0, linestyle=(0, (3, 3)), zorder=1)
+    best_of_both = front([(_of(x), _of(y)) for x, y in points.values()], outcome.comparison.winner.better)
+    area.plot([x for x, _ in best_of_both], [y for _, y in best_of_both], color=style.MUTED, linewidth=1.0, linestyle=(0, (3, 3)), zorder=1)
     for name, (x, y) in points.items():
         base = name == outcome.comparison.baseline
         if x.low is not None and x.high is not None:
@@ -62,7 +49,7 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
             [_of(x)], [_of(y)], marker="s" if base else "o", markersize=8, markerfacecolor=style.PAPER if base else style.ACCENT,
             markeredgecolor=style.ACCENT, markeredgewidth=1.8, linestyle="none", zorder=3,
         )  # fmt: skip
-    _named(area, {name: (_of(x), _of(y)) for name, (x, y) in points.items()})
+    named(area, {name: (_of(x), _of(y)) for name, (x, y) in points.items()})
     best = outcome.comparison.winner.best
     return Drawing(
         name="tradeoff",
@@ -227,55 +214,5 @@ def _shown(name: str, value: Value) -> str:
 
 def _scaled(area: Axes, values: list[Value], name: str, *, upright: bool) -> None:
     """Set the limits of one axis to hold all values with their intervals, and label it."""
-    ends = [end for value in values for end in (value.value, value.low, value.high) if end is not None]
-    low, high = min(ends), max(ends)
-    room = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
-    low, high = low - room, high + room
-    (area.set_ylim if upright else area.set_xlim)(low, high)
-    unit = values[0].unit
-    if is_share(name, unit):
-        places = [place / 100 for place in style.multiples(100 * low, 100 * high, 5) if place >= 0]
-        labels, said = [f"{100 * place:g} %" for place in places], label(name)
-    elif unit in {"s", "B"}:
-        places, labels, shown = style.scale(high, unit, 5, low=low)
-        said = f"{label(name)}, {shown}"
-    else:
-        places = style.multiples(low, high, 5)
-        labels, said = [f"{place:g}" for place in places], f"{label(name)}, {unit}" if unit else label(name)
-    if upright:
-        style.upward(area, places, labels, title=said, grid=True, gap=58)
-    else:
-        style.across(area, places, labels, title=said, grid=True)
-
-
-def _front(points: list[tuple[float, float]], better: str) -> list[tuple[float, float]]:
-    """Return the points that no other beats in both, from left to right; less of the first is always better."""
-    sign = 1 if better == "lower" else -1
-    found: list[tuple[float, float]] = []
-    for x, y in sorted(set(points), key=lambda point: (point[0], sign * point[1])):
-        if not found or sign * y < sign * found[-1][1]:
-            found.append((x, y))
-    return found
-
-
-def _named(area: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Write the names of points beside them, moved up or down where they would cover each other."""
-    to_pixels = area.transData
-    taken: list[tuple[float, float, float, float]] = []
-    scale = 72 / style.DPI
-    dots = [tuple(to_pixels.transform(point)) for point in points.values()]
-    for name, point in points.items():
-        x, y = to_pixels.transform(point)
-        text = short(name, 26)
-        wide = 6.6 * len(text)
-        for shift in (9.0, -9.0, 22.0, -22.0, 35.0, -35.0, 48.0, -48.0, 61.0, -61.0):
-            box = (x + 9, y + shift - 6.5, x + 9 + wide, y + shift + 6.5)
-            clear = all(box[2] < other[0] or box[0] > other[2] or box[3] <= other[1] or box[1] >= other[3] for other in taken)
-            clear = clear and not any(box[0] - 5 < at[0] < box[2] and box[1] - 4 < at[1] < box[3] + 4 for at in dots)
-            if clear:
-                break
-        taken.append(box)
-        area.annotate(
-            text, point, xytext=(9 * scale, shift * scale), textcoords="offset points", va="center", fontsize=11, color=style.INK, zorder=4,
-            arrowprops={"arrowstyle": "-", "color": style.MUTED, "linewidth": 0.8, "shrinkB": 4} if abs(shift) > 10 else None,
-        )  # fmt: skip
+    ends = (end for value in values for end in (value.value, value.low, value.high) if end is not None)
+    scaled(area, ends, name, values[0].unit, upright=upright)

@@ -8,7 +8,7 @@ import numpy as np
 
 from moesim.desk.comparing import Outcome
 from moesim.desk.report import style
-from moesim.desk.report.comparison.charts import short
+from moesim.desk.report.points import short
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import show
 from moesim.facts.arrays import Floats
