@@ -28,6 +28,7 @@ from moesim.cli.measure_options import (
     words,
 )
 from moesim.cli.measure_testbed import testbed
+from moesim.cli.measure_training import printed, training
 
 if TYPE_CHECKING:
     from moesim.lab.job import Job
@@ -39,6 +40,7 @@ HELP = """Measure kernels, exchanges and layers with PyTorch, on whatever device
   moesim measure compute                experts, grouped GEMM, gate, permute
   moesim measure exchange --ranks 4     all-to-alls between 4 ranks
   moesim measure layer --ranks 4        an expert-parallel layer, forward and backward
+  moesim measure training               routers of small language models, under each strategy
   moesim measure show layer.json        print a measurement again
 
 Needs the extra "measure" (PyTorch). Each writes a JSON file and tidy tables; --quick takes seconds. Under torchrun the processes that it
@@ -52,6 +54,7 @@ def command() -> None:
 
 
 command.add_command(testbed)
+command.add_command(training)
 
 
 @command.command()
@@ -202,7 +205,11 @@ def show(file: str, form: str) -> None:
     from pathlib import Path
 
     from moesim.lab.files import read_measurement
+    from moesim.lab.training_record import is_recording, read_recording
 
+    if is_recording(Path(file)):
+        click.echo(printed([read_recording(Path(file))], form), nl=False)
+        return
     click.echo(_printed([read_measurement(Path(file))], form), nl=False)
 
 

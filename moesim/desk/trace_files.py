@@ -15,6 +15,7 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +138,21 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     file = Path(path)
     if file.suffix != ".npz":
         raise UsageError(f"{file}: a trace is written as NPZ; name the file {file.stem}.npz")
+    put(file, npz(_arrays(trace)))
+
+
+def npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Return the content of an NPZ file that holds ``arrays``: the same bytes every time."""
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
-        for name, array in _arrays(trace).items():
+        for name, array in arrays.items():
             content = io.BytesIO()
             np.lib.format.write_array(content, np.ascontiguousarray(array), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # no clock in results
             entry.create_system = 3
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED, 6)
-    put(file, whole.getvalue())
+    return whole.getvalue()
 
 
 def _arrays(trace: Trace) -> dict[str, NDArray[Any]]:

@@ -71,6 +71,17 @@ def label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
+def capital(text: str) -> str:
+    """Return a text with its first letter large, as it begins a title; the others stay.
+
+    Examples
+    --------
+    >>> capital("drop rate"), capital("GPU load")
+    ('Drop rate', 'GPU load')
+    """
+    return text[:1].upper() + text[1:]
+
+
 def number(value: float) -> str:
     """Write a number with three significant digits and, if it is large, a word for the thousands.
 

@@ -65,3 +65,15 @@ def test_a_rule_that_does_not_pad_gains_less_than_half():
         run(2560, factor, f"policy.capacity={{rule: hybrid_ep, factor: {factor}}}").metrics["step_time"].value for factor in (1.25, 1.0)
     )
     assert plain / tight - 1 < 0.5 * gain(2560, head=False)
+
+
+EP64 = (
+    "model.experts=256", "model.top_k=8", "model.expert_width=1280", "parallel.ep=64", "workload.tokens_per_gpu=2048",
+    "workload.context=1056", "cluster={kind: nvl_rack, gpu: gb200-nvl72, gpus: 64}", "exchange={kind: direct}",
+)  # fmt: skip
+
+
+def test_a_rack_of_64_ranks_and_256_experts():
+    # The team's later shape (issue 7201: hidden 5120, 256 experts of 1280, 8 a token, 64 GB200), each token sent to its experts alone.
+    long, short = (run(5120, factor, *EP64).metrics["step_time"].value for factor in (1.25, 1.0))
+    assert 0.08 < long / short - 1 < 0.11

@@ -64,7 +64,7 @@ def power_law_rows(uniforms: Floats, exponent: float, *, tokens: int, top_k: int
     exponent : float
         Of the power law.
     tokens, top_k, ranks : int
-        Of the whole expert-parallel group.
+        Of the whole expert-parallel group; at most as many choices as experts.
     dealing : str
         ``rank`` or ``size``: who gets the routes that rounding lost.
 
@@ -83,10 +83,14 @@ def power_law_rows(uniforms: Floats, exponent: float, *, tokens: int, top_k: int
         _deal_by_size(rows, np.maximum(missing, 0))
     else:
         _deal_by_rank(rows.reshape(draws, ranks, -1), np.maximum(missing, 0))
+    while np.any(rows > tokens):
+        over = np.maximum(rows - tokens, 0)
+        rows -= over
+        _deal_by_size(rows, over.sum(axis=1))
     for line in np.flatnonzero(missing < 0):
         for _ in range(-int(missing[line])):
             rows[line, int(rows[line].argmax())] -= 1
-    return rows
+    return np.asarray(rows)
 
 
 def _deal_by_size(rows: Ints, missing: Ints) -> None:

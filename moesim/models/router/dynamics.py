@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.gate.losses import probabilities
@@ -34,7 +36,7 @@ class RouterState:
     offsets: Floats
     domains: Floats
 
-    def logits(self, domain: Ints, noise: Floats) -> Floats:
+    def logits(self, domain: Ints, noise: NDArray[Any]) -> NDArray[Any]:
         """Return float32[T, E] from int[T] and float[T, E]."""
         return np.asarray(noise + (self.offsets + self.domains).astype(np.float32)[domain], dtype=np.float32)
 

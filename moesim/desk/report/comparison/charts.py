@@ -10,7 +10,7 @@ from moesim.desk.comparing import Outcome
 from moesim.desk.report import style
 from moesim.desk.report.points import front, named, scaled, short
 from moesim.desk.report.style import Drawing
-from moesim.desk.words import PHASES, label, show
+from moesim.desk.words import PHASES, capital, label, show
 from moesim.facts.record import Table, Value
 
 ROW = 30.0
@@ -53,7 +53,7 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
     best = outcome.comparison.winner.best
     return Drawing(
         name="tradeoff",
-        title=f"{label(by).capitalize()} against {label(against)}",
+        title=f"{capital(label(by))} against {label(against)}",
         caption="Bars are intervals of 95 % of each variant alone; how sure a difference is stands in the verdicts, which are paired. "
         f"The square is the baseline, {outcome.comparison.baseline}. The dotted line joins the variants that no other beats in both.",
         alt=f"Scatter plot of {len(points)} variants. "
@@ -109,7 +109,7 @@ def _forest(outcome: Outcome, by: str, figure_name: str) -> Drawing | None:
     said = "; ".join(f"{name} {change(each)}, {told(each)}" for name, each, *_ in rows)
     return Drawing(
         name=figure_name,
-        title=f"{label(by).capitalize()} against {comparison.baseline}",
+        title=f"{capital(label(by))} against {comparison.baseline}",
         caption="▲ better, ▼ worse, ○ not distinguishable. Differences are paired; a line that does not cross 0 is told from chance after "
         "correction for all comparisons.",
         alt=f"Differences from {comparison.baseline}: {said}.",

@@ -20,6 +20,8 @@ MARKERS = "osD^vPX*"
 """Colour and marker both tell lines apart (Okabe and Ito), so that neither is needed to see the other."""
 NAMES = 190.0
 """CSS pixels beside bars for their names."""
+COUNT = "1"
+"""The unit of bars that count something."""
 ROW = 28.0
 """CSS pixels of one bar."""
 
@@ -188,7 +190,7 @@ def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple
     name : str
         Of the figure.
     unit : str
-        Of the lengths, in SI units; empty for shares, which are written in per cent.
+        Of the lengths, in SI units; empty for shares, which are written in per cent; :data:`COUNT` for whole numbers.
     title : str
         What the length is.
     limit : (value, text), optional
@@ -206,7 +208,10 @@ def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple
     area = style.axes(figure, NAMES, 48, 18, 10)
     area.set_xlim(low - (0.04 * span if low < 0 else 0.0), high + 0.04 * span)
     area.set_ylim(len(found) - 0.5, -0.5)
-    if unit:
+    if unit == COUNT:
+        places = [place for place in style.multiples(low, high) if place == int(place)]
+        style.across(area, places, [f"{place:g}" for place in places], title=title, grid=True)
+    elif unit:
         places, labels, of = style.scale(high, unit, low=low) if high > 0 else ([0.0], ["0"], "")
         style.across(area, places, labels, title=f"{title}, {of}" if of else title, grid=True)
     else:
@@ -215,7 +220,7 @@ def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple
     for row, bar in enumerate(found):
         at = bar.start
         for length, colour in bar.pieces:
-            style.boxes(area, at, at + length, row - 0.36, row + 0.36, colour=colour)
+            style.boxes(area, [at], [at + length], [row - 0.36], [row + 0.36], colour=colour)
             at += length
         hover.say_over(area, low - 0.04 * span, high + 0.04 * span, row - 0.5, row + 0.5, bar.text)
     if low < 0:

@@ -14,19 +14,21 @@ from moesim.desk.report.points import short
 from moesim.desk.report.study.charts import LINES, Line, Metric, Point, heat, legend, lines, scatter
 from moesim.desk.report.study.page import Page, Part, drawn, is_number, number, text, written
 from moesim.desk.report.style import Drawing
-from moesim.desk.words import definitions, interval, label, show
+from moesim.desk.words import capital, definitions, interval, label, show
 from moesim.facts.record import Value
 from moesim.study.cell import Answer
 from moesim.study.sweep import ABSENT, PARETO, Sweep, short_names, word
 
 DRAWN = ("step_time", "drop_rate", "rank_max_over_mean")
 """What is drawn along the axes, where it differs between cells."""
-SHOWN = ("step_time", "tokens_per_second", "drop_rate", "rank_max_over_mean", "waiting_time", "exposed_communication", "peak_memory")
+SHOWN = ("step_time", "tokens_per_second", "drop_rate", "rank_max_over_mean", "waiting_time", "peak_memory")
 """What the table of cells shows, where it differs."""
 MOST = 400
 """Cells of the table on the page."""
 NAMED = 10
 """Points of the front with names."""
+FEW = 3
+"""Lines of a chart that say as much as a map."""
 WIDEST = 40
 """Values of an axis of a map."""
 
@@ -171,7 +173,7 @@ def front(sweep: Sweep) -> Drawing | None:
     labels = {cell.name: (_value(cell, against) or 0.0, _value(cell, PARETO[0]) or 0.0) for cell in best[:NAMED]}
     return Drawing(
         name="front",
-        title=f"{y_axis.label.capitalize()} against {x_axis.label}",
+        title=f"{capital(y_axis.label)} against {x_axis.label}",
         caption="Filled points are cells that no other beats in both; the dotted line joins them. Bars are intervals of 95 % over steps.",
         alt=f"Scatter plot of {len(known)} cells. Beaten by none in both: "
         + "; ".join(f"{cell.name}, {x_axis.label} {_shown(cell, against)}, {y_axis.label} {_shown(cell, PARETO[0])}" for cell in best[:NAMED])
@@ -216,7 +218,7 @@ def curves(sweep: Sweep, name: str) -> Drawing | None:
     ends = "; ".join(f"{line.name or metric.label}: {metric.text(float(line.y[0]))} to {metric.text(float(line.y[-1]))}" for line in found)
     return Drawing(
         name=f"curves-{name}",
-        title=f"{metric.label.capitalize()} over {short_of[axis]}",
+        title=f"{capital(metric.label)} over {short_of[axis]}",
         caption=f"{axis} goes from left to right; bands are intervals of 95 % over steps.{left_out}",
         alt=f"Lines of {metric.label} over {axis}, from the first value to the last: {ends}.",
         svg=lines(found, f"curves-{name}", across=short_of[axis], upward=metric),
@@ -235,7 +237,8 @@ def maps(sweep: Sweep, name: str) -> Drawing | None:
     for cell in sweep.done:
         if across in cell.axes and upward in cell.axes and _value(cell, name) is not None:
             groups.setdefault(tuple(word(cell.axes.get(axis, ABSENT)) for axis in others), []).append(cell)
-    if not groups:
+    lines_tell = bool(sweep.numeric()) and min(len(sweep.values(across)), len(sweep.values(upward))) <= FEW and len(free) == 2
+    if not groups or lines_tell:
         return None
     key = max(groups, key=lambda place: len(groups[place]))  # of equal ones, the first
     columns, rows = ([word(value) for value in sweep.values(axis)] for axis in (across, upward))
@@ -248,7 +251,7 @@ def maps(sweep: Sweep, name: str) -> Drawing | None:
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
     return Drawing(
         name=f"map-{name}",
-        title=f"{metric.label.capitalize()} by {short_of[across]} and {short_of[upward]}",
+        title=f"{capital(metric.label)} by {short_of[across]} and {short_of[upward]}",
         caption=(f"At {fixed}. " if fixed else "") + ("Empty cells were not simulated." if np.isnan(grid).any() else "Bright is more."),
         alt=f"Heat map of {metric.label} by {across} and {upward}, from {metric.text(low)} to {metric.text(high)}.",
         svg=heat(grid, f"map-{name}", of=metric, row=short_of[upward], rows=rows, column=short_of[across], columns=columns),
@@ -264,7 +267,7 @@ def cells(sweep: Sweep) -> Sheet:
     numeric = {axis: all(is_number(value) for value in sweep.values(axis)) for axis in sweep.axes}
     meaning = definitions(next((cell.metrics for cell in sweep.done), {}))
     columns = [(short_of[axis], axis, numeric[axis]) for axis in sweep.axes]
-    columns += [(label(name), meaning.get(name, ""), True) for name in shown] + [("", "on the front, or failed", False)]
+    columns += [(label(name), meaning.get(name, ""), True) for name in shown] + [("note", "front: beaten by none in step time and drop rate at once", False)]
     rows = []
     for cell in sweep.answers[:MOST]:
         places = [(word(cell.axes.get(axis, ABSENT)), _key(cell, axis) if numeric[axis] else "") for axis in sweep.axes]

@@ -1,0 +1,259 @@
+"""Fitted models of kernels: known parameters are found again, and times behave as times must."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesim.base.errors import CalibrationError
+from moesim.models.fitted import Fitted
+from moesim.models.fitted.expert_ffn import TILINGS, ExpertFfn, loads_of
+from moesim.models.fitted.fused_layer import FusedLayer
+from moesim.models.fitted.grouped_gemm_kernel import GroupedGemmKernel
+from moesim.models.fitted.routing_draws import even_rows, power_law_rows, seeded_uniforms
+
+PEAKS = {"memory_bandwidth": 4.8e12, "peak_flops": 1978e12, "sms": 132.0}
+FFN = {
+    "launch": 20e-6, "slot": 2e-7, "memory_efficiency": 0.8, "compute_efficiency_16": 0.5, "compute_efficiency_8": 0.4, "step_16": 3e-9,
+    "step_8": 5e-9, "sharpness_16": 2.0, "sharpness_8": 2.5, "passes": 2.0, "empty_tile": 3e-7, "floor": 0.0,
+}  # fmt: skip
+LAYER = {
+    "launch": 70e-6, "memory_efficiency": 0.7, "compute_efficiency": 0.5, "sharpness": 2.0, "hidden_weights": 0.6, "local_share": 0.5,
+}  # fmt: skip
+
+
+def ffn_rows(tokens, *, ranks=(1, 4), experts=64, hidden=2048, width=1024, narrow=True, kernel="vllm", top_k=4):
+    """Rows of balanced batches: one per number of tokens and ranks."""
+    tiling, found = TILINGS[kernel], []
+    for over in ranks:
+        for size in tokens:
+            height = int(tiling.heights(np.array([size * top_k / experts]), np.array([narrow]))[0])
+            group = even_rows(size * top_k, experts)[None]
+            active, routed, tiles, empty = (float(part[0]) for part in loads_of(group[:, : experts // over], group, height))
+            found.append((active, routed, tiles, empty * tiling.whole_group, height, experts // over, size, over))
+    columns = list(zip(*found, strict=True))
+    names = ("active", "routed", "tiles", "empty_tiles", "tile_rows", "slots", "num_tokens", "ranks")
+    rows = {name: np.asarray(column, dtype=float) for name, column in zip(names, columns, strict=True)}
+    for name in ("active", "routed", "tiles", "empty_tiles"):
+        rows[name] = rows[name][:, None]
+    number = len(found)
+    whole = (rows["num_tokens"] * top_k)[:, None]
+    shape = {"hidden_size": hidden, "inter_size": width, "weight_bytes": 1 if narrow else 2, "row_bytes": 1 if narrow else 2, **PEAKS}
+    return {
+        **rows,
+        "moved_rows": whole if tiling.whole_group else rows["routed"],
+        "summed_rows": whole,
+        "narrow": np.full(number, narrow),
+        "regime": np.full(number, "all"),
+        **{name: np.full(number, float(value)) for name, value in shape.items()},
+    }
+
+
+def together(*tables):
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def layer_rows(tokens, ranks=(4, 8), exponents=(0.0, 1.01, 1.2), experts=96, top_k=6):
+    counts, columns = [], []
+    for over in ranks:
+        for size in tokens:
+            for exponent in exponents:
+                batch = size * over
+                rows = (
+                    power_law_rows(seeded_uniforms(experts)[None], exponent, tokens=batch, top_k=top_k, ranks=over)[0]
+                    if exponent
+                    else even_rows(batch * top_k, experts)
+                )
+                counts.append(rows[None])
+                columns.append((size, over, f"law {exponent}"))
+    sizes, over, names = (np.asarray(column) for column in zip(*columns, strict=True))
+    number = len(counts)
+    shape = {
+        "experts": experts, "weight_bytes": 35e6, "row_flops": 1.3e8, "memory_bandwidth": 8e12, "peak_flops": 5e15, "link_bandwidth": 9e11,
+        "hidden_size": 7168, "inter_size": 3072,
+    }  # fmt: skip
+    return {
+        "counts": np.stack(counts),
+        "ranks": over.astype(float),
+        "tokens_per_rank": sizes.astype(float),
+        "distribution": names,
+        "regime": np.full(number, "all"),
+        "returned_bytes": sizes * top_k * 7168 * 2.0,
+        **{name: np.full(number, float(value)) for name, value in shape.items()},
+    }
+
+
+def gemm_rows(means, experts=(4, 64), columns=4096, depth=7168, tile=64):
+    pairs = [(size, mean) for size in experts for mean in means]
+    sizes, each = (np.asarray(column, dtype=float) for column in zip(*pairs, strict=True))
+    shape = {"tile_rows": tile, "columns": columns, "depth": depth, "weight_bytes": 1, "row_bytes": 1, **PEAKS}
+    return {
+        "active": sizes[:, None],
+        "routed": (sizes * each)[:, None],
+        "tiles": (sizes * np.ceil(each / tile))[:, None],
+        "rows_per_expert": each,
+        "experts": sizes,
+        "regime": np.full(len(pairs), "all"),
+        **{name: np.full(len(pairs), float(value)) for name, value in shape.items()},
+    }
+
+
+TOKENS = (1, 2, 4, 8, 16, 64, 256, 512, 1024, 4096, 16384)
+
+
+def test_they_offer_what_every_fitted_model_offers():
+    for model in (
+        ExpertFfn(**FFN),
+        FusedLayer(**LAYER),
+        GroupedGemmKernel(launch=1e-6, memory_efficiency=0.8, compute_efficiency=0.5, sharpness=4.0),
+    ):
+        assert isinstance(model, Fitted)
+        again = type(model).of_section(model.section())
+        assert again == model
+        assert {parameter.basis for parameter in model.section().parameters} == {"assumed"}
+
+
+def test_the_ffn_finds_known_parameters_again():
+    shapes = [
+        ffn_rows(TOKENS, ranks=(1, 4, 16), narrow=narrow, hidden=h, width=w)
+        for narrow in (True, False)
+        for h, w in ((2048, 768), (7168, 2048))
+    ]
+    rows = together(*shapes)
+    noise = np.exp(0.01 * np.random.default_rng(3).standard_normal(len(rows["ranks"])))
+    found = ExpertFfn.fit(rows, ExpertFfn(**FFN).predict(rows) * noise)
+    for name in ("launch", "memory_efficiency", "compute_efficiency_16", "compute_efficiency_8", "passes", "empty_tile"):
+        assert getattr(found, name) == pytest.approx(FFN[name], rel=0.12), name
+    # What was seen is told: the range, the scatter of 1 %, and the errors of the parameters.
+    section = found.section()
+    assert section.fitted_range["num_tokens"] == (1.0, 16384.0)
+    assert section.scatter[""] == pytest.approx(0.01, rel=0.3)
+    assert 0 < section.parameters[0].error < 0.1 * found.launch
+
+
+def test_the_layer_finds_known_parameters_again():
+    rows = layer_rows((1, 4, 16, 64, 256, 1024, 4096, 16384))
+    found = FusedLayer.fit(rows, FusedLayer(**LAYER).predict(rows))
+    for name, value in LAYER.items():
+        assert getattr(found, name) == pytest.approx(value, rel=0.02), name
+
+
+def test_a_grouped_gemm_finds_known_parameters_again():
+    model = GroupedGemmKernel(launch=6e-6, memory_efficiency=0.7, compute_efficiency=0.6, sharpness=5.0)
+    rows = gemm_rows((1, 8, 32, 64, 128, 256, 1024, 4096))
+    found = GroupedGemmKernel.fit(rows, model.predict(rows))
+    assert found.memory_efficiency == pytest.approx(0.7, rel=0.02)
+    assert found.compute_efficiency == pytest.approx(0.6, rel=0.02)
+
+
+def test_the_ffn_by_hand():
+    # One expert, 16-bit, 10 rows in one tile of 16; so sharp a corner that the larger one counts, no step, no launch, no helpers.
+    values = {**FFN, "launch": 0.0, "slot": 0.0, "passes": 0.0, "empty_tile": 0.0, "step_16": 1e-30, "sharpness_16": 400.0}
+    rows = ffn_rows((10,), ranks=(1,), experts=1, hidden=256, width=128, narrow=False, top_k=1)
+    rows |= {"memory_bandwidth": np.array([1e9]), "peak_flops": np.array([1e15]), "sms": np.array([2.0])}
+    # First GEMM: 256 x 256 weights and 10 rows in and out, 2 bytes each, at 0.8 GB/s; second: 128 x 256 weights.
+    first = 2 * (256 * 256 + 10 * (256 + 256)) / 0.8e9
+    second = 2 * (256 * 128 + 10 * (128 + 256)) / 0.8e9
+    assert ExpertFfn.seconds_of(values, rows)[0] == pytest.approx(first + second)
+    # With much memory bandwidth the tiles decide: height 16, two tiles side by side on two SMs are one wave, in both GEMMs.
+    rows |= {"memory_bandwidth": np.array([1e18]), "peak_flops": np.array([1e12])}
+    wave = 2 * 16 * 128 * 2 / (0.5e12)
+    assert ExpertFfn.seconds_of(values, rows)[0] == pytest.approx(wave * 256 + wave * 128)
+
+
+def test_the_layer_by_hand():
+    # Two ranks of one expert each. Rank 0 has 10 rows, rank 1 none: reading takes 2 s, computing 10 x 0.5 s.
+    values = {
+        "launch": 1.0,
+        "memory_efficiency": 0.5,
+        "compute_efficiency": 0.25,
+        "sharpness": 1.0,
+        "hidden_weights": 0.25,
+        "local_share": 3.0,
+    }
+    rows = {
+        "counts": np.array([[[10, 0]]]), "ranks": np.array([2.0]), "experts": np.array([2.0]), "weight_bytes": np.array([1e9]),
+        "row_flops": np.array([1e9]), "returned_bytes": np.array([1e9]), "memory_bandwidth": np.array([1e9]), "peak_flops": np.array([8e9]),
+        "link_bandwidth": np.array([1e9]),
+    }  # fmt: skip
+    # Sharpness 1 adds: together 7 s, apart the larger one, 5 s; a quarter and three quarters of them; 1 s launch; 3 x 1 s for the results.
+    assert FusedLayer.seconds_of(values, rows)[0] == pytest.approx(1.0 + 0.25 * 7.0 + 0.75 * 5.0 + 3.0)
+
+
+@pytest.mark.parametrize("kernel", sorted(TILINGS))
+@pytest.mark.parametrize("narrow", [True, False])
+def test_more_tokens_are_never_faster(kernel, narrow):
+    tokens = (*range(1, 600, 7), 1000, 4000, 16000)
+    for over in (1, 16):
+        times = ExpertFfn(**FFN).predict(ffn_rows(tokens, ranks=(over,), narrow=narrow, kernel=kernel))
+        # The tiles of others become fewer where they become taller, which can save a little.
+        assert np.all(np.diff(times) >= -0.02 * times[:-1])
+        assert times[-1] > 2 * times[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 300), min_size=8, max_size=8), st.integers(0, 7), st.integers(1, 500))
+def test_more_rows_never_make_a_layer_faster(counts, expert, more):
+    rows = layer_rows((8,), ranks=(4,), exponents=(0.0,), experts=8)
+    times = []
+    for given_counts in (np.array(counts), np.array(counts) + more * (np.arange(8) == expert)):
+        times.append(FusedLayer(**LAYER).predict({**rows, "counts": given_counts[None, None]})[0])
+    assert times[1] >= times[0] * (1 - 1e-12)
+
+
+def test_more_active_experts_are_never_faster_in_decode():
+    # The same 64 rows on 1 to 64 experts of one rank: every further expert's weights must be read.
+    rows = layer_rows((16,), ranks=(1,), exponents=(0.0,), experts=64)
+    times = [FusedLayer(**LAYER).predict({**rows, "counts": spread(64, gap)})[0] for gap in (64, 16, 4, 1)]
+    assert times == sorted(times)
+    assert times[-1] > 5 * times[0]
+
+
+def spread(routes, gap):
+    counts = np.zeros(64, dtype=int)
+    counts[::gap] = routes * gap // 64
+    return counts[None, None]
+
+
+def test_twice_the_memory_halves_decode_and_leaves_prefill():
+    few, many = layer_rows((32,), exponents=(0.0,)), layer_rows((32768,), exponents=(0.0,))
+    model = FusedLayer(**{**LAYER, "launch": 1e-12, "local_share": 1e-12, "sharpness": 12.0})
+    for rows, ratio in ((few, 0.5), (many, 1.0)):
+        doubled = {**rows, "memory_bandwidth": 2 * rows["memory_bandwidth"]}
+        assert model.predict(doubled) / model.predict(rows) == pytest.approx(np.full(2, ratio), rel=0.1)
+
+
+def test_heights_of_tiles_follow_the_mean_and_stop():
+    tiling = TILINGS["vllm"]
+    means, wide = np.array([0.1, 16.0, 16.5, 64.0, 65.0, 4000.0]), np.zeros(6, dtype=bool)
+    assert tiling.heights(means, wide).tolist() == [16, 16, 32, 64, 128, 128]
+    assert tiling.heights(means, ~wide).tolist() == [16, 16, 32, 64, 64, 64]
+
+
+def test_loads_by_hand():
+    # Rank with rows 0, 3, 17 in tiles of 16: two experts, three tiles; the group has 1 + 2 more.
+    local, group = np.array([[0, 3, 17]]), np.array([[0, 3, 17, 1, 20, 0]])
+    assert [part.tolist() for part in loads_of(local, group, 16)] == [[2.0], [20.0], [3.0], [3.0]]
+
+
+def test_degenerate_rows_are_refused():
+    rows = ffn_rows((64,) * 20, ranks=(1,))
+    with pytest.raises(CalibrationError, match="num_tokens holds only 64"):
+        ExpertFfn.fit(rows, ExpertFfn(**FFN).predict(rows))
+    few = ffn_rows((1, 2, 4), ranks=(1,))
+    with pytest.raises(CalibrationError, match="3 rows are too few"):
+        ExpertFfn.fit(few, ExpertFfn(**FFN).predict(few))
+    balanced = layer_rows((1, 4, 16, 64, 256, 1024, 4096), exponents=(0.0,))
+    with pytest.raises(CalibrationError, match="distribution"):
+        FusedLayer.fit(balanced, FusedLayer(**LAYER).predict(balanced))
+    alike = gemm_rows((8,) * 12)
+    with pytest.raises(CalibrationError, match="rows_per_expert holds only 8"):
+        GroupedGemmKernel.fit(alike, np.full(24, 1e-5))
+
+
+def test_what_rows_cannot_tell_is_held_and_said():
+    rows = ffn_rows((*TOKENS, 32, 128), ranks=(1,), narrow=True)
+    found = ExpertFfn.fit(rows, ExpertFfn(**FFN).predict(rows)).section()
+    basis = {parameter.name: parameter.basis for parameter in found.parameters}
+    assert basis["compute_efficiency_8"] == "fitted"
+    assert {basis[name] for name in ("compute_efficiency_16", "step_16", "empty_tile", "slot", "floor")} == {"assumed"}
