@@ -1,8 +1,9 @@
-"""Compare the model of expert kernels with measured times; prints the tables of docs/validation.md.
+"""Compare the models of expert kernels with measured times; prints the tables of docs/validation.md.
 
     python benchmarks/compare_kernels.py
 
-Nothing is fitted here. Some constants of the model are single rows of the same table, so what is compared is in sample.
+Nothing is fitted here. Some constants of ``grouped_gemm`` are single rows of the same table, and the profile of ``calibrated`` was fitted to a
+table that holds it, so what is compared is in sample.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from moesim.desk.presets.profiles import profile_preset
 from moesim.facts.gpu_presets import gpu_presets
 from moesim.facts.model import Attention, MoeModel
+from moesim.models.compute.calibrated import Calibrated
 from moesim.models.compute.grouped_gemm import GroupedGemm
+from moesim.models.fitted.routing_draws import even_rows as rows_from_expert_0
 
 TABLE = Path(__file__).resolve().parents[1] / "tests" / "data" / "moe_ffn_h200_balanced.csv"
 DTYPES = {"bfloat16": "bf16", "fp8_block": "fp8"}
@@ -50,8 +54,8 @@ def even_rows(routes: int, experts: int) -> np.ndarray:
     return np.diff(np.arange(experts + 1) * routes // experts)
 
 
-def predicted(row: dict[str, str]) -> float:
-    """Return the seconds that the default compute model gives rank 0."""
+def predicted(row: dict[str, str], kind: str = "grouped_gemm") -> float:
+    """Return the seconds that a compute model gives rank 0."""
     experts, ranks, hidden = int(row["num_experts"]), int(row["moe_ep_size"]), int(row["hidden_size"])
     model = MoeModel(
         name=row["model"],
@@ -65,13 +69,24 @@ def predicted(row: dict[str, str]) -> float:
         expert_dtype=DTYPES[row["moe_dtype"]],
         attention=Attention(heads=1, score_width=1.0, projection_parameters=1, cache_bytes_per_token=1),
     )
-    kernels = GroupedGemm().begin(SimpleNamespace(cluster=SimpleNamespace(gpu=gpu_presets()["h200-sxm"]), model=model))
-    rows = even_rows(int(row["num_tokens"]) * model.top_k, experts)[: experts // ranks]
+    routes = int(row["num_tokens"]) * model.top_k
+    setting = SimpleNamespace(
+        cluster=SimpleNamespace(gpu=gpu_presets()["h200-sxm"]),
+        model=model,
+        parallel=SimpleNamespace(ep=ranks),
+        workload=SimpleNamespace(tokens_per_gpu=int(row["num_tokens"]) / ranks),
+    )
+    if kind == "calibrated":
+        kernels = Calibrated(fitted=profile_preset("h200-sxm")).begin(setting)
+        rows = rows_from_expert_0(routes, experts)[: experts // ranks]
+    else:
+        kernels = GroupedGemm().begin(setting)
+        rows = even_rows(routes, experts)[: experts // ranks]
     return float(kernels.experts(rows[None, :], direction="forward")[0])
 
 
-def compare(path: Path = TABLE) -> list[Compared]:
-    """Return every row of the table with its error."""
+def compare(path: Path = TABLE, kind: str = "grouped_gemm") -> list[Compared]:
+    """Return every row of the table with its error under one kind of compute model."""
     with path.open(encoding="utf-8") as text:
         measured = list(csv.DictReader(line for line in text if not line.startswith("#")))
     return [
@@ -80,7 +95,7 @@ def compare(path: Path = TABLE) -> list[Compared]:
             dtype=DTYPES[row["moe_dtype"]],
             ranks=int(row["moe_ep_size"]),
             tokens=int(row["num_tokens"]),
-            error=predicted(row) / (float(row["time_us"]) * 1e-6) - 1.0,
+            error=predicted(row, kind) / (float(row["time_us"]) * 1e-6) - 1.0,
         )
         for row in measured
     ]
@@ -122,9 +137,10 @@ def models(compared: list[Compared]) -> str:
 
 
 def main() -> int:
-    compared = compare()
-    print(f"{len(compared)} rows; mean absolute error (bias)\n")
-    print("\n\n".join(table(compared) for table in (regimes, models, groups)))
+    for kind in ("grouped_gemm", "calibrated"):
+        compared = compare(kind=kind)
+        print(f"{kind}: {len(compared)} rows; mean absolute error (bias)\n")
+        print("\n\n".join(table(compared) for table in (regimes, models, groups)), end="\n\n")
     return 0
 
 

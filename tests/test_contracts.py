@@ -11,6 +11,7 @@ import pytest
 
 import moesim.testing
 from moesim.base.registry import SLOTS, kinds
+from moesim.desk.presets.profiles import profile_preset
 from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace
 from moesim.models.compute.table import ExpertTimes
@@ -28,6 +29,7 @@ PLUGINS = _ours()
 
 # Instances for kinds that cannot be made without arguments, or whose defaults would not show what they do in a short check.
 EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
+    ("compute", "calibrated"): {"fitted": profile_preset("h200-sxm")},
     ("compute", "table"): {"experts": ExpertTimes(rows=(1, 4, 64), forward=(1e-3, 9e-4, 5e-3))},
     ("source", "recorded"): {"trace": "tiny.npz"},
     ("source", "imbalance"): {"workload": "W2_hot_rank"},

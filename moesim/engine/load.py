@@ -12,10 +12,12 @@ from moesim.engine.micro_batches import merged_exchange, merged_kept, split, tok
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Learn, Limit, PlanBatch
 from moesim.facts.placement import Placement
-from moesim.facts.program import BACKWARD, COLLECTIVES, FORWARD, GROUP_CALLS, Program, Work
+from moesim.facts.program import BACKWARD, COLLECTIVES, COMMUNICATES, FORWARD, OPTIMISER, RECOMPUTE, Program, Work
 from moesim.facts.routing import Assignment, Kept, LayerRouting, Routing
 from moesim.facts.scenario import Setting
 from moesim.facts.traffic import Exchange
+from moesim.models.optimiser import update_work
+from moesim.models.schedule.tensor import cut_model, is_cut
 from moesim.models.work import dense_work
 
 
@@ -82,6 +84,7 @@ def load_step(
     Parameters
     ----------
     setting : Setting
+        Of one stage of a pipeline; without one, of all GPUs.
     program : Program
         Says which directions the step has.
     policies : Policies
@@ -101,7 +104,7 @@ def load_step(
     LawBroken
         If a token copy is lost or invented between two policies (law L1).
     """
-    directions = (FORWARD, BACKWARD) if any(task.work.direction == BACKWARD for task in program.tasks) else (FORWARD,)
+    directions = directions_of(program)
     if len(routing.layers) != len(setting.model.moe_layers):
         raise PluginError(f"the source drew {len(routing.layers)} layers, but the model has {len(setting.model.moe_layers)} MoE layers")
     local = _local_index(placement.rank_of_slot, setting.parallel.ep)
@@ -124,26 +127,46 @@ def load_step(
             expert_rows[microbatch].append(rows_of_slot)
     for task in program.tasks:
         work = task.work
-        if work.phase in COLLECTIVES or work.phase in GROUP_CALLS or work in seconds:
+        if work.phase in COMMUNICATES or work in seconds:
             continue
+        direction = FORWARD if work.direction == RECOMPUTE else work.direction
         if work.phase == "experts":
-            seconds[work] = policies.kernels.experts(expert_rows[work.microbatch][work.moe_layer], direction=work.direction)
+            seconds[work] = policies.kernels.experts(expert_rows[work.microbatch][work.moe_layer], direction=direction)
+            continue
+        if work.phase == OPTIMISER:
+            slots = np.tile(placement.slots_per_rank(setting.parallel.ep), setting.groups)
+            update = update_work(setting, work.layer, slots)
+            seconds[work] = policies.kernels.dense(update.flops, update.moved, dtype=update.dtype)
             continue
         tokens = parts[work.microbatch][max(work.moe_layer, 0)].tokens
-        what = (work.phase, work.direction, tokens.tobytes())
+        model = setting.model
+        if is_cut(work, setting.parallel):
+            tokens, model = _of_tensor_group(tokens, setting.parallel.tp), cut_model(model, setting.parallel.tp)
+        what = (work.phase, direction, tokens.tobytes())
         if what not in dense_seconds:
             cost = dense_work(
                 work.phase,
-                setting.model,
+                model,
                 tokens,
                 setting.workload.context,
-                work.direction,
+                direction,
                 workload_phase=setting.workload.phase,
             )
             dense_seconds[what] = policies.kernels.dense(cost.flops, cost.moved, dtype=cost.dtype)
         seconds[work] = dense_seconds[what]
     played = tuple(tuple(part) for part in parts)
     return StepLoad(layers=tuple(layers), parts=played, seconds=seconds, routing=routing, tokens=int(layers[0].tokens.sum()))
+
+
+def directions_of(program: Program) -> tuple[str, ...]:
+    """Return the directions in which a program exchanges tokens."""
+    found = {task.work.direction for task in program.tasks if task.work.direction != RECOMPUTE or task.work.phase in COLLECTIVES}
+    return tuple(direction for direction in (FORWARD, BACKWARD, RECOMPUTE) if direction in found)
+
+
+def _of_tensor_group(tokens: Ints, tensor: int) -> Ints:
+    """Return int[G], for each GPU the tokens of all GPUs of its tensor-parallel group."""
+    return np.repeat(tokens.reshape(-1, tensor).sum(axis=1), tensor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +244,8 @@ def _load_part(
     columns = np.broadcast_to(local, assignment.destination.shape)
     np.add.at(rows_of_slot, (assignment.destination, columns), assignment.slot_counts + assignment.slot_padding)
     np.add.at(padding, assignment.destination, assignment.slot_padding)
-    exchange = {direction: policies.carry(travelling, direction=direction) for direction in directions}
+    exchange = {direction: policies.carry(travelling, direction=direction) for direction in directions if direction != RECOMPUTE}
+    again = {RECOMPUTE: exchange[FORWARD]} if RECOMPUTE in directions else {}  # the same tokens travel once more
     _check_exchange(exchange[FORWARD], travelling, step, moe_layer)
     home = placement.slots_per_rank(setting.parallel.ep)
     if batch is not None:
@@ -229,7 +253,7 @@ def _load_part(
     load = LayerLoad(
         chosen=chosen,
         kept=kept,
-        exchange=exchange,
+        exchange={**exchange, **again},
         rows=rows_of_slot.sum(axis=1),
         padding=padding,
         tokens=np.diff(chosen.token_start),

@@ -14,6 +14,7 @@ from moesim.engine.held_sms import HeldSms
 from moesim.engine.lanes import StepRun
 from moesim.engine.load import Policies, StepLoad, load_step
 from moesim.engine.recorder import Recorder
+from moesim.engine.stages import over_stages
 from moesim.engine.tally import Mark
 from moesim.facts.collective import GradientCalls
 from moesim.facts.placement import Placement
@@ -21,6 +22,9 @@ from moesim.facts.program import Program, may_overlap
 from moesim.facts.routing import Routing
 from moesim.facts.scenario import Scenario, Setting
 from moesim.models.collective.gradients import GradientPlans
+from moesim.models.collective.tensor_calls import TensorPlans
+from moesim.models.schedule.whole import step_program
+from moesim.models.stages import stage_setting
 
 NOTHING_LEFT = "No scheduled events left"
 """How SimPy begins to say that its queue is empty and the awaited event has not happened."""
@@ -34,6 +38,7 @@ class Machine:
     scenario : Scenario
         Its schedule says what every GPU does, its ``sharing`` how exactly links are shared.
     setting : Setting
+        Of all GPUs; ``stage`` is that of one stage of a pipeline, which policies see.
     policies : Policies
         Fresh callables: a machine never shares them with another.
     placement : Placement
@@ -41,7 +46,10 @@ class Machine:
 
     def __init__(self, scenario: Scenario, setting: Setting, policies: Policies, placement: Placement) -> None:
         self.setting = setting
-        self.program: Program = scenario.schedule.program(scenario.model, setting.workload)
+        self.stage = stage_setting(setting)
+        self.program: Program = step_program(
+            scenario.schedule, scenario.model, setting.workload, parallel=setting.parallel, training=setting.training
+        )
         self.policies = policies
         self.placement = placement
         self.env = simpy.Environment()
@@ -49,6 +57,8 @@ class Machine:
         self._fabric: Fabric | None = None
         self._port = math.inf
         self._gradients = _gradient_plans(scenario.schedule, setting, placement)
+        tensor = setting.parallel.tp
+        self._tensor = TensorPlans(model=setting.model, cluster=setting.cluster, tensor=tensor) if tensor > 1 else None
         self.recorder = Recorder(setting.cluster)
         self._cores = Cores(self.env, setting.cluster) if setting.cluster.shares_cores else None
         self.marks: list[Mark] = []
@@ -62,7 +72,8 @@ class Machine:
 
     def load(self, routing: Routing, step: int, *, alike: bool = False) -> StepLoad:
         """Work out what a step asks for; ``alike``: layers with the same routing and placement cost the same."""
-        return load_step(self.setting, self.program, self.policies, self.placement, routing, step, alike=alike)
+        load = load_step(self.stage, self.program, self.policies, self.placement, routing, step, alike=alike)
+        return over_stages(load, self.program, self.setting.parallel.pp)
 
     def play(self, load: StepLoad, step: int) -> Mark:
         """Run one step on the clock; the next can start when every GPU has finished it.
@@ -74,6 +85,8 @@ class Machine:
         """
         self._prepare(load)
         self.recorder.begin_step(step)
+        if self._tensor is not None:
+            self._tensor.tokens = {microbatch: part[0].tokens for microbatch, part in enumerate(load.parts)}
         start = self.env.now
         run = StepRun(
             self.env,
@@ -84,6 +97,7 @@ class Machine:
             ranks=self.setting.parallel.ep,
             gpus=self.setting.gpus,
             gradients=self._gradients,
+            tensor=self._tensor,
             cores=self._computing(load),
         )
         done = run.all_done()
@@ -129,7 +143,15 @@ def _gradient_plans(schedule: object, setting: Setting, placement: Placement) ->
     if not isinstance(schedule, GradientCalls):
         return None
     ranks = setting.parallel.ep
-    return GradientPlans(calls=schedule, model=setting.model, cluster=setting.cluster, ep=ranks, slots=placement.slots_per_rank(ranks))
+    return GradientPlans(
+        calls=schedule,
+        model=setting.model,
+        cluster=setting.cluster,
+        ep=ranks,
+        slots=placement.slots_per_rank(ranks),
+        stages=setting.parallel.pp,
+        tensor=setting.parallel.tp,
+    )
 
 
 def describe_stuck(run: StepRun, now: float) -> str:

@@ -16,6 +16,7 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
 from moesim.facts.plan import Plan, Sensitivity
 from moesim.facts.trace import Trace
+from moesim.facts.training import Training
 from moesim.facts.uncertainty import Uncertainty
 
 MOST_TOKENS = 2**20
@@ -34,15 +35,27 @@ def _default(slot: str, kind: str) -> Callable[[], Any]:
 @section
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
-    """How the model is spread: ``ep`` ranks share the experts of a layer; the cluster's GPUs form groups of ``ep`` ranks.
+    """How the model is spread: ``pp`` stages of consecutive GPUs, in each groups of ``ep`` ranks that share the experts of a layer.
 
     Parameters
     ----------
     ep : int
-        Expert-parallel ranks of a group; divides the number of GPUs. GPU g belongs to group g // ep.
+        Expert-parallel ranks of a group; divides the number of GPUs of a stage. GPU g belongs to group g // ep.
+    tp : int
+        Neighbouring GPUs that share the attention, the dense blocks and the shared experts of ``tp`` GPUs' tokens. It cuts none of
+        the routed experts, so expert-parallel groups may lie across or inside tensor-parallel ones.
+    pp : int
+        Stages of a pipeline; divides the number of GPUs, and the schedule must play them (``pipeline``).
+    tensor : str
+        What a tensor-parallel group does around its blocks. ``sequence``: gather its tokens before, add up and scatter after, so that
+        each GPU has its own between blocks (Megatron-LM's sequence parallelism). ``replicated``: add up after, so that all have all of
+        them, and gather again after the experts (vLLM); only without a backward pass.
     """
 
     ep: Count
+    tp: Count = 1
+    pp: Count = 1
+    tensor: Annotated[str, Choice(("sequence", "replicated"))] = "sequence"
 
 
 @section
@@ -178,6 +191,8 @@ class Scenario:
         How long kernels take.
     schedule : plug-in
         What waits for what.
+    training : section or None
+        Recomputation and the update of the weights; if left out, neither is part of a step.
     sharing : section
         How exactly links are shared.
     policy : section
@@ -208,6 +223,7 @@ class Scenario:
     exchange: Annotated[Any, PluginOf("exchange", "direct")] = field(default_factory=_default("exchange", "direct"))
     compute: Annotated[Any, PluginOf("compute", "grouped_gemm")] = field(default_factory=_default("compute", "grouped_gemm"))
     schedule: Annotated[Any, PluginOf("schedule", "sequential")] = field(default_factory=_default("schedule", "sequential"))
+    training: Training | None = None
     sharing: Sharing = field(default_factory=Sharing)
     policy: Policy = field(default_factory=Policy)
     compare: Mapping[str, Policy] = field(default_factory=dict)
@@ -235,6 +251,7 @@ class Setting:
     workload: Workload
     seed: int
     read_trace: Callable[..., Trace]
+    training: Training | None = None
 
     @property
     def gpus(self) -> int:
@@ -243,7 +260,7 @@ class Setting:
 
     @property
     def groups(self) -> int:
-        """Expert-parallel groups; each holds every expert."""
+        """Expert-parallel groups of all stages; each holds every expert of its layers."""
         return self.cluster.gpus // self.parallel.ep
 
     def rng(self, *names: str | int) -> np.random.Generator:

@@ -22,7 +22,7 @@ GRADIENT_BYTES = 4.0
 QUERY_BLOCK = 128
 """Queries that share one read of the keys and values of their sequence (FlashAttention-2 works through blocks of 64 to 128 queries)."""
 
-PHASES = ("attention", "dense", "gate", "shared")
+PHASES = ("attention", "attention_core", "dense", "gate", "shared")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def dense_work(
     Parameters
     ----------
     phase : str
-        ``attention``, ``dense`` (the feed-forward block of a dense layer), ``gate`` or ``shared`` (all shared experts).
+        ``attention``, ``attention_core`` (its scores and values alone), ``dense`` (the feed-forward block of a dense layer), ``gate`` or ``shared`` (all shared experts).
     model : MoeModel
         Its shape.
     tokens : int[G]
@@ -84,6 +84,8 @@ def dense_work(
     count = np.asarray(tokens, dtype=np.float64)
     if phase == "attention":
         return attention_work(model, count, context, direction, workload_phase=workload_phase)
+    if phase == "attention_core":
+        return attention_core_work(model, count, context)
     if phase == "dense":
         return feed_forward_work(model, count, model.dense_width, direction)
     if phase == "shared":
@@ -150,6 +152,18 @@ def attention_work(model: MoeModel, tokens: Floats, context: int, direction: str
     cache = tokens * block.cache_bytes_per_token * (1.0 + context / readers)
     factor, passes = (1.0, 1.0) if direction == FORWARD else (2.5, 2.0)
     return Work(flops=flops + factor * scores, moved=moved + passes * cache, dtype=model.activation_dtype)
+
+
+def attention_core_work(model: MoeModel, tokens: Floats, context: int) -> Work:
+    """Return the work of scores and values of one layer, forward: what selective recomputation of attention does once more.
+
+    Counted as in :func:`attention_work`: ``4 * context * heads * score_width`` flops per token; queries in and results out, and the keys and
+    values of the context once per block of queries.
+    """
+    block = model.attention
+    width = block.heads * block.score_width
+    moved = tokens * (DTYPE_BYTES[model.activation_dtype] * 2.0 * width + block.cache_bytes_per_token * context / QUERY_BLOCK)
+    return Work(flops=4.0 * context * width * tokens, moved=moved, dtype=model.activation_dtype)
 
 
 def feed_forward_work(model: MoeModel, tokens: Floats, width: int, direction: str) -> Work:

@@ -39,7 +39,20 @@ def layer_parameters(model: MoeModel, layer: int) -> tuple[float, float]:
     return float(weights), float(kept + ends * model.vocabulary * model.hidden)
 
 
-def call_bytes(work: Work, model: MoeModel, calls: GradientCalls, slots: int) -> float:
+def tensor_layer_parameters(model: MoeModel, layer: int, tensor: int) -> tuple[float, float]:
+    """Return :func:`layer_parameters` of one of ``tensor`` GPUs that share a layer.
+
+    Attention, dense blocks, shared experts, embedding and head are cut; the router and the projections of latent MoE are not.
+    """
+    weights, kept = layer_parameters(model, layer)
+    if tensor == 1:
+        return weights, kept
+    ends = (layer == 0) + (layer == model.layers - 1 and not model.tied_embeddings)
+    cut = float(ends * model.vocabulary * model.hidden)
+    return weights / tensor, kept - cut + cut / tensor
+
+
+def call_bytes(work: Work, model: MoeModel, calls: GradientCalls, slots: int, *, tensor: int = 1) -> float:
     """Return S, the bytes of one operation on gradients or weights.
 
     Parameters
@@ -52,6 +65,8 @@ def call_bytes(work: Work, model: MoeModel, calls: GradientCalls, slots: int) ->
         How it is done.
     slots : int
         Physical experts that each GPU of the group holds in the layer.
+    tensor : int
+        GPUs that share what is not routed (:func:`tensor_layer_parameters`).
 
     Raises
     ------
@@ -64,7 +79,7 @@ def call_bytes(work: Work, model: MoeModel, calls: GradientCalls, slots: int) ->
     if work.phase.startswith("expert"):
         each = gradient if work.phase == "expert_gradients" else DTYPE_BYTES[model.expert_dtype]
         return slots * model.expert_parameters * each
-    weights, kept = layer_parameters(model, work.layer)
+    weights, kept = tensor_layer_parameters(model, work.layer, tensor)
     if work.phase == "gradients":
         return (weights + kept) * gradient
     return weights * DTYPE_BYTES[model.weight_dtype] + kept * DTYPE_BYTES[model.activation_dtype]
@@ -86,6 +101,10 @@ class GradientPlans:
         Ranks of an expert-parallel group; GPU g has rank g % ep.
     slots : int[ep]
         Physical experts of a layer on each rank, replicas included.
+    stages : int
+        Stages of a pipeline: copies of a weight are all in one.
+    tensor : int
+        Neighbouring GPUs that share attention, dense blocks, shared experts, embedding and head: GPUs of equal place hold the same.
     """
 
     calls: GradientCalls
@@ -93,21 +112,27 @@ class GradientPlans:
     cluster: Cluster
     ep: int
     slots: Ints
+    stages: int = 1
+    tensor: int = 1
     known: dict[tuple[str, int, float], PreparedPlan] = field(default_factory=dict)
     latency: list[Floats] = field(default_factory=list)
 
     def group_of(self, work: Work, gpu: int) -> int:
-        """Return the number of the group in which a GPU takes part: 0 for what all GPUs hold, its rank for experts."""
-        return gpu % self.ep if work.phase.startswith("expert") else 0
+        """Return the number of the group in which a GPU takes part: its stage (for experts: times ep, plus its rank) or GPUs of a place."""
+        each = self.ep if work.phase.startswith("expert") else self.tensor
+        return gpu // (self.cluster.gpus // self.stages) * each + gpu % each
 
     def prepared(self, work: Work, group: int) -> PreparedPlan:
         """Return what a group does, ready to be played; without stages if it has one GPU."""
         expert = work.phase.startswith("expert")
         operation = "all_gather" if work.phase.endswith("parameters") else self.calls.operation
-        size = call_bytes(work, self.model, self.calls, int(self.slots[group]) if expert else 0)
-        key = (operation, group if expert else -1, size)
+        each = self.ep if expert else self.tensor
+        stage, place = divmod(group, each)
+        size = call_bytes(work, self.model, self.calls, int(self.slots[place]) if expert else 0, tensor=self.tensor)
+        key = (operation, group if expert else -1 - group, size)
         if key not in self.known:
-            ranks = np.arange(group, self.cluster.gpus, self.ep) if expert else np.arange(self.cluster.gpus)
+            of_stage = self.cluster.gpus // self.stages
+            ranks = np.arange(stage * of_stage + place, (stage + 1) * of_stage, each)
             self.known[key] = prepare(self._fresh(operation, size, ranks))
         return self.known[key]
 

@@ -18,8 +18,8 @@ LINES = 8
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8d939c", "#882255")
 MARKERS = "osD^vPX*"
 """Colour and marker both tell lines apart (Okabe and Ito), so that neither is needed to see the other."""
-NAMES = 190.0
-"""CSS pixels beside bars for their names."""
+LETTERS = 36
+"""Letters of the name of a bar."""
 COUNT = "1"
 """The unit of bars that count something."""
 ROW = 28.0
@@ -205,7 +205,8 @@ def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple
         high = max(high, limit[0])
     span = (high - low) or 1.0
     figure = style.canvas(style.WHOLE if wide else style.HALF, ROW * len(found) + 64)
-    area = style.axes(figure, NAMES, 48, 18, 10)
+    # Names take the room that they need: about 6.6 CSS pixels a letter.
+    area = style.axes(figure, 14.0 + 6.6 * max(len(short(bar.name, LETTERS)) for bar in found), 48, 18, 10)
     area.set_xlim(low - (0.04 * span if low < 0 else 0.0), high + 0.04 * span)
     area.set_ylim(len(found) - 0.5, -0.5)
     if unit == COUNT:
@@ -227,7 +228,7 @@ def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple
         area.vlines([0.0], -0.5, len(found) - 0.5, color=style.INK, linewidth=1.2)
     if limit is not None and shown:
         area.vlines([limit[0]], -0.5, len(found) - 0.5, color=style.ALERT, linewidth=2.0)
-    style.upward(area, range(len(found)), [short(bar.name, 27) for bar in found])
+    style.upward(area, range(len(found)), [short(bar.name, LETTERS) for bar in found])
     return style.svg(figure, name)
 
 

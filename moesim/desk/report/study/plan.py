@@ -36,7 +36,8 @@ def page(content: Mapping[str, Any]) -> str:
     """
     with style.paper():
         pictures = drawn([front(content), targets(content), binding(content)])
-    parts = [Part(name="why", title="Why", lines=tuple(content["explanations"]), drawings=pictures)]
+    lines = tuple(line.replace(" (marked * below)", "") for line in content["explanations"])
+    parts = [Part(name="why", title="Why", lines=lines, drawings=pictures)]
     parts.append(Part(name="candidates", title="Candidates", sheets=(_candidates(content),), notes=(_order(content),)))
     found = len(content["candidates"])
     prices = [f"{name} {_money(content, price['per_gpu_hour'])} an hour{_source(price)}" for name, price in content["prices"].items()]
@@ -45,8 +46,8 @@ def page(content: Mapping[str, Any]) -> str:
             study="plan",
             how="planned by simulation",
             name=content["name"],
-            subtitle=(f"{found} candidates", *content["targets"], f"cheapest by {_objective(content)}"),
-            answer=f"{capital(content['answer'])}.",
+            subtitle=(f"{found} candidates", *(_target(content, one) for one in content["targets"]), f"cheapest by {_objective(content)}"),
+            answer=f"{content['answer'] if content['chosen'] else capital(content['answer'])}.",
             warnings=tuple(content["warnings"]),
             tiles=tuple(_tiles(content)),
             parts=tuple(parts),
@@ -66,7 +67,8 @@ def _tiles(content: Mapping[str, Any]) -> Iterable[Tile]:
     chosen = _named(content, content["chosen"]) or _named(content, content["nearest"])
     if chosen is None:
         return
-    yield Tile(label="cost" if content["chosen"] else "cost of the nearest miss", value=_cost(content, chosen), note=f"{chosen['gpus']} GPUs")
+    yield Tile(label="cost" if content["chosen"] else "cost of the nearest miss", value=_cost(content, chosen),
+               note="" if content["objective"] == "gpus" else f"{chosen['gpus']} GPUs")  # fmt: skip
     for one in chosen["targets"]:
         target = parse_target(one["target"])
         side = "at most" if target.sense == AT_MOST else "at least"
@@ -86,7 +88,7 @@ def front(content: Mapping[str, Any]) -> Drawing | None:
     across = Metric(name="drop_rate", unit="") if by_drops else Metric(name=content["objective"], unit="", title=_objective(content))
     upward = Metric(name="step_time", unit="s")
     points, names = [], {}
-    for one in played:
+    for one in sorted(played, key=lambda one: one["name"] == content["chosen"]):  # the chosen one covers those that are like it
         time = one["metrics"]["step_time"]
         x = (value_in(one["metrics"], "drop_rate") or 0.0) if by_drops else one["objective"]
         drops = show(value_in(one["metrics"], "drop_rate"), "", share=True)
@@ -104,16 +106,18 @@ def front(content: Mapping[str, Any]) -> Drawing | None:
         target = parse_target(one)
         if target.metric == "step_time":
             limits.append((target.limit, f"{'at most' if target.sense == AT_MOST else 'at least'} {show(target.limit, 's')}"))
-    alike = {}
+    spots: dict[tuple[str, str], tuple[str, tuple[float, float]]] = {}
     for name, place in sorted(names.items(), key=lambda item: item[0] != content["chosen"]):
-        alike.setdefault((f"{place[0]:.3g}", f"{place[1]:.3g}"), (name, place))
+        spots.setdefault((f"{place[0]:.3g}", f"{place[1]:.3g}"), (name, place))
+    numbered = {str(count): place for count, (_, place) in enumerate(spots.values(), 1)}
+    told = "; ".join(f"{count}: {name}" for count, (name, _) in enumerate(spots.values(), 1))
     return Drawing(
         name="front",
         title=f"Step time against {across.label}",
         caption="● meets every target (the chosen one filled), ✕ misses one, ◇ would meet, but not with enough confidence. The dashed line is "
-        "a target. Named points are beaten by none in cost, step time and drops at once; of alike ones, one has its name.",
+        f"a target. Numbered points are beaten by none in cost, step time and drops at once, one of those that are alike: {told}.",
         alt=f"Scatter plot of {len(played)} simulated candidates. " + "; ".join(point.text for point in points[:20]) + ".",
-        svg=scatter(points, "front", across=across, upward=upward, names=dict(alike.values()), limits=limits),
+        svg=scatter(points, "front", across=across, upward=upward, names=numbered, limits=limits),
         wide=True,
     )
 
@@ -144,7 +148,7 @@ def targets(content: Mapping[str, Any]) -> Drawing | None:
 
 def binding(content: Mapping[str, Any]) -> Drawing | None:
     """Draw how many candidates each target and each bound rules out."""
-    found = [(target, count, style.ALERT) for target, count in content["binding"].items()]
+    found = [(_target(content, said), count, style.ALERT) for said, count in content["binding"].items()]
     found += [(f"by the {name}" if " " in name else f"target of {label(name)}", count, style.MUTED) for name, count in content["pruned"].items()]
     if not found:
         return None
@@ -156,7 +160,7 @@ def binding(content: Mapping[str, Any]) -> Drawing | None:
         caption=f"How many {which} each target rules out, and how many candidates a bound took out before they were simulated.",
         alt="Bars: " + "; ".join(bar.text for bar in counted) + ".",
         svg=bars(counted, "binding", unit=COUNT, title="candidates"),
-        legend=(("ruled out by a target", "var(--alert)", ""), ("not simulated", "var(--muted)", "")),
+        legend=(("ruled out by a target", style.ALERT, ""), ("not simulated", "var(--muted)", "")),
     )
 
 
@@ -167,7 +171,7 @@ def _candidates(content: Mapping[str, Any]) -> Sheet:
     numeric = {key: all(is_number(one["axes"].get(key)) for one in every) for key in keys}
     metrics = [name for name in dict.fromkeys(name for one in every for name in one["metrics"]) if name in UNITS]
     columns = [(short_of[key], key, numeric[key]) for key in keys]
-    columns += [("outcome", "", False), ("cost", f"by {_objective(content)}", True), ("GPUs", "", True)]
+    columns += [("outcome", "", False), ("cost", f"by {_objective(content)}", True)]
     columns += [(label(name), "mean over steps and replicates", True) for name in metrics] + [("why", "", False)]
     rows = []
     for one in sorted(every, key=lambda one: (one["objective"] is None, one["objective"] or 0.0))[:MOST]:
@@ -175,10 +179,17 @@ def _candidates(content: Mapping[str, Any]) -> Sheet:
         places = [(word(one["axes"].get(key)), repr(one["axes"].get(key)) if numeric[key] else "") for key in keys]
         values = [_number(content, name, value_in(one["metrics"], name)) for name in metrics]
         cost = ("", "") if one["objective"] is None else (_cost(content, one), repr(one["objective"]))
-        rows.append((*places, text(outcome), cost, ("" if one["gpus"] is None else str(one["gpus"]), str(one["gpus"] or "")), *values,
-                     text(_why(content, one))))  # fmt: skip
+        rows.append((*places, text(outcome), cost, *values, text(_why(content, one))))
     cut = f"{MOST} of {len(every)} candidates; all are in candidates.csv." if len(every) > MOST else ""
     return Sheet(name="table", title="Every candidate", note=cut, columns=tuple(columns), rows=tuple(rows))
+
+
+def _target(content: Mapping[str, Any], said: str) -> str:
+    """Write a target for people."""
+    target = parse_target(said)
+    side = "at most" if target.sense == AT_MOST else "at least"
+    limit = f"{show(target.limit, '', share=True)} of GPU memory" if target.of_memory else _amount(content, target.metric, target.limit)
+    return f"{label(target.metric)} {side} {limit}"
 
 
 def _why(content: Mapping[str, Any], one: Mapping[str, Any]) -> str:

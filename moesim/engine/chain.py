@@ -1,0 +1,191 @@
+"""A step in which every GPU does one thing after another: its events, worked out between two that anybody else can notice.
+
+SimPy owns the clock. Where nothing is planned but the step itself, and nothing is on its way, nobody else can notice when a rank arrives or leaves:
+these events, some thousands a step, are then found by compiled code (:mod:`moesim.models.sharing.rank_chains`), and SimPy hears each time
+that all ranks have left a leg of an exchange. Every other step is played by :class:`~moesim.engine.lanes.StepRun`, one process per lane, and gives
+the same results to the last bit where both can play it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+
+from moesim.base.errors import Stuck
+from moesim.engine.fabric import Fabric
+from moesim.engine.load import StepLoad
+from moesim.engine.recorder import Recorder, StepRecord
+from moesim.facts.arrays import Floats, Ints
+from moesim.facts.program import COLLECTIVES, GROUP_CALLS, Program, Work, may_overlap
+from moesim.facts.traffic import Exchange
+from moesim.models.sharing.core import can_compile
+
+MOST_BYTES = 64 * 2**20
+"""Of the matrices of a step, side by side; larger steps are played by processes."""
+MANY_GPUS = 32
+"""From so many on, exchanges that come again and again are quicker looked up (:mod:`moesim.engine.repeats`) than worked out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """The tasks of a step, the legs of its exchanges, and the arrays of :class:`moesim.models.sharing.rank_chains.Ranks` by name.
+
+    ``leg_task`` is int[K], the task of each leg; ``by_port`` int[K] tells which legs go through ports.
+    """
+
+    works: tuple[Work, ...]
+    lanes: tuple[str, ...]
+    ranks: int
+    leg_task: Ints
+    by_port: Ints
+    arrays: dict[str, np.ndarray]
+
+
+def chain_of(program: Program, load: StepLoad, *, ranks: int, gpus: int) -> Chain | None:
+    """Return a step as a chain of kernels and exchanges; None if it is something else, or better played by processes.
+
+    Parameters
+    ----------
+    program : Program
+    load : StepLoad
+    ranks : int
+        Of an expert-parallel group.
+    gpus : int
+        G.
+    """
+    works = tuple(task.work for task in program.tasks)
+    if ranks == 1 or not can_compile() or may_overlap(program) or any(work.phase in GROUP_CALLS for work in works):
+        return None
+    exchanges = {index: load.part(work).exchange[work.direction] for index, work in enumerate(works) if work.phase in COLLECTIVES}
+    stages = [(index, stage) for index, exchange in exchanges.items() for stage in _stages(exchange, works[index].phase)]
+    if any(exchange.overhead or exchange.in_flight for exchange in exchanges.values()) or len(stages) * gpus * gpus * 8 > MOST_BYTES:
+        return None
+    if gpus >= MANY_GPUS and 2 * len({stage.tobytes() for _, stage in stages}) < len(stages):
+        return None
+    return Chain(
+        works=works,
+        lanes=tuple(task.lane for task in program.tasks),
+        ranks=ranks,
+        leg_task=np.array([index for index, _ in stages], dtype=np.int64),
+        by_port=np.array([int(math.isfinite(exchanges[index].port)) for index, _ in stages], dtype=np.int64),
+        arrays={
+            **_tasks(works, exchanges, load, [index for index, _ in stages], gpus),
+            "size": np.array([stage for _, stage in stages], dtype=np.float64).reshape(-1, gpus, gpus),
+            "barrier": np.array([int(exchanges[index].barrier) for index, _ in stages], dtype=np.int64),
+            **_blank(len(works), len(stages), ranks, gpus),
+        },
+    )
+
+
+def _stages(exchange: Exchange, phase: str) -> list[Floats]:
+    """Return the matrices of bytes that follow each other; all stages of a pipelined exchange are one."""
+    stages = exchange.dispatch if phase == "dispatch" else exchange.combine
+    if not exchange.pipelined or len(stages) == 1:
+        return [stage.bytes for stage in stages]
+    return [np.sum([stage.bytes for stage in stages], axis=0)]
+
+
+def _tasks(works: tuple[Work, ...], exchanges: dict[int, Exchange], load: StepLoad, legs: list[int], gpus: int) -> dict[str, np.ndarray]:
+    tasks = np.zeros((len(works), 3), dtype=np.int64)
+    launch = np.zeros(len(works))
+    seconds = np.zeros((len(works), gpus))
+    last = len(works) - 1
+    for index in range(len(works) - 1, -1, -1):
+        if index in exchanges:
+            tasks[index] = 1, np.searchsorted(legs, index), legs.count(index)
+            launch[index] = exchanges[index].launch_of(works[index].phase)
+            last = index - 1
+        else:
+            tasks[index, 1] = last
+            seconds[index] = load.seconds[works[index]]
+    return {"tasks": tasks, "launch": launch, "seconds": seconds}
+
+
+def _blank(tasks: int, legs: int, ranks: int, gpus: int) -> dict[str, np.ndarray]:
+    """Return the arrays that a step begins with."""
+    groups = gpus // ranks
+
+    def whole(*shape: int) -> Ints:
+        return np.zeros(shape, dtype=np.int64)
+
+    return {
+        "rank_whole": whole(7, gpus),
+        "rank_real": np.full((4, gpus), -1.0),
+        "slot": whole(2, 2, gpus),
+        "group_whole": whole(2, 2, groups),
+        "moving_since": np.zeros((2, groups)),
+        "cause": whole(gpus, ranks + 1),
+        "cause_s": np.zeros((gpus, ranks + 1)),
+        "span_cause": whole(gpus, ranks + 1),
+        "span_s": np.zeros((gpus, ranks + 1)),
+        "leg_real": np.zeros((3, legs, gpus)),
+        "leg_moving": np.zeros((legs, groups)),
+        "leg_began": whole(legs, groups),
+        "leg_left": whole(legs),
+        "task_real": np.zeros((3, tasks, gpus)),
+        "task_whole": whole(2, tasks, gpus),
+        "pending": whole(gpus),
+        # A rank is in one leg or in the next: so many flows can begin at one instant.
+        "batch_pair": whole(2 * gpus * ranks),
+        "batch_leg": whole(2 * gpus * ranks),
+    }
+
+
+def play(env: simpy.Environment, fabric: Fabric, recorder: Recorder, chain: Chain, load: StepLoad) -> Generator[simpy.Event, Any, None]:
+    """Play a step as a SimPy process; nothing else may be planned, and the fabric must be lendable.
+
+    Raises
+    ------
+    Stuck
+        If nothing is left to happen and somebody still waits.
+    """
+    for time in fabric.play_chain(chain.arrays, chain.by_port):
+        # A sum of two times is rounded, but not where the second is at most as long again as the first.
+        while time > 2 * env.now > 0:
+            yield env.timeout(env.now)
+        yield env.timeout(time - env.now)
+    arrays = chain.arrays
+    if (arrays["leg_left"] < arrays["rank_whole"].shape[1]).any():
+        raise Stuck(_describe_stuck(chain, env.now))
+    recorder.step_record(_record(chain, load))
+
+
+def _record(chain: Chain, load: StepLoad) -> StepRecord:
+    parts = [load.part(work) for work in chain.works]
+    tokens = np.array([part.rows if work.phase == "experts" else part.tokens for part, work in zip(parts, chain.works, strict=True)])
+    size = np.zeros(tokens.shape)
+    for task, sent in zip(chain.leg_task.tolist(), chain.arrays["size"].sum(axis=2), strict=True):
+        size[task] += sent
+    start, end, waiting = chain.arrays["task_real"]
+    peer, place = chain.arrays["task_whole"]
+    arrival, left, waited = chain.arrays["leg_real"]
+    return StepRecord(
+        works=chain.works,
+        lanes=chain.lanes,
+        ranks=chain.ranks,
+        place=place,
+        start=start,
+        end=end,
+        bytes=size,
+        tokens=tokens,
+        waiting=waiting,
+        waited_for=peer,
+        leg_task=chain.leg_task,
+        leg_began=chain.arrays["leg_began"],
+        matrices=chain.arrays["size"],
+        arrival=arrival,
+        left=left,
+        waited=waited,
+        moving=chain.arrays["leg_moving"],
+    )
+
+
+def _describe_stuck(chain: Chain, now: float) -> str:
+    leg = int(np.flatnonzero(chain.arrays["leg_left"] < chain.arrays["rank_whole"].shape[1])[0])
+    work = chain.works[int(chain.leg_task[leg])]
+    return f"nothing is left to happen at {now:.9g} s, but not all GPUs have left the {work.phase} of layer {work.layer}"

@@ -1,0 +1,65 @@
+"""The constants of a router that trains: what they were fitted to, or that they are assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """How a router starts and how fast it changes, in units of logits and per training step.
+
+    Parameters
+    ----------
+    scale : float
+        Standard deviation of the tokens' own part of a logit at step 0.
+    growth : float
+        That part's variance grows by ``growth`` squared per step: experts learn to tell tokens apart, and updates of the router's weights
+        add up like a random walk.
+    experts_start, domain_start : float
+        Standard deviations of the offsets of experts, and of domains' own ones, at step 0.
+    kinds : int
+        Kinds of tokens in a domain; the j-th most frequent has a share in proportion to 1 / j, as words and letters do (Zipf).
+    kind_share : float
+        The share of the tokens' own part (of its variance) that all tokens of a kind have in common.
+    feedback : float
+        An expert that gets x times the mean load gains ``feedback (x - 1)``: it sees more tokens, learns more, and is chosen more.
+    domain_feedback : float
+        The same for the tokens of one domain, beyond what all domains have in common.
+    fading : float or None
+        Steps after which feedback has fallen to half, as 1 / (1 + step / fading): the first tokens teach an expert most. None: it never
+        falls.
+    gain : float
+        A gradient of a loss with respect to the offset of an expert moves it by ``-gain`` times the gradient.
+    limit : float or None
+        The most that gradients move an offset in a step: an optimiser like Adam divides gradients by their own size. None: no limit.
+    decay : float
+        The share of all offsets that is lost.
+    drift : float
+        Standard deviation of a random walk of the offsets, from everything else that training changes.
+    domain_drift : float
+        The same of the domains' own offsets.
+    fitted_at : tuple of int or None
+        Experts of a layer and choices of a token where it was fitted to recordings; None where it is assumed.
+    """
+
+    scale: float = 1.0
+    growth: float = 0.0
+    experts_start: float = 0.05
+    domain_start: float = 0.1
+    kinds: int = 1
+    kind_share: float = 0.0
+    feedback: float = 2e-3
+    domain_feedback: float = 1e-3
+    fading: float | None = None
+    gain: float = 1.0
+    limit: float | None = None
+    decay: float = 1e-3
+    drift: float = 1e-3
+    domain_drift: float = 0.0
+    fitted_at: tuple[int, int] | None = None
+
+
+LAWS: dict[str, Law] = {
+    "assumed": Law(),
+}
