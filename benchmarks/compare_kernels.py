@@ -2,8 +2,8 @@
 
     python benchmarks/compare_kernels.py
 
-Nothing is fitted here. Some constants of ``grouped_gemm`` are single rows of the same table, and the profile of ``calibrated`` was fitted to a
-table that holds it, so what is compared is in sample.
+Nothing is fitted here. Some constants of ``grouped_gemm`` are single rows of the same table, and the profile of ``calibrated`` was fitted
+to a table that holds it, so what is compared is in sample.
 """
 
 from __future__ import annotations

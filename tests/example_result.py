@@ -158,6 +158,7 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "gradient_exposed_s": np.zeros(STEPS),
         "exposed_communication_s": transfer["dispatch"] + transfer["combine"] + wait,
         "slowed_s": np.zeros(STEPS),
+        **{name: np.zeros(STEPS) for name in ("tensor_s", "recompute_s", "optimiser_s", "hand_over_s", "pipeline_s", "bubble_s")},
     }
     step_of, layer_of = np.repeat(np.arange(STEPS), LAYERS), np.tile(np.arange(LAYERS), STEPS)
     by_expert = loads.sum(axis=2)

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--limit", metavar="SIZE", help="Memory of a GPU that may be used, such as 72GiB; the GPU's own if not given.")
+@click.option("-o", "--out", metavar="FOLDER", help="Write memory.json and report.html there; nothing is written if not given.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to print the answer."
 )
 @click.option("--quiet", is_flag=True, help="Print no progress.")
-def command(*, file: str, overrides: tuple[str, ...], limit: str | None, form: str, quiet: bool) -> None:
+def command(*, file: str, overrides: tuple[str, ...], limit: str | None, out: str | None, form: str, quiet: bool) -> None:
     """Say how much memory the GPUs of the scenario in FILE need in each step, and how likely an unlucky one runs out.
 
     Plays routing, gate, capacity rule, placement and dispatch of every step, but no kernels and no network, so it is quick: give it many
@@ -30,6 +31,7 @@ def command(*, file: str, overrides: tuple[str, ...], limit: str | None, form: s
 
     from moesim.base.errors import UsageError
     from moesim.base.units import parse_quantity
+    from moesim.cli.study_output import ready_folder, tell
     from moesim.desk.memory_answer import answer, text
     from moesim.desk.scenario_file import load_scenario
     from moesim.desk.trace_files import read_trace
@@ -46,6 +48,7 @@ def command(*, file: str, overrides: tuple[str, ...], limit: str | None, form: s
             most = parse_quantity(limit, "B")
         except ValueError as error:
             raise UsageError(f"--limit: {error}") from None
+    folder = ready_folder(out, "memory")
     scenario = load_scenario(file, overrides, read_trace=read)
     if most is None:
         most = scenario.cluster.build().gpu.memory
@@ -59,10 +62,11 @@ def command(*, file: str, overrides: tuple[str, ...], limit: str | None, form: s
     if form == "json":
         from moesim.desk.summary import to_json
 
-        click.echo(to_json(told), nl=False)
+        said = to_json(told)
     elif form == "csv":
         from moesim.desk.memory_answer import sheet
 
-        click.echo(sheet(told), nl=False)
+        said = sheet(told)
     else:
-        click.echo(text(told), nl=False)
+        said = text(told)
+    tell(said, told, "memory", folder)

@@ -37,6 +37,7 @@ Exit code 3 if no candidate meets the targets; then the nearest miss is named.
     "--executor", default="auto", show_default=True, metavar="KIND",
     help="Where runs are played: inline, processes, dask, dask://host:port, or auto (inline if the rest takes a few seconds only).",
 )  # fmt: skip
+@click.option("--no-report", is_flag=True, help="Do not draw report.html.")
 @click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
 def command(
     *,
@@ -52,6 +53,7 @@ def command(
     form: str,
     jobs: int | None,
     executor: str,
+    no_report: bool,
     quiet: bool,
 ) -> None:
     """Find the cheapest candidate that meets the targets."""
@@ -88,7 +90,7 @@ def command(
             return to_json(content(asked, found))
         return candidates_csv(asked, found) if form == "csv" else table(asked.name, found, asked.plan, folder, width=width, colour=colour)
 
-    say(text, asked.warnings, lambda: deliver(asked, found, folder), folder=folder, quiet=quiet)
+    say(text, asked.warnings, lambda: deliver(asked, found, folder, report=not no_report), folder=folder, quiet=quiet)
     if found.chosen is None:
         if found.nearest is None:
             failed = next((one for one in found.judged if one.status == "failed"), None)

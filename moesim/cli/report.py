@@ -5,16 +5,20 @@ from __future__ import annotations
 import click
 
 
-@click.command(name="report", short_help="Draw the report of finished runs.")
+@click.command(name="report", short_help="Draw the report of finished runs and studies.")
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path())
 def command(folders: tuple[str, ...]) -> None:
-    """Draw report.html of every FOLDER again, from its files alone."""
+    """Draw report.html of every FOLDER again, from its files alone.
+
+    A FOLDER is what run, sweep, plan, sensitivity, why or memory wrote. The page of a comparison is drawn by compare alone.
+    """
+    from pathlib import Path
+
     from moesim.desk import folder as places
-    from moesim.desk.report.page import draw
-    from moesim.desk.result_files import unpack
+    from moesim.desk.report.study.again import draw_again
 
     for folder in folders:
-        parcel = unpack(folder)
-        path = parcel.folder / "report.html"
-        places.put(path, draw(parcel))
+        drawn = draw_again(folder)
+        path = Path(folder) / "report.html"
+        places.put(path, drawn)
         click.echo(str(path))

@@ -32,6 +32,7 @@ shares in its variance are Sobol indices. If FILE has variants under "compare:",
     "--executor", default="auto", show_default=True, metavar="KIND",
     help="Where runs are played: inline, processes, dask, dask://host:port, or auto (inline if the rest takes a few seconds only).",
 )  # fmt: skip
+@click.option("--no-report", is_flag=True, help="Do not draw report.html.")
 @click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
 def command(
     *,
@@ -44,6 +45,7 @@ def command(
     form: str,
     jobs: int | None,
     executor: str,
+    no_report: bool,
     quiet: bool,
 ) -> None:
     """Say which inputs move the answer, and which change nothing."""
@@ -70,4 +72,4 @@ def command(
             return to_json(content(found))
         return csv_text(found) if form == "csv" else table(found, folder, width=width, colour=colour)
 
-    say(text, found.warnings, lambda: deliver(found, folder), folder=folder, quiet=quiet)
+    say(text, found.warnings, lambda: deliver(found, folder, report=not no_report), folder=folder, quiet=quiet)

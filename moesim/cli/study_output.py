@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
-from moesim.base.errors import ResultError
+from moesim.base.errors import ResultError, UsageError
 
 
 def say(text: Callable[[int, bool], str], warnings: Iterable[str], deliver: Callable[[], None], *, folder: Path, quiet: bool) -> None:
@@ -48,6 +49,30 @@ def say(text: Callable[[int, bool], str], warnings: Iterable[str], deliver: Call
         raise broken
     if broken is not None:
         raise ResultError(f"cannot print the result: {(broken.strerror or str(broken)).lower()}; it is in {folder}")
+
+
+def ready_folder(out: str | None, command: str) -> Path | None:
+    """Return the folder that ``-o`` names, ready to take the files of a command; None without ``-o``."""
+    if out is None:
+        return None
+    if not out.strip():
+        raise UsageError("-o names no folder")
+    from moesim.desk import folder as places
+    from moesim.desk.answer_files import names
+
+    folder = Path(out)
+    places.prepare(folder, names(command))
+    return folder
+
+
+def tell(said: str, told: Mapping[str, Any], command: str, folder: Path | None) -> None:
+    """Print an answer, and write it into a folder, if there shall be one, with its page."""
+    if folder is None:
+        click.echo(said, nl=False)
+        return
+    from moesim.desk.answer_files import deliver
+
+    say(lambda *_: said, (), lambda: deliver(folder, command, told), folder=folder, quiet=True)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     help="'inline' (in this process), 'processes', 'dask' (a Dask cluster on this machine), or dask://HOST:PORT (a scheduler).",
 )
 @click.option("--memory", metavar="SIZE", help="What one worker may hold, such as '4 GB'; its share of the machine's memory if not given.")
+@click.option("--no-report", is_flag=True, help="Do not draw report.html.")
 @click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
 @click.pass_context
 def command(
@@ -48,6 +49,7 @@ def command(
     jobs: int | None,
     executor: str,
     memory: str | None,
+    no_report: bool,
     quiet: bool,
 ) -> None:
     """Simulate every combination of the values in the matrix of FILE and on the command line; write a table and pictures.
@@ -96,7 +98,7 @@ def command(
         context.exit(130)
     if progress.kept and not quiet:
         click.echo(f"{progress.kept} of {len(plan)} cells were finished already", err=True)
-    write_sweep(plan, sweep, folder, meta)
+    write_sweep(plan, sweep, folder, meta, report=not no_report)
     _print(sweep, folder, form, shown)
     if sweep.failed:
         click.echo(failures(sweep), err=True)

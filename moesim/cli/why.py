@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 @click.command(name="why", short_help="Say why a step takes as long as it does, and what would help.")
 @click.argument("file", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("-o", "--out", metavar="FOLDER", help="Write why.json and report.html there; nothing is written if not given.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to print the answer."
 )
 @click.option("--quiet", is_flag=True, help="Print no progress.")
-def command(*, file: str, overrides: tuple[str, ...], form: str, quiet: bool) -> None:
+def command(*, file: str, overrides: tuple[str, ...], out: str | None, form: str, quiet: bool) -> None:
     """Say why a step of the scenario in FILE takes as long as it does, and what would help.
 
     Follows the critical path of every step (whose computing, which transfers, over which link), adds up who kept whom waiting, and
@@ -28,6 +29,7 @@ def command(*, file: str, overrides: tuple[str, ...], form: str, quiet: bool) ->
     from functools import cache
 
     from moesim.cli.run import _announce_compiling
+    from moesim.cli.study_output import ready_folder, tell
     from moesim.desk.scenario_file import load_scenario
     from moesim.desk.trace_files import read_trace
     from moesim.desk.why_answer import answer, text
@@ -37,6 +39,7 @@ def command(*, file: str, overrides: tuple[str, ...], form: str, quiet: bool) ->
     def read(path: str, **task: Any) -> Trace:
         return read_trace(path, **task)
 
+    folder = ready_folder(out, "why")
     scenario = load_scenario(file, overrides, read_trace=read)
     _announce_compiling(quiet=quiet)
     screen = sys.stderr.isatty() and not quiet
@@ -49,7 +52,7 @@ def command(*, file: str, overrides: tuple[str, ...], form: str, quiet: bool) ->
     if form == "json":
         from moesim.desk.summary import to_json
 
-        click.echo(to_json(told), nl=False)
+        said = to_json(told)
     elif form == "csv":
         import csv
         import io
@@ -58,6 +61,7 @@ def command(*, file: str, overrides: tuple[str, ...], form: str, quiet: bool) ->
         writer = csv.DictWriter(sheet, ["name", "step_time", "gain", "gain_share", "sentence", "error"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(told["what_ifs"])
-        click.echo(sheet.getvalue(), nl=False)
+        said = sheet.getvalue()
     else:
-        click.echo(text(told), nl=False)
+        said = text(told)
+    tell(said, told, "why", folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moesim.base.errors import ResultError, UsageError
 
-MARKS = ("meta.json", "summary.json", "network.json", "validation.json", "plan.json", "sensitivity.json")
+MARKS = ("meta.json", "summary.json", "network.json", "validation.json", "plan.json", "sensitivity.json", "why.json", "memory.json")
 """A folder that holds one of these was written by moesim."""
 
 _HINTS = {

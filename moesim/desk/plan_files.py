@@ -13,12 +13,12 @@ import moesim
 from moesim.desk import folder as places
 from moesim.desk.plan_ask import Asked
 from moesim.desk.plan_words import explanations, headline, in_order
-from moesim.desk.summary import SCHEMA, to_json
+from moesim.desk.summary import SCHEMA, plain, to_json
 from moesim.study.plan import Found, cost_of
 from moesim.study.plan_verdicts import Judged, Mean, Verdict
 
 JSON, CSV, FIGURE = "plan.json", "candidates.csv", "pareto"
-NAMES = frozenset({JSON, CSV, f"{FIGURE}.png", f"{FIGURE}.svg"})
+NAMES = frozenset({JSON, CSV, f"{FIGURE}.png", f"{FIGURE}.svg", "report.html"})
 
 
 def content(asked: Asked, found: Found) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def _cell(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else value
 
 
-def deliver(asked: Asked, found: Found, folder: Path, *, figure: bool = True) -> None:
-    """Write everything into a folder.
+def deliver(asked: Asked, found: Found, folder: Path, *, figure: bool = True, report: bool = True) -> None:
+    """Write everything into a folder; ``figure`` and ``report`` say whether to draw.
 
     Raises
     ------
@@ -125,8 +125,13 @@ def deliver(asked: Asked, found: Found, folder: Path, *, figure: bool = True) ->
         from moesim.desk.plan_picture import pictures
 
         files |= pictures(asked, found)
-    for name in sorted(NAMES - set(files) - {JSON}):
+    told = content(asked, found)
+    for name in sorted(NAMES - set(files) - {JSON, *(["report.html"] if report else [])}):
         places.drop(folder / name)
     for name, data in files.items():
         places.put(folder / name, data)
-    places.put(folder / JSON, to_json(content(asked, found)).encode())
+    places.put(folder / JSON, to_json(told).encode())
+    if report:
+        from moesim.desk.report.study.plan import page
+
+        places.put(folder / "report.html", page(plain(told)).encode())

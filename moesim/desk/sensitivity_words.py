@@ -13,12 +13,12 @@ import moesim
 from moesim.desk import folder as places
 from moesim.desk.sensitivity_ask import Studied
 from moesim.desk.sensitivity_inputs import text
-from moesim.desk.summary import SCHEMA, to_json
+from moesim.desk.summary import SCHEMA, plain, to_json
 from moesim.desk.words import SHARES, label, show
 from moesim.study.sensitivity import Input, Swing
 
 JSON, CSV, FIGURE = "sensitivity.json", "sensitivity.csv", "tornado"
-NAMES = frozenset({JSON, CSV, f"{FIGURE}.png", f"{FIGURE}.svg"})
+NAMES = frozenset({JSON, CSV, f"{FIGURE}.png", f"{FIGURE}.svg", "report.html"})
 
 
 def at(given: Input, value: float) -> str:
@@ -176,8 +176,8 @@ def _cell(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else value
 
 
-def deliver(found: Studied, folder: Path) -> None:
-    """Write everything into a folder.
+def deliver(found: Studied, folder: Path, *, report: bool = True) -> None:
+    """Write everything into a folder, with the page if ``report``.
 
     Raises
     ------
@@ -188,8 +188,13 @@ def deliver(found: Studied, folder: Path) -> None:
 
     places.make(folder)
     files = {CSV: csv_text(found).encode(), **pictures(found)}
-    for name in sorted(NAMES - set(files) - {JSON}):
+    told = content(found)
+    for name in sorted(NAMES - set(files) - {JSON, *(["report.html"] if report else [])}):
         places.drop(folder / name)
     for name, data in files.items():
         places.put(folder / name, data)
-    places.put(folder / JSON, to_json(content(found)).encode())
+    places.put(folder / JSON, to_json(told).encode())
+    if report:
+        from moesim.desk.report.study.sensitivity import page
+
+        places.put(folder / "report.html", page(plain(told)).encode())

@@ -15,7 +15,7 @@ import moesim
 from moesim.desk import folder as places
 from moesim.desk.scenario_text import digest as scenario_digest
 from moesim.desk.scenario_text import dump
-from moesim.desk.summary import digest, metric, to_json
+from moesim.desk.summary import digest, metric, plain, to_json
 from moesim.desk.sweep_cells import Plan
 from moesim.desk.tables import describe
 from moesim.facts.record import Table
@@ -30,6 +30,7 @@ NAMES = frozenset(
         "scenario.yaml",
         "cells.csv",
         "cells.parquet",
+        "report.html",
         *(f"{name}.{form}" for name in PICTURES for form in ("png", "svg")),
     }
 )
@@ -99,8 +100,8 @@ def cells_parquet(table: Table) -> bytes | None:
     return sink.getvalue()
 
 
-def write_sweep(plan: Plan, sweep: Sweep, folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Write everything but the cells, the answer first; return the content of ``summary.json``.
+def write_sweep(plan: Plan, sweep: Sweep, folder: Path, meta: Mapping[str, Any], *, report: bool = True) -> dict[str, Any]:
+    """Write everything but the cells, the answer first and the page, if there shall be one, last; return the content of ``summary.json``.
 
     Raises
     ------
@@ -120,9 +121,13 @@ def write_sweep(plan: Plan, sweep: Sweep, folder: Path, meta: Mapping[str, Any])
     places.put(folder / "summary.json", to_json(summary).encode())
     for name, content in (files | drawn).items():
         places.put(folder / name, content)
-    for name in NAMES - {"meta.json", "summary.json", *files, *drawn}:
+    for name in NAMES - {"meta.json", "summary.json", *files, *drawn, *(["report.html"] if report else [])}:
         places.drop(folder / name)
     places.put(folder / "meta.json", to_json(meta).encode())
+    if report:
+        from moesim.desk.report.study.sweep import page
+
+        places.put(folder / "report.html", page(plain(summary), files["scenario.yaml"].decode()).encode())
     return summary
 
 

@@ -14,6 +14,7 @@ from moesim.facts.arrays import Floats
 from moesim.facts.placement import Placement
 from moesim.facts.routing import Routing
 from moesim.facts.scenario import Scenario, Setting
+from moesim.models.stages import stage_setting
 from moesim.models.thinning import thinned
 
 
@@ -52,11 +53,12 @@ def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, to
     Even means even over layers too: all layers have the same routing, so their costs are worked out once, and the network carries the
     same traffic again and again.
     """
-    per_gpu = max(1, round(tokens / setting.gpus))
+    per_gpu = max(1, round(tokens / (setting.gpus // setting.parallel.pp)))
     even = dataclasses.replace(setting, workload=dataclasses.replace(setting.workload, tokens_per_gpu=per_gpu))
-    policies = dataclasses.replace(fresh_policies(scenario, even), choose=plugin("gate", "as_given")().begin(even))
+    stage = stage_setting(even)
+    policies = dataclasses.replace(fresh_policies(scenario, stage), choose=plugin("gate", "as_given")().begin(stage))
     machine = Machine(scenario, even, policies, placement)
-    drawn = plugin("source", "balanced")().begin(even)(0)
+    drawn = plugin("source", "balanced")().begin(stage)(0)
     layer = thinned(drawn.layers[0], share)
     mark = machine.play(machine.load(Routing(layers=[layer] * len(drawn.layers)), 0, alike=True), 0)
     return mark.end - mark.start

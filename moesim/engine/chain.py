@@ -21,7 +21,7 @@ from moesim.engine.fabric import Fabric
 from moesim.engine.load import StepLoad
 from moesim.engine.recorder import Recorder, StepRecord
 from moesim.facts.arrays import Floats, Ints
-from moesim.facts.program import COLLECTIVES, GROUP_CALLS, Program, Work, may_overlap
+from moesim.facts.program import COLLECTIVES, COMMUNICATES, Program, Work, may_overlap
 from moesim.facts.traffic import Exchange
 from moesim.models.sharing.core import can_compile
 
@@ -59,7 +59,9 @@ def chain_of(program: Program, load: StepLoad, *, ranks: int, gpus: int) -> Chai
         G.
     """
     works = tuple(task.work for task in program.tasks)
-    if ranks == 1 or not can_compile() or may_overlap(program) or any(work.phase in GROUP_CALLS for work in works):
+    if ranks == 1 or not can_compile() or may_overlap(program) or any(
+        work.phase in COMMUNICATES and work.phase not in COLLECTIVES for work in works
+    ):
         return None
     exchanges = {index: load.part(work).exchange[work.direction] for index, work in enumerate(works) if work.phase in COLLECTIVES}
     stages = [(index, stage) for index, exchange in exchanges.items() for stage in _stages(exchange, works[index].phase)]

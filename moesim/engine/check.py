@@ -14,10 +14,15 @@ from moesim.engine.placing import first_placement
 from moesim.facts.cluster import Cluster
 from moesim.facts.model import DTYPE_BYTES, MoeModel
 from moesim.facts.placement import Placement
+from moesim.facts.program import RECOMPUTE, Program
 from moesim.facts.routing import Assignment, Fidelity, LayerRouting, count_routes
-from moesim.facts.scenario import Policy, Scenario, Setting
+from moesim.facts.scenario import Parallel, Policy, Scenario, Setting
 from moesim.facts.trace import Trace
+from moesim.facts.training import Training
 from moesim.models.memory import OPTIMISER_BYTES, dense_parameters
+from moesim.models.parallel_memory import layers_of_stage, stage_weight_bytes
+from moesim.models.schedule.whole import step_program
+from moesim.models.stages import stage_setting
 from moesim.models.work import GRADIENT_BYTES
 
 T = TypeVar("T")
@@ -46,10 +51,8 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
     cluster = checking.attempt("cluster", scenario.cluster.build)
     if cluster is None:
         return checking.problems
-    ep, gpus = scenario.parallel.ep, cluster.gpus
-    if gpus % ep:
-        fitting = ", ".join(str(size) for size in range(1, gpus + 1) if gpus % size == 0)
-        checking.say("parallel.ep", f"ep = {ep} does not divide the cluster's {gpus} GPUs into equal groups; choose one of {fitting}")
+    checking.problems += degrees(scenario.parallel, cluster)
+    if checking.problems:
         return checking.problems
     traces: list[Trace] = []
 
@@ -58,18 +61,23 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
         return traces[-1]
 
     setting = Setting(
-        cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed, read_trace=read
-    )
+        cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed, read_trace=read,
+        training=scenario.training,
+    )  # fmt: skip
+    whole, setting = setting, checking.attempt("parallel.pp", stage_setting, setting)
+    if setting is None:
+        return checking.problems
     source_path = "routing.trace" if hasattr(scenario.routing, "trace") else "routing"
     checking.attempt(source_path, scenario.routing.begin, setting)
     setting = replace(setting, read_trace=read_trace)
     carry = checking.attempt("exchange", scenario.exchange.begin, setting)
     checking.attempt("compute", scenario.compute.begin, setting)
-    program = checking.attempt("schedule", scenario.schedule.program, scenario.model, scenario.workload)
+    program = checking.program(scenario)
     if carry is not None and program is not None:
-        directions = sorted({task.work.direction for task in program.tasks})
+        directions = sorted({task.work.direction for task in program.tasks if task.work.direction != RECOMPUTE})
         checking.carry = lambda assignment: [carry(assignment, direction=direction) for direction in directions]
     known = min((trace.fidelity for trace in traces), default=None)
+    checking.whole = whole
     checking.policies(scenario, setting, known)
     return checking.problems
 
@@ -109,6 +117,8 @@ class _Checking:
     """Collects problems; a plug-in that refuses is one."""
 
     problems: list[Problem] = field(default_factory=list)
+    laid: Program | None = None
+    whole: Setting | None = None
     base_placement: Placement | None = None
     carry: Callable[[Assignment], object] | None = None
     """The exchange in every direction that the program has."""
@@ -129,6 +139,25 @@ class _Checking:
         except MemoryError:
             self.say(path, "this is too large for the memory of the machine that simulates it")
         return None
+
+    def program(self, scenario: Scenario) -> Program | None:
+        """Return the program of a step; what refuses it is the schedule, or a section that adds to it."""
+        before = len(self.problems)
+        bare = self.attempt("schedule", scenario.schedule.program, scenario.model, scenario.workload)
+        if bare is None or len(self.problems) > before:
+            return None
+        parallel, training = scenario.parallel, scenario.training
+
+        def whole(given: Training | None, tensor: int) -> Program:
+            spread = replace(parallel, tp=tensor)
+            return step_program(scenario.schedule, scenario.model, scenario.workload, parallel=spread, training=given)
+
+        for path, given, tensor in (("parallel.pp", None, 1), ("training", training, 1), ("parallel.tp", training, parallel.tp)):
+            bare = self.attempt(path, whole, given, tensor)
+            if bare is None:
+                return None
+        self.laid = bare
+        return bare
 
     def policies(self, scenario: Scenario, setting: Setting, known: Fidelity | None) -> None:
         """Check the policy of the file, then its variants."""
@@ -183,6 +212,9 @@ class _Checking:
         ranks, phase = setting.parallel.ep, setting.workload.phase
         slots = int(placement.slots_per_rank(ranks).max())
         needed = least_bytes(model, slots, phase, gpus=setting.gpus, groups=setting.groups)
+        if setting.parallel.tp > 1 or (self.laid is not None and self.laid.stages > 1):
+            self.stages(slots)
+            return
         if needed <= gpu.memory:
             return
         plain = least_bytes(model, -(-model.experts // ranks), phase, gpus=setting.gpus, groups=setting.groups)
@@ -195,6 +227,43 @@ class _Checking:
             self.say(path, f"{message}; without redundant experts it would be {format_quantity(plain, 'B')}")
         else:
             self.say("parallel.ep", f"{message}; use more ranks (ep), or fewer layers of the model, as one pipeline stage holds them")
+
+    def stages(self, slots: int) -> None:
+        """Refuse weights that do not fit on a GPU of some stage."""
+        if self.laid is None or self.whole is None:
+            return
+        setting, gpu = self.whole, self.whole.cluster.gpu
+        needed = [
+            stage_weight_bytes(setting, layers_of_stage(self.laid, stage), slots, least=True) for stage in range(self.laid.stages)
+        ]
+        worst = int(np.argmax(needed))
+        if needed[worst] > gpu.memory:
+            self.say(
+                "parallel",
+                f"the weights of {setting.model.name} need {format_quantity(needed[worst], 'B')} on a GPU of stage {worst}, but {gpu.name} "
+                f"has {format_quantity(gpu.memory, 'B')}; use more ranks (ep), stages (pp) or tensor-parallel GPUs (tp)",
+            )
+
+
+def degrees(parallel: Parallel, cluster: Cluster) -> list[Problem]:
+    """Return what is wrong with numbers of ranks that must divide each other."""
+    gpus, found = cluster.gpus, []
+    if gpus % parallel.pp:
+        message = f"pp = {parallel.pp} does not divide the cluster's {gpus} GPUs into equal stages; choose one of {_divisors(gpus)}"
+        return [Problem(path="parallel.pp", message=message)]
+    stage = gpus // parallel.pp
+    whose = f"the cluster's {gpus} GPUs" if parallel.pp == 1 else f"the {stage} GPUs of a stage"
+    for name, size in (("ep", parallel.ep), ("tp", parallel.tp)):
+        if stage % size:
+            message = f"{name} = {size} does not divide {whose} into equal groups; choose one of {_divisors(stage)}"
+            found.append(Problem(path=f"parallel.{name}", message=message))
+    if cluster.shares_cores and parallel.pp * parallel.tp > 1:
+        found.append(Problem(path="parallel", message="ranks that share cores have no stages and no tensor parallelism here: use pp and tp 1"))
+    return found
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(size) for size in range(1, number + 1) if number % size == 0)
 
 
 def _probe(setting: Setting, known: Fidelity) -> LayerRouting:

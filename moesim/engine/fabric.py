@@ -9,7 +9,7 @@ to send.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -226,6 +226,32 @@ class Fabric:
                 f"law L3 (capacity): link {self._cluster.link_names[link]} carried {through[link]:.6g} B in "
                 f"{self.busy[link]:.6g} s, more than its {self._fastest[link]:.6g} B/s allow"
             )
+
+    @property
+    def lendable(self) -> bool:
+        """Whether a whole step may be worked out on these links at once: nothing is on its way, and links are shared exactly."""
+        return not self._new and self._periods.lendable
+
+    def play_chain(self, arrays: dict[str, np.ndarray], by_port: Ints) -> Iterator[float]:
+        """Let ranks go through a step, and yield the times at which all have left a leg, the last time at its end.
+
+        Parameters
+        ----------
+        arrays : dict of str to array
+            Of :class:`moesim.models.sharing.rank_chains.Ranks` by name, but for its last two; they are written.
+        by_port : int[K]
+            Which legs go through the ports of communication kernels.
+
+        Notes
+        -----
+        Nobody else may use the fabric meanwhile.
+        """
+        yield from self._periods.play_chain(self._env.now, arrays, self._route, self._route_by_port, self._latency, by_port)
+        off_diagonal = ~np.eye(self._cluster.gpus, dtype=np.bool_)
+        gpus = np.arange(self._cluster.gpus)
+        ranks = arrays["cause"].shape[1] - 1
+        within = (gpus[:, None] // ranks == gpus // ranks) & off_diagonal
+        self._asked += (np.where(within, arrays["size"], 0.0).sum(axis=0)).ravel()
 
     def _touch(self) -> None:
         """Settle after everything else that happens at this instant."""

@@ -13,14 +13,16 @@ from moesim.engine.collective import Collective
 from moesim.engine.cores import Cores
 from moesim.engine.fabric import Fabric
 from moesim.engine.group_call import GroupCall
+from moesim.engine.hand_over import HandOvers
 from moesim.engine.held_sms import HeldSms
 from moesim.engine.load import StepLoad
 from moesim.engine.posting import rules_of
 from moesim.engine.recorder import Recorder
 from moesim.facts.arrays import Floats, Ints
-from moesim.facts.program import COLLECTIVES, GROUP_CALLS, Program, Task, Work, may_overlap
+from moesim.facts.program import COLLECTIVES, COMMUNICATES, PIPELINE, RECEIVE, SEND, TENSOR_CALLS, Program, Task, Work, may_overlap
 from moesim.facts.traffic import Exchange
 from moesim.models.collective.gradients import GradientPlans
+from moesim.models.collective.tensor_calls import TensorPlans
 
 ONE_AFTER_THE_OTHER = "in order"
 """The process of a GPU whose tasks never overlap, whatever their lanes."""
@@ -43,6 +45,10 @@ class StepRun:
         G.
     gradients : GradientPlans or None
         What keeps the copies of the weights equal, if the program has such tasks.
+    tensor : TensorPlans or None
+        What tensor-parallel groups gather and add up, if there are any.
+    hand_over : float
+        Bytes of a token that go from stage to stage of a pipeline.
     cores : Cores or HeldSms or None
         The processors that ranks share, or that communication takes away; if left out, every GPU computes alone and at full speed.
     """
@@ -58,6 +64,8 @@ class StepRun:
         ranks: int,
         gpus: int,
         gradients: GradientPlans | None = None,
+        tensor: TensorPlans | None = None,
+        hand_over: float = 0.0,
         cores: Cores | HeldSms | None = None,
     ) -> None:
         self._cores = cores
@@ -69,6 +77,9 @@ class StepRun:
         self._ranks = ranks
         self._gpus = gpus
         self._gradients = gradients
+        self._tensor = tensor
+        self._stage_gpus = gpus // program.stages
+        self._hand_overs = HandOvers(env, fabric, gpus, self._stage_gpus, hand_over)
         self._calls: dict[tuple[Work, int], GroupCall] = {}
         self._whole: dict[Work, tuple[Floats, ...]] = {}
         self._collectives: dict[tuple[Work, int, int], Collective] = {}
@@ -76,15 +87,20 @@ class StepRun:
         # Lanes that never run at once need no process each, and no events between them.
         together = not may_overlap(program)
         process_of = [ONE_AFTER_THE_OTHER if together else task.lane for task in program.tasks]
-        lanes: dict[str, list[int]] = {}
+        lanes: dict[tuple[int, str], list[int]] = {}
         for index, name in enumerate(process_of):
-            lanes.setdefault(name, []).append(index)
+            lanes.setdefault((program.tasks[index].stage, name), []).append(index)
         elsewhere = {
             before for index, task in enumerate(program.tasks) for before in task.after if process_of[before] != process_of[index]
         }  # only these need an event: within a process, order is enough
         self._done = [{index: env.event() for index in sorted(elsewhere)} for _ in range(gpus)]
-        segments = {lane: _segments(program, indices, elsewhere) for lane, indices in lanes.items()}
-        self._processes = [env.process(self._lane(gpu, lane, segments[lane])) for gpu in range(gpus) for lane in lanes]
+        segments = {key: _segments(program, indices, elsewhere) for key, indices in lanes.items()}
+        self._processes = [
+            env.process(self._lane(gpu, lane, segments[stage, lane]))
+            for gpu in range(gpus)
+            for stage, lane in lanes
+            if stage == gpu // self._stage_gpus
+        ]
 
     def all_done(self) -> simpy.Event:
         """Return an event that fires when every lane of every GPU has finished."""
@@ -102,7 +118,11 @@ class StepRun:
             if task.work.phase in COLLECTIVES:
                 yield from self._communicate(gpu, name, task, reached)
                 reached = -1.0
-            elif task.work.phase in GROUP_CALLS:
+            elif task.work.phase == SEND:
+                yield from self._send(gpu, name, task)
+            elif task.work.phase == RECEIVE:
+                yield from self._receive(gpu, name, task)
+            elif task.work.phase in COMMUNICATES:
                 yield from self._call(gpu, name, task)
             else:
                 reached = yield from self._compute(
@@ -212,10 +232,11 @@ class StepRun:
 
     def _call(self, gpu: int, name: str, task: Task) -> Generator[simpy.Event, Any, None]:
         work = task.work
-        if self._gradients is None:
+        plans = self._tensor if work.phase in TENSOR_CALLS else self._gradients
+        if plans is None:
             raise PluginError(f"the schedule has a task {work.phase!r}, but says nothing of how gradients are exchanged")
-        group = self._gradients.group_of(work, gpu)
-        prepared = self._gradients.prepared(work, group)
+        group = plans.group_of(work, gpu)
+        prepared = plans.prepared(work, group)
         if not prepared.legs:
             return  # law L15: nobody else holds these weights
         key = (work, group)
@@ -239,6 +260,28 @@ class StepRun:
             waited_for=min(part.waited_for, key=lambda peer: (-part.waited_for[peer], peer), default=-1),
         )
 
+    def _send(self, gpu: int, name: str, task: Task) -> Generator[simpy.Event, Any, None]:
+        """Hand on what a stage has computed; the lane is free for the next when all of it has arrived."""
+        tokens = int(self._tokens(task.work)[gpu])
+        start = self._env.now
+        self.waiting[gpu, name] = (task.lane, f"the arrival of what it sends to layer {task.work.layer}")
+        size, arrived = self._hand_overs.send(task.work, gpu, tokens)
+        yield arrived
+        self._recorder.span(task.work, gpu, task.lane, start, self._env.now, tokens=tokens, size=size)
+
+    def _receive(self, gpu: int, name: str, task: Task) -> Generator[simpy.Event, Any, None]:
+        """Wait for what the stage before has computed; nothing is written down if it is there already."""
+        peer, arrived = self._hand_overs.receive(task.work, gpu)
+        if arrived.processed:
+            return
+        start = self._env.now
+        self.waiting[gpu, name] = (task.lane, f"what GPU {peer} sends to layer {task.work.layer}")
+        yield arrived
+        tokens = int(self._tokens(task.work)[gpu])
+        self._recorder.span(
+            task.work, gpu, PIPELINE, start, self._env.now, tokens=tokens, waiting=self._env.now - start, waited_for=peer
+        )  # fmt: skip
+
     def _collective(self, work: Work, group: int, number: int, size: Floats, exchange: Exchange) -> Collective:
         key = (work, group, number)
         if key not in self._collectives:
@@ -258,13 +301,12 @@ def _segments(program: Program, indices: list[int], elsewhere: set[int]) -> list
     segments: list[list[int]] = []
     for index in indices:
         task = program.tasks[index]
-        kernel = task.work.phase not in COLLECTIVES and task.work.phase not in GROUP_CALLS
+        kernel = task.work.phase not in COMMUNICATES
         previous = segments[-1][-1] if segments else -1
         joins = (
             kernel
             and previous >= 0
-            and program.tasks[previous].work.phase not in COLLECTIVES
-            and program.tasks[previous].work.phase not in GROUP_CALLS
+            and program.tasks[previous].work.phase not in COMMUNICATES
             and previous not in elsewhere
             and not any(before in elsewhere for before in task.after)
         )

@@ -8,6 +8,8 @@ import numpy as np
 import simpy
 
 from moesim.base.errors import PluginError, Stuck
+from moesim.engine.chain import Chain, chain_of
+from moesim.engine.chain import play as play_chain
 from moesim.engine.cores import Cores
 from moesim.engine.fabric import Fabric
 from moesim.engine.held_sms import HeldSms
@@ -17,6 +19,7 @@ from moesim.engine.recorder import Recorder
 from moesim.engine.stages import over_stages
 from moesim.engine.tally import Mark
 from moesim.facts.collective import GradientCalls
+from moesim.facts.model import DTYPE_BYTES
 from moesim.facts.placement import Placement
 from moesim.facts.program import Program, may_overlap
 from moesim.facts.routing import Routing
@@ -24,7 +27,7 @@ from moesim.facts.scenario import Scenario, Setting
 from moesim.models.collective.gradients import GradientPlans
 from moesim.models.collective.tensor_calls import TensorPlans
 from moesim.models.schedule.whole import step_program
-from moesim.models.stages import stage_setting
+from moesim.models.stages import stage_of_layers, stage_setting
 
 NOTHING_LEFT = "No scheduled events left"
 """How SimPy begins to say that its queue is empty and the awaited event has not happened."""
@@ -50,6 +53,7 @@ class Machine:
         self.program: Program = step_program(
             scenario.schedule, scenario.model, setting.workload, parallel=setting.parallel, training=setting.training
         )
+        self.stage_of_layer = stage_of_layers(self.program, setting.model.layers)
         self.policies = policies
         self.placement = placement
         self.env = simpy.Environment()
@@ -88,6 +92,11 @@ class Machine:
         if self._tensor is not None:
             self._tensor.tokens = {microbatch: part[0].tokens for microbatch, part in enumerate(load.parts)}
         start = self.env.now
+        chain = self._chain(load)
+        if chain is not None:
+            self.env.run(until=self.env.process(play_chain(self.env, self.fabric, self.recorder, chain, load)))
+            self.marks.append(Mark(start, self.env.now, self.fabric.busy, self.fabric.carried_on_link))
+            return self.marks[-1]
         run = StepRun(
             self.env,
             self.fabric,
@@ -98,6 +107,7 @@ class Machine:
             gpus=self.setting.gpus,
             gradients=self._gradients,
             tensor=self._tensor,
+            hand_over=self.setting.model.hidden * DTYPE_BYTES[self.setting.model.activation_dtype],
             cores=self._computing(load),
         )
         done = run.all_done()
@@ -109,6 +119,12 @@ class Machine:
             raise Stuck(describe_stuck(run, self.env.now)) from None
         self.marks.append(Mark(start, self.env.now, self.fabric.busy, self.fabric.carried_on_link))
         return self.marks[-1]
+
+    def _chain(self, load: StepLoad) -> Chain | None:
+        """Return the step as a chain, if it is one and nobody else has anything to do meanwhile."""
+        if self._cores is not None or self.env.peek() < math.inf or not self.fabric.lendable:
+            return None
+        return chain_of(self.program, load, ranks=self.setting.parallel.ep, gpus=self.setting.gpus)
 
     def _computing(self, load: StepLoad) -> Cores | HeldSms | None:
         """Return what kernels compute on where their speed is not their own."""

@@ -10,7 +10,7 @@ import simpy
 from moesim.engine.cores import Cores
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
-from moesim.facts.program import COLLECTIVES, GROUP_CALLS, Program, Task, Work
+from moesim.facts.program import COLLECTIVES, COMMUNICATES, Program, Task, Work
 
 
 def no_communication_on_shared_cores(program: Program, durations: Mapping[Work, Floats], groups: int, cluster: Cluster) -> float:
@@ -48,7 +48,7 @@ def no_communication_on_shared_cores(program: Program, durations: Mapping[Work, 
                 yield done[gpu][before]
             if task.work.phase in COLLECTIVES:
                 yield meet(number, gpu)
-            elif task.work.phase not in GROUP_CALLS:
+            elif task.work.phase not in COMMUNICATES:
                 yield cores.run(gpu, float(durations[task.work][gpu]))
             done[gpu][number].succeed()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from moesim.engine.verifying import Inputs, Verifying
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.scenario import Sharing
 from moesim.models.sharing import core as cores
-from moesim.models.sharing.core import Core, make_core
+from moesim.models.sharing.core import Core, Lendable, make_core
 from moesim.models.sharing.modes import EXACT, MODES, Mode, choose_mode
 
 Whole32 = NDArray[np.int32]
@@ -196,6 +197,71 @@ class Periods:
             busy += core.busy
             through += core.through
         return busy, through
+
+    @property
+    def lendable(self) -> bool:
+        """Whether :meth:`play_chain` can be used now: nothing is on its way, and the next period is shared exactly by compiled code."""
+        return self.idle and self._mode.name == EXACT and isinstance(self._core, Lendable) and self._core.can_be_lent()
+
+    def play_chain(
+        self, now: float, arrays: dict[str, np.ndarray], routes: Whole32, port_routes: Whole32, latency: Floats, by_port: Ints
+    ) -> Iterator[float]:
+        """Work a step out by compiled code, period by period; see :meth:`moesim.engine.fabric.Fabric.play_chain`."""
+        from moesim.models.sharing import rank_chains as chains
+
+        core = self._core
+        if not isinstance(core, Lendable):
+            return
+        gpus = len(arrays["pending"])
+        whole, real = np.zeros(chains.WHOLE, dtype=np.int64), np.zeros(chains.REAL)
+        real[chains.INSTANT] = now
+        core.catch_up(0.0)
+        through, woken = np.zeros(len(core.through)), np.empty(gpus, dtype=np.int64)
+        around = (routes, port_routes, latency, by_port, through, woken, np.zeros(0))
+        ranks = tuple(arrays[name] for name in chains.Ranks._fields[:-2])
+        outcome = chains.LEFT
+        while outcome not in {chains.DONE, chains.STUCK}:
+            outcome = chains.play(*core.lend(), *around, *ranks, whole, real)
+            if outcome == chains.LEFT:
+                yield float(real[chains.INSTANT])
+                continue
+            core.take_back(int(whole[chains.TOP]), int(whole[chains.LIVE]), float(real[chains.CORE_NOW]), fresh=not whole[chains.FREE])
+            if outcome == chains.LISTS:
+                core.make_room()
+            elif outcome == chains.ROOM:
+                self._join_chain(core, arrays, whole, real, (routes, port_routes, latency, by_port))
+        self.began, self.reached = float(real[chains.BEGAN]), float(real[chains.INSTANT])
+        periods = int(whole[chains.PERIODS])
+        self.number += periods
+        self._counted[EXACT] = self._counted.get(EXACT, 0) + periods
+        self._bound += float(real[chains.BOUND])
+        self._took += float(real[chains.TOOK])
+        yield float(real[chains.INSTANT])
+
+    def _join_chain(
+        self, core: Lendable, arrays: dict[str, np.ndarray], whole: Ints, real: Floats, around: tuple[Whole32, Whole32, Floats, Ints]
+    ) -> None:
+        """Hand the flows of one instant over for which compiled code found no room."""
+        from moesim.models.sharing import rank_chains as chains
+
+        routes, port_routes, latency, by_port = around
+        gpus, many = len(arrays["pending"]), int(whole[chains.BATCH])
+        pair, leg = arrays["batch_pair"][:many].copy(), arrays["batch_leg"][:many]
+        source, destination = np.divmod(pair, gpus)
+        core.join(
+            float(real[chains.INSTANT] - real[chains.BEGAN]),
+            np.where(by_port[leg][:, None] != 0, port_routes[pair], routes[pair]),
+            pair,
+            arrays["size"][leg, source, destination],
+            None,
+            None,
+            np.stack([source, destination], axis=1).astype(np.int32),
+            arrays["pending"],
+            latency[pair],
+        )
+        whole[chains.BATCH] = 0
+        whole[chains.TOP], whole[chains.LIVE], whole[chains.FREE] = core.held()
+        real[chains.CORE_NOW] = max(float(real[chains.CORE_NOW]), float(real[chains.INSTANT] - real[chains.BEGAN]))
 
     def report(self) -> dict[str, Any]:
         """Return mode, quantum and guard, the errors that are known of them, and those that were measured."""

@@ -125,15 +125,17 @@ class Rebalancing:
             )
 
     def _bytes(self, layer: int, new: Placement) -> tuple[int, Floats]:
-        """Return how many copies of experts a layer needs, and float[G, G], their bytes between GPUs; every group moves its own."""
+        """Return how many copies of experts a layer needs, and float[G, G], their bytes between GPUs; every group of its stage moves its own."""
         setting, old = self.machine.setting, self.machine.placement
         ranks = setting.parallel.ep
         copies = copies_needed(old.expert_of_slot[layer], new.expert_of_slot[layer], old.rank_of_slot)
         size = np.zeros((setting.gpus, setting.gpus))
         each = expert_bytes(setting.model, setting.workload.phase, optimiser=self.rules.optimiser)
-        for group in range(setting.groups):
+        groups = setting.groups // setting.parallel.pp
+        first = int(self.machine.stage_of_layer[setting.model.moe_layers[layer]]) * groups
+        for group in range(first, first + groups):
             np.add.at(size, (copies[:, 0] + group * ranks, copies[:, 1] + group * ranks), each)
-        return len(copies) * setting.groups, size
+        return len(copies) * groups, size
 
     def _stop_the_world(self, new: Placement, sizes: list[Floats], move: Move) -> None:
         """Plan and move everything while nothing else runs."""

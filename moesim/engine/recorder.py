@@ -8,11 +8,12 @@ import numpy as np
 
 from moesim.engine.collective import Collective
 from moesim.engine.group_call import GroupCall
+from moesim.engine.step_record import StepRecord
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.program import Work
 from moesim.facts.record import Table
-from moesim.models.bounds import link_bound, link_bytes, port_bound, port_links, port_seconds
+from moesim.models.bounds import PairRoutes, link_bound, link_bytes, port_bound, port_seconds
 
 SPAN_COLUMNS = (
     ("step", np.int64),
@@ -66,7 +67,10 @@ class Recorder:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._crosses = cluster.crosses_nodes()
-        self._ports = port_links(cluster)
+        self._routes = PairRoutes(cluster)
+        self._blocks: list[tuple[int, StepRecord]] = []
+        self._span_columns: list[dict[str, np.ndarray]] = []
+        self._collective_columns: list[dict[str, np.ndarray]] = []
         self._spans: list[tuple[object, ...]] = []
         self._under_way: list[tuple[Work, int, Collective | GroupCall, Floats]] = []
         self._collectives: list[tuple[object, ...]] = []
@@ -119,9 +123,29 @@ class Recorder:
         """Remember a collective of this step; ``size`` is float[G, G], B."""
         self._under_way.append((work, group, collective, size))
 
+    def step_record(self, record: StepRecord) -> None:
+        """Write a step down that was worked out at once; nothing else was recorded in it."""
+        self._write_down()
+        self._blocks.append((self.step, record))
+
     def _write_down(self) -> None:
+        for step, record in self._blocks:
+            self._columns()
+            self._span_columns.append(record.spans(step))
+            self._collective_columns += record.collectives(step, self._cluster, self._routes, self._crosses)
+        self._blocks.clear()
         self._collectives += [self._row(*one) for one in self._under_way]
         self._under_way.clear()
+
+    def _columns(self) -> None:
+        """Turn the rows so far into columns, so that what comes next stands after them."""
+        for names, rows, columns in (
+            (SPAN_COLUMNS, self._spans, self._span_columns),
+            (COLLECTIVE_COLUMNS, self._collectives, self._collective_columns),
+        ):
+            if rows:
+                columns.append(_arrays(names, rows))
+                rows.clear()
 
     def _row(self, work: Work, group: int, collective: Collective | GroupCall, size: Floats) -> tuple[object, ...]:
         ranks = np.array(collective.ranks)
@@ -149,7 +173,7 @@ class Recorder:
             port_seconds(mine, self._cluster)[ranks].mean(),
             mine.sum(),
             mine[self._crosses].sum(),
-            port_bound(mine, self._cluster, ports=self._ports, carried=carried),
+            port_bound(mine, self._cluster, ports=self._routes.own, carried=carried),
             seconds,
             self._cluster.link_names[link] if seconds > 0 else "",
         )
@@ -157,14 +181,23 @@ class Recorder:
     def collectives(self) -> Table:
         """Return all collectives in the order in which they began."""
         self._write_down()
-        return _table(COLLECTIVE_COLUMNS, self._collectives)
+        self._columns()
+        return _table(COLLECTIVE_COLUMNS, self._collective_columns)
 
     def spans(self) -> Table:
         """Return all spans in the order in which they ended."""
-        return _table(SPAN_COLUMNS, self._spans)
+        self._write_down()
+        self._columns()
+        return _table(SPAN_COLUMNS, self._span_columns)
 
 
-def _table(names: Sequence[tuple[str, type]], rows: list[tuple[object, ...]]) -> Table:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+def _arrays(names: Sequence[tuple[str, type]], rows: list[tuple[object, ...]]) -> dict[str, np.ndarray]:
+    columns = zip(*rows, strict=True)
+    return {name: np.array(values, dtype=dtype) for (name, dtype), values in zip(names, columns, strict=True)}
+
+
+def _table(names: Sequence[tuple[str, type]], parts: list[dict[str, np.ndarray]]) -> Table:
     units = {name: "s" if name.endswith("_s") else "B" for name, _ in names if name.endswith(("_s", "bytes"))}
-    return Table(columns={name: np.array(values, dtype=dtype) for (name, dtype), values in zip(names, columns, strict=True)}, units=units)
+    if len(parts) > 1:
+        parts[:] = [{name: np.concatenate([part[name] for part in parts]) for name, _ in names}]  # once, however often somebody asks
+    return Table(columns=dict(parts[0]) if parts else {name: np.array((), dtype=dtype) for name, dtype in names}, units=units)

@@ -15,6 +15,7 @@ from moesim.facts.arrays import Bools, Ints
 from moesim.facts.contracts import PlanBatch
 from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
+from moesim.models.stages import stage_setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +68,16 @@ def rows_of_steps(scenario: Scenario, *, read_trace: Callable[..., Trace], progr
         workload=scenario.workload,
         seed=scenario.seed,
         read_trace=read_trace,
+        training=scenario.training,
     )
-    plan = scenario.policy.placement.begin(setting)
-    placement = first_placement(scenario.policy.placement, setting, plan)
-    policies = replace(fresh_policies(scenario, setting), place=plan if isinstance(plan, PlanBatch) else None)
+    stage = stage_setting(setting)
+    plan = scenario.policy.placement.begin(stage)
+    placement = first_placement(scenario.policy.placement, stage, plan)
+    policies = replace(fresh_policies(scenario, stage), place=plan if isinstance(plan, PlanBatch) else None)
     machine = Machine(scenario, setting, policies, placement)
     free = replace(scenario.policy.rebalance, mode="free")
     rebalancing = Rebalancing(machine, plan, free, f"placement {scenario.policy.placement.kind!r}")
-    draw = scenario.routing.begin(setting)
+    draw = scenario.routing.begin(stage)
     received, tokens, guests, repeats = [], [], [], []
     for step in range(scenario.steps):
         if step:

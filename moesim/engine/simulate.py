@@ -35,6 +35,7 @@ from moesim.measure.alarms import find_alarms
 from moesim.measure.collect import fresh_steps, sample_all, summarise_all
 from moesim.models.bounds import no_communication
 from moesim.models.gate.losses import layer_losses
+from moesim.models.stages import stage_setting
 
 
 def simulate(
@@ -79,15 +80,17 @@ def simulate(
         workload=scenario.workload,
         seed=scenario.seed,
         read_trace=read_trace,
+        training=scenario.training,
     )
-    plan = scenario.policy.placement.begin(setting)
-    placement = first_placement(scenario.policy.placement, setting, plan)
-    policies = replace(fresh_policies(scenario, setting), place=plan if isinstance(plan, PlanBatch) else None)
+    stage = stage_setting(setting)
+    plan = scenario.policy.placement.begin(stage)
+    placement = first_placement(scenario.policy.placement, stage, plan)
+    policies = replace(fresh_policies(scenario, stage), place=plan if isinstance(plan, PlanBatch) else None)
     machine = Machine(scenario, setting, policies, placement)
     rebalancing = Rebalancing(machine, plan, scenario.policy.rebalance, f"placement {scenario.policy.placement.kind!r}")
     program: Program = machine.program
     compute_basis = machine.policies.kernels.basis
-    draw = scenario.routing.begin(setting)
+    draw = scenario.routing.begin(stage)
     losses = partial(
         layer_losses,
         scoring=getattr(scenario.policy.gate, "scoring", scenario.model.scoring),
@@ -95,7 +98,7 @@ def simulate(
         sequence_length=2 * scenario.workload.context,  # a token attends to half of its sequence on average
         ranks=scenario.parallel.ep,
     )
-    tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing, losses=losses)
+    tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing, losses=losses, stages=program.stages)
     notes: list[str] = []
     barrier = False
     bases = {"compute": compute_basis, "network": cluster.basis, "routing": "exact", "accounting": "assumed"}
@@ -121,7 +124,7 @@ def simulate(
         if progress is not None:
             progress(step + 1, scenario.steps)
     machine.finish()
-    tables = build_tables(machine.recorder, tally, setting=setting, placement=placement, keep_spans=keep_spans)
+    tables = build_tables(machine.recorder, tally, setting=setting, placement=placement, program=program, keep_spans=keep_spans)
     if rebalancing.moves:
         tables["rebalances"] = rebalances(rebalancing.moves)
     bounds = {

@@ -11,6 +11,9 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.program import Work
 from moesim.models.bounds import PairRoutes
 
+MOST_ELEMENTS = 500_000
+"""Of a temporary array."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepRecord:
@@ -62,10 +65,14 @@ class StepRecord:
             "slowed_s": np.zeros(len(order)),
         }
 
-    def collectives(self, step: int, cluster: Cluster, routes: PairRoutes, crosses: Bools) -> dict[str, np.ndarray]:
-        """Return the columns of the collectives, one row for each leg and group, in the order in which they began."""
-        gpus = cluster.gpus
+    def collectives(self, step: int, cluster: Cluster, routes: PairRoutes, crosses: Bools) -> list[dict[str, np.ndarray]]:
+        """Return the columns of the collectives, one row for each leg and group, in the order in which they began, some at a time."""
         order = np.argsort(self.leg_began.ravel())
+        some = max(MOST_ELEMENTS // max(cluster.gpus**2, cluster.gpus * cluster.links), 1)
+        return [self._rows(step, order[first : first + some], cluster, routes, crosses) for first in range(0, len(order), some)]
+
+    def _rows(self, step: int, order: Ints, cluster: Cluster, routes: PairRoutes, crosses: Bools) -> dict[str, np.ndarray]:
+        gpus = cluster.gpus
         leg, group = np.divmod(order, self.leg_began.shape[1])
         members = group[:, None] * self.ranks + np.arange(self.ranks)
         here = leg[:, None]

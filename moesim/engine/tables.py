@@ -9,21 +9,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.engine.bubbles import bubble, covered
 from moesim.engine.rebalancing import Move
 from moesim.engine.recorder import Recorder
 from moesim.engine.tally import Mark, Tally
-from moesim.facts.arrays import Floats
+from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
 from moesim.facts.placement import Placement
-from moesim.facts.program import COLLECTIVES, GRADIENTS
+from moesim.facts.program import COLLECTIVES, GRADIENTS, OPTIMISER, PIPELINE, RECOMPUTE, SEND, TENSOR_CALLS, Program
 from moesim.facts.record import Table
 from moesim.facts.scenario import Setting
 from moesim.models.memory import expert_bytes, peak_memory, weight_bytes
+from moesim.models.parallel_memory import layers_of_stage, spread_or_recomputed, stage_activation_bytes, stage_weight_bytes
+from moesim.models.stages import stage_of_layers
 
 PHASES = ("attention", "dense", "gate", "shared", "experts")
 
 
-def build_tables(recorder: Recorder, tally: Tally, *, setting: Setting, placement: Placement, keep_spans: bool) -> dict[str, Table]:
+def build_tables(
+    recorder: Recorder, tally: Tally, *, setting: Setting, placement: Placement, program: Program, keep_spans: bool
+) -> dict[str, Table]:
     """Return the tables of a result.
 
     Parameters
@@ -34,6 +39,8 @@ def build_tables(recorder: Recorder, tally: Tally, *, setting: Setting, placemen
         Counts of the measured steps.
     setting : Setting
     placement : Placement
+    program : Program
+        Says which stage runs which layer, and how many passes of a layer are kept.
     keep_spans : bool
         Whether to return every span, or those of the first measured step only.
 
@@ -54,8 +61,8 @@ def build_tables(recorder: Recorder, tally: Tally, *, setting: Setting, placemen
             units={name: "B" for name in tally.layer_rows if name.endswith("_bytes")},
         ),
         "experts": _experts(tally),
-        "ranks": _ranks(tally, numbers, setting.gpus),
-        "gpus": _gpus(tally, marks, per_gpu, setting, placement),
+        "ranks": _ranks(tally, numbers, setting.gpus, program),
+        "gpus": _gpus(tally, marks, per_gpu, setting, placement, program),
         "links": _links(tally, marks, setting.cluster),
         "traffic": _traffic(tally, len(marks)),
         "collectives": collectives.where(collectives["step"] >= tally.warmup),
@@ -88,11 +95,18 @@ def _phase_seconds(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[
     sums["gradients"] = occupied["gradients"]
     sums["gradients_exposed"] = occupied["at all"] - occupied["tokens"]
     sums["occupied"] = occupied["at all"]
+    sums["tensor"] = total(seconds, np.isin(phase, TENSOR_CALLS))
+    sums["optimiser"] = total(seconds, phase == OPTIMISER)
+    sums["recompute"] = total(seconds, spans["direction"] == RECOMPUTE)
+    sums["handed_over"] = total(seconds, phase == SEND)
+    window, idle = bubble(spans, numbers, gpus)
+    sums["pipeline"], sums["bubble"] = window, idle
     return sums
 
 
 def _occupied(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[str, Floats]:
     """Return float[steps, G], seconds in which a GPU has a task under way: any, one of computing, on gradients, or any but those."""
+    spans = spans.where(spans["lane"] != PIPELINE)  # what is handed on keeps nobody busy, and who waits for it is idle
     of_gradients = spans["lane"] == GRADIENTS
     lanes = {"at all": np.ones(len(spans), dtype=np.bool_), "computing": spans["lane"] == "compute"}
     if of_gradients.any():
@@ -105,17 +119,8 @@ def _occupied(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[str, 
     for first, last in itertools.pairwise(bounds):
         part = slice(first, last)
         for name, mask in chosen.items():
-            occupied[name][step[first] - numbers[0], gpu[first]] = _covered(start[part][mask[part]], end[part][mask[part]])
+            occupied[name][step[first] - numbers[0], gpu[first]] = covered(start[part][mask[part]], end[part][mask[part]])
     return {"gradients": np.zeros((len(numbers), gpus)), "tokens": occupied["at all"], **occupied}
-
-
-def _covered(start: Floats, end: Floats) -> float:
-    """Return the length of the union of intervals that are sorted by their start."""
-    if not len(start):
-        return 0.0
-    reach = np.maximum.accumulate(end)
-    gap = np.maximum(start[1:] - reach[:-1], 0.0).sum()
-    return float(reach[-1] - start[0] - gap)
 
 
 def _steps(marks: list[Mark], numbers: NDArray[np.int64], tally: Tally, per_gpu: dict[str, Floats]) -> Table:
@@ -138,6 +143,12 @@ def _steps(marks: list[Mark], numbers: NDArray[np.int64], tally: Tally, per_gpu:
         "gradient_exposed_s": per_gpu["gradients_exposed"].mean(axis=1),
         "exposed_communication_s": per_gpu["exposed"].mean(axis=1),
         "slowed_s": per_gpu["slowed"].mean(axis=1),
+        "tensor_s": per_gpu["tensor"].mean(axis=1),
+        "recompute_s": per_gpu["recompute"].mean(axis=1),
+        "optimiser_s": per_gpu["optimiser"].mean(axis=1),
+        "hand_over_s": per_gpu["handed_over"].mean(axis=1),
+        "pipeline_s": per_gpu["pipeline"].mean(axis=1),
+        "bubble_s": per_gpu["bubble"].mean(axis=1),
     }
     return Table(columns=columns, units={name: "s" for name in columns if name.endswith("_s")})
 
@@ -157,8 +168,10 @@ def _experts(tally: Tally) -> Table:
     )
 
 
-def _ranks(tally: Tally, numbers: NDArray[np.int64], gpus: int) -> Table:
+def _ranks(tally: Tally, numbers: NDArray[np.int64], gpus: int, program: Program) -> Table:
     layers = len(tally.model.moe_layers)
+    if program.stages > 1:
+        return _ranks_of_stages(tally, numbers, gpus, program)
     return Table(
         columns={
             "step": np.repeat(numbers, layers * gpus),
@@ -170,7 +183,28 @@ def _ranks(tally: Tally, numbers: NDArray[np.int64], gpus: int) -> Table:
     )
 
 
-def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: Setting, placement: Placement) -> Table:
+def _ranks_of_stages(tally: Tally, numbers: NDArray[np.int64], gpus: int, program: Program) -> Table:
+    """Return the rows of those GPUs that run each layer."""
+    of_stage, layers = gpus // program.stages, tally.model.moe_layers
+    stage_of = stage_of_layers(program, tally.model.layers)
+    mine = np.array([np.arange(of_stage) + stage_of[layer] * of_stage for layer in layers])
+    values = {
+        name: np.array(tally.rank_rows[name]).reshape(len(numbers), len(layers), gpus)[:, np.arange(len(layers))[:, None], mine].ravel()
+        for name in ("rows", "padding")
+    }
+    return Table(
+        columns={
+            "step": np.repeat(numbers, len(layers) * of_stage),
+            "moe_layer": np.tile(np.repeat(np.arange(len(layers)), of_stage), len(numbers)),
+            "gpu": np.tile(mine.ravel(), len(numbers)),
+            **values,
+        }
+    )
+
+
+def _gpus(
+    tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: Setting, placement: Placement, program: Program
+) -> Table:
     gpus = setting.gpus
     rows = np.concatenate(tally.rank_rows["rows"]).reshape(len(marks), -1, gpus)
     step_time = np.array([mark.end - mark.start for mark in marks])
@@ -180,6 +214,8 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
     held = rows.mean(axis=1) if setting.workload.phase == "training" else rows.max(axis=1)
     tokens = np.stack(tally.tokens_of_gpus)
     peak = [peak_memory(setting.model, setting.workload, int(slots[gpu]), held[:, gpu], tokens=tokens[:, gpu]).max() for gpu in range(gpus)]
+    if spread_or_recomputed(setting):
+        weights, peak = _spread(setting, program, slots, rows, tokens)
     columns: dict[str, NDArray[Any]] = {
         "gpu": np.arange(gpus),
         "node": setting.cluster.node_of,
@@ -194,12 +230,24 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
         "waiting_s": per_gpu["waiting"].mean(axis=0),
         "gradient_s": per_gpu["gradients"].mean(axis=0),
         "gradient_exposed_s": per_gpu["gradients_exposed"].mean(axis=0),
+        "bubble_s": per_gpu["bubble"].mean(axis=0),
         "idle_s": np.maximum(step_time[:, None] - per_gpu["occupied"], 0.0).mean(axis=0),
         "weight_bytes": weights,
         "peak_memory_bytes": np.array(peak) + _guests(tally, setting),
     }
     units = {name: "s" if name.endswith("_s") else "B" for name in columns if name.endswith(("_s", "_bytes"))}
     return Table(columns=columns, units=units)
+
+
+def _spread(setting: Setting, program: Program, slots: Ints, rows: Ints, tokens: Ints) -> tuple[Floats, list[float]]:
+    """Return float[G] bytes of weights, and the peak of each GPU, where its stage and what it keeps matter."""
+    weights, peak = np.zeros(setting.gpus), []
+    of_stage = setting.gpus // program.stages
+    for gpu in range(setting.gpus):
+        stage = gpu // of_stage
+        weights[gpu] = stage_weight_bytes(setting, layers_of_stage(program, stage), int(slots[gpu]))
+        peak.append(float(weights[gpu] + stage_activation_bytes(setting, program, stage, rows[:, :, gpu], tokens[:, gpu]).max()))
+    return weights, peak
 
 
 def _guests(tally: Tally, setting: Setting) -> Floats:

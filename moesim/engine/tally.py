@@ -41,6 +41,7 @@ class Tally:
     warmup: int
     keep_routing: bool
     losses: Callable[[LayerRouting], Losses] | None = None
+    stages: int = 1
     marks: list[Mark] = field(default_factory=list)
     layer_rows: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     rank_rows: dict[str, list[NDArray[Any]]] = field(default_factory=lambda: defaultdict(list))
@@ -72,6 +73,7 @@ class Tally:
         dropped = self.dropped if self.dropped is not None else np.zeros(shape, dtype=np.int64)
         crosses = self.cluster.crosses_nodes()
         gpus = self.cluster.gpus
+        of_stage = gpus // self.stages
         for name in ("dispatch_bytes", "combine_bytes", "copies"):
             self.traffic.setdefault(name, np.zeros((gpus, gpus)))
         for moe_layer, layer in enumerate(load.layers):
@@ -83,7 +85,7 @@ class Tally:
             copies = 0
             for exchange in layer.exchange.values():
                 for phase, stages in (("dispatch", exchange.dispatch), ("combine", exchange.combine)):
-                    counted[phase] += float(exchange.counted(phase).sum()) / gpus
+                    counted[phase] += float(exchange.counted(phase).sum()) / of_stage
                     for stage in stages:
                         sums[phase] += float(stage.bytes.sum())
                         cross[phase] += float(stage.bytes[crosses].sum())
@@ -137,7 +139,7 @@ class Tally:
             "expert_max": int(by_expert.max()),
             "expert_mean": float(by_expert.mean()),
             "rank_max": int(layer.rows.max()),
-            "rank_mean": float(layer.rows.mean()),
+            "rank_mean": float(layer.rows.sum()) / (len(layer.rows) // self.stages),
             "dispatch_bytes": sums["dispatch"],
             "combine_bytes": sums["combine"],
             "cross_node_bytes": cross["dispatch"] + cross["combine"],

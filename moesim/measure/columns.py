@@ -75,7 +75,10 @@ def rank_loads(record: Record) -> Floats:
     """Return float[steps, L, G], the rows that each GPU computed in each MoE layer of each measured step."""
     table = record.tables["ranks"]
     layer, layers = _numbered(table["moe_layer"])
-    gpu, gpus = _numbered(table["gpu"])
+    # GPUs of a pipeline stage run its layers only: of each layer, count them from the first that runs it.
+    first = np.full(layers, np.iinfo(np.int64).max)
+    np.minimum.at(first, layer, table["gpu"])
+    gpu, gpus = _numbered(table["gpu"] - first[layer]) if len(table) else _numbered(table["gpu"])
     loads = np.zeros((len(record.steps), layers, gpus))
     loads[np.searchsorted(record.steps, table["step"]), layer, gpu] = table["rows"]
     return loads

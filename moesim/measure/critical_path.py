@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.facts.arrays import Ints
-from moesim.facts.program import COLLECTIVES, GROUP_CALLS
+from moesim.facts.program import COLLECTIVES, GROUP_CALLS, RECEIVE, SEND, TENSOR_CALLS
 from moesim.facts.record import Table
 
-CALLS = (*COLLECTIVES, *GROUP_CALLS)
+CALLS = (*COLLECTIVES, *GROUP_CALLS, *TENSOR_CALLS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +112,8 @@ class _Walk:
 
     def _through(self, index: int, now: float) -> tuple[int, float]:
         """Add what happened in the task up to ``now``; return the task (of maybe another GPU) and the moment at which it began."""
+        if self._phase[index] == RECEIVE:
+            return self._sender(index), now
         if self._phase[index] not in CALLS:
             self._add(index, "compute", float(self._begin[index]), now)
             return index, float(self._begin[index])
@@ -130,6 +132,12 @@ class _Walk:
         if now - began > self._slack:
             self._add(index, "launch", began, now)
         return index, began
+
+    def _sender(self, index: int) -> int:
+        """Return the span in which the GPU of another stage sent what a stage waited for."""
+        same = (self._phase == SEND) & (self._layer == self._layer[index]) & (self._direction == self._direction[index])
+        same &= (self._microbatch == self._microbatch[index]) & (self._gpu == self._waited_for[index])
+        return int(np.flatnonzero(same)[0])
 
     def _peers(self, index: int) -> Ints:
         """Return the spans of the same call: of this GPU's group for tokens, of all who waited with it for weights."""

@@ -15,7 +15,7 @@ from moesim.measure.columns import ratio, step_column
 
 def communication(record: Record) -> Floats:
     """Return float[steps], seconds that a GPU spends in collectives, waiting included, mean over GPUs."""
-    names = ("dispatch_transfer_s", "combine_transfer_s", "waiting_s", "gradient_s")
+    names = ("dispatch_transfer_s", "combine_transfer_s", "waiting_s", "gradient_s", "tensor_s")
     return np.asarray(sum((step_column(record, name) for name in names), np.zeros(len(record.steps))))
 
 

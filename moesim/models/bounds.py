@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from moesim.base.errors import UsageError
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
-from moesim.facts.program import COLLECTIVES, GROUP_CALLS, Program, Work
+from moesim.facts.program import BACKWARD, COLLECTIVES, COMMUNICATES, RECEIVE, SEND, Program, Work
 
 
 def _hops(pairs: Ints, cluster: Cluster) -> tuple[Ints, Ints]:
@@ -138,11 +139,51 @@ def port_seconds(bytes_: ArrayLike, cluster: Cluster) -> Floats:
     return worst
 
 
+class PairRoutes:
+    """The routes between all pairs of GPUs, for bounds of many traffic matrices at once.
+
+    Parameters
+    ----------
+    cluster : Cluster
+
+    Attributes
+    ----------
+    own : bool[K]
+        :func:`port_links` of the cluster.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._gpus, self._links, self._bandwidth = cluster.gpus, cluster.links, cluster.bandwidth
+        self._link, self._pair = _hops(np.arange(cluster.gpus * cluster.gpus), cluster)
+        self.own = port_links(cluster)
+
+    def link_bytes(self, matrices: Floats) -> Floats:
+        """Return float[N, K], :func:`link_bytes` of float[N, G, G] with nothing on the diagonals."""
+        return self._sums(matrices, self._link, self._links)
+
+    def port_seconds(self, matrices: Floats) -> Floats:
+        """Return float[N, G], :func:`port_seconds` of float[N, G, G] with nothing on the diagonals."""
+        worst = np.zeros((len(matrices), self._gpus))
+        for gpu in (self._pair // self._gpus, self._pair % self._gpus):
+            moved = self._sums(matrices, gpu * self._links + self._link, self._gpus * self._links)
+            seconds = moved.reshape(len(matrices), self._gpus, self._links) / self._bandwidth
+            worst = np.maximum(worst, seconds.max(axis=2, initial=0.0))
+        return worst
+
+    def _sums(self, matrices: Floats, place: Ints, places: int) -> Floats:
+        """Add what the pairs send up by the place of each hop."""
+        count = len(matrices)
+        sent = matrices.reshape(count, -1)[:, self._pair]
+        where = np.arange(count)[:, None] * places + place
+        return np.bincount(where.ravel(), weights=sent.ravel(), minlength=count * places).reshape(count, places)
+
+
 def no_communication(program: Program, durations: Mapping[Work, Floats], groups: int) -> float:
     """Return the seconds of a step whose exchanges take no time but still make the ranks of a group wait for each other.
 
     The longest path through the program: a task starts when the tasks it names and the task before it on its lane are finished; a
-    dispatch or combine finishes on all GPUs of a group when the last of them has reached it. With balanced load it is the plain sum of the
+    dispatch or combine finishes on all GPUs of a group when the last of them has reached it; what a stage of a pipeline hands on is there at
+    once. With balanced load it is the plain sum of the
     compute times; what it exceeds that sum by is the price of imbalance alone.
 
     Parameters
@@ -159,7 +200,7 @@ def no_communication(program: Program, durations: Mapping[Work, Floats], groups:
     UsageError
         If a task has no duration, or the GPUs do not divide into the groups.
     """
-    computing = [task.work for task in program.tasks if task.work.phase not in COLLECTIVES + GROUP_CALLS]
+    computing = [task.work for task in program.tasks if task.work.phase not in COMMUNICATES]
     missing = [work for work in computing if work not in durations]
     if missing:
         raise UsageError(f"no duration for {missing[0]}: give one for every task that is not a dispatch or combine")
@@ -169,18 +210,26 @@ def no_communication(program: Program, durations: Mapping[Work, Floats], groups:
     if groups < 1 or gpus % groups:
         raise UsageError(f"{gpus} GPUs do not divide into {groups} groups")
     finished: list[Floats] = []
-    lane_free: dict[str, Floats] = {}
+    lane_free: dict[tuple[int, str], Floats] = {}
+    of_stage = gpus // program.stages
+    sent: dict[Work, Floats] = {}
     for task in program.tasks:
-        ready = lane_free.get(task.lane, np.zeros(gpus))
+        ready = lane_free.get((task.stage, task.lane), np.zeros(gpus))
         for earlier in task.after:
             ready = np.maximum(ready, finished[earlier])
         if task.work.phase in COLLECTIVES:
             last = ready.reshape(groups, gpus // groups).max(axis=1)
             end = np.repeat(last, gpus // groups)
-        elif task.work.phase in GROUP_CALLS:
+        elif task.work.phase == RECEIVE:
+            shift = -of_stage if task.work.direction == BACKWARD else of_stage
+            end = np.maximum(ready, np.roll(sent[replace(task.work, phase=SEND)], shift))
+        elif task.work.phase in COMMUNICATES:
             end = ready
         else:
             end = ready + np.asarray(durations[task.work], dtype=np.float64)
+        if task.work.phase == SEND:
+            sent[task.work] = end
         finished.append(end)
-        lane_free[task.lane] = end
-    return float(max(end.max() for end in finished))
+        lane_free[task.stage, task.lane] = end
+    stages = [slice(task.stage * of_stage, (task.stage + 1) * of_stage) for task in program.tasks]
+    return float(max(end[mine].max() for end, mine in zip(finished, stages, strict=True)))

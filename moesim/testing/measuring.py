@@ -98,7 +98,8 @@ def _record(tables: Mapping[str, Table], steps: int) -> Record:
 _BOUNDS = {"step_time_if_balanced": 0.75, "step_time_if_no_communication": 0.5}
 
 _COMPUTING = ("attention", "dense", "gate", "shared", "expert")
-_PHASES = (*_COMPUTING, "dispatch_transfer", "combine_transfer", "waiting", "gradient", "gradient_exposed")
+_PHASES = (*_COMPUTING, "dispatch_transfer", "combine_transfer", "waiting", "gradient", "gradient_exposed", "bubble")
+_WHOLE = ("tensor", "recompute", "optimiser", "hand_over", "pipeline")
 
 
 def _tables(*, quiet: bool) -> dict[str, Table]:
@@ -151,7 +152,7 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
             "tokens": np.full(STEPS, TOKENS),
             "repeats": np.full(STEPS, -1),
         }
-        | {f"{phase}_s": times(STEPS) for phase in _PHASES}
+        | {f"{phase}_s": times(STEPS) for phase in (*_PHASES, *_WHOLE)}
         | {"expert_slowest_s": times(STEPS) + 1.0, "exposed_communication_s": times(STEPS), "slowed_s": times(STEPS)},
         "layers": {
             "step": np.repeat(steps, LAYERS),

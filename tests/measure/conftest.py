@@ -49,6 +49,12 @@ def record() -> Record:
             gradient_exposed_s=[0.15, 0.0],
             exposed_communication_s=[0.9, 1.1],
             slowed_s=[0.06, 0.25],
+            tensor_s=[0.0, 0.0],
+            recompute_s=[0.3, 0.0],
+            optimiser_s=[0.05, 0.0],
+            hand_over_s=[0.02, 0.0],
+            pipeline_s=[1.6, 0.0],
+            bubble_s=[0.4, 0.0],
         ),
         "layers": _table(
             step=[3, 3, 4, 4],

@@ -13,7 +13,8 @@ from moesim.base.registry import plugin
 from moesim.models.bare_setting import bare_setting
 from moesim.models.gate.losses import balance_loss, probabilities, z_loss
 from moesim.models.router.coefficients import OverSteps, at_step
-from moesim.models.router.dynamics import Rates, RouterState, advance, balance_gradient, z_gradient
+from moesim.models.router.dynamics import RouterState, advance, balance_gradient, z_gradient
+from moesim.models.router.law import Law
 from moesim.models.source.training import Shift, Training
 
 
@@ -74,7 +75,7 @@ def test_one_step_by_hand():
     chosen = np.array([[0, 1], [0, 1], [0, -1], [0, -1], [0, -1], [0, -1]])
     advance(
         state,
-        Rates(feedback=0.1, domain_feedback=0.2, gain=0.0, decay=0.5, drift=0.01),
+        Law(feedback=0.1, domain_feedback=0.2, gain=0.0, decay=0.5, drift=0.01),
         logits=np.zeros((6, 4)),
         domain=np.array([0, 0, 1, 1, 1, 1]),
         chosen=chosen,
@@ -84,7 +85,7 @@ def test_one_step_by_hand():
         balance=0.0,
         z=0.0,
         scoring="softmax",
-        walk=np.array([1.0, 0.0, 0.0, -1.0]),
+        walk=np.vstack([[1.0, 0.0, 0.0, -1.0], np.ones((2, 4))]),
     )
     np.testing.assert_allclose(state.offsets, [0.5 + 0.2 + 0.01, 0.5, 0.5 - 0.1, 0.5 - 0.1 - 0.01])
     # Domain 0: loads 2 2 0 0 over mean 1, less 3 1 0 0 of all tokens, times 0.2; domain 1: 4 0 0 0 over mean 1.

@@ -7,14 +7,19 @@ browsers show by themselves, or the data of a heat map, for which the script of 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from moesim.facts.arrays import Floats
+
 MARK, CELLS = "hover:", "cells:"
+MOST = 20_000
+"""Cells of a heat map with their values on the page: about ten bytes each."""
 
 
 def say(artist: Artist, text: str) -> None:
@@ -29,21 +34,29 @@ def say_over(area: Axes, left: float, right: float, low: float, high: float, tex
     area.add_artist(cover)
 
 
-def say_cells(area: Axes, texts: Sequence[Sequence[str]], *, row: str, rows: Sequence[str], column: str, columns: Sequence[str]) -> None:
-    """Give every cell of a heat map, which fills its axes, a text under the pointer.
+def say_cells(
+    area: Axes, grid: Floats, text: Callable[[float], str], *, row: str, rows: Sequence[object], column: str, columns: Sequence[object]
+) -> None:
+    """Give every cell of a heat map, which fills its axes, a text under the pointer; a map of more than :data:`MOST` cells has none.
 
     Parameters
     ----------
     area : Axes
         Of the heat map.
-    texts : sequence of sequences of str
-        The value of each cell by row and column, from the top left.
+    grid : float[R, C]
+        The values, from the top left; NaN where there is none.
+    text : callable
+        Writes a value.
     row, column : str
         What a row and a column are.
-    rows, columns : sequence of str
+    rows, columns : sequence
         Their names.
     """
-    data = json.dumps({"row": row, "rows": list(rows), "column": column, "columns": list(columns), "texts": texts}, ensure_ascii=False)
+    if grid.size > MOST:
+        return
+    texts = [["none" if math.isnan(value) else text(value) for value in line] for line in grid.tolist()]
+    names = {"row": row, "rows": [str(name) for name in rows], "column": column, "columns": [str(name) for name in columns]}
+    data = json.dumps({**names, "texts": texts}, ensure_ascii=False)
     cover = Rectangle((0, 0), 1, 1, transform=area.transAxes, facecolor="none", edgecolor="none", linewidth=0)
     cover.set_gid(CELLS + data)
     area.add_artist(cover)

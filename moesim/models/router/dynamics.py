@@ -10,38 +10,70 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.gate.losses import probabilities
+from moesim.models.router.law import Law
+
+Singles = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """How fast a router changes, per training step and in units of the noise of a token's logits (1).
+class Tokens:
+    """What the T tokens of a step are: int[T] each, the same in all layers.
 
-    ``feedback``: an expert that gets x times the mean load gains ``feedback * (x - 1)``: it sees more tokens, learns more from them, and is
-    chosen more. ``domain_feedback``: the same for the tokens of one domain, beyond what all domains have in common. ``gain``: a gradient of
-    a loss with respect to the offset of an expert moves it by ``-gain`` times the gradient. ``decay``: the share of all offsets that is
-    lost. ``drift``: the standard deviation of a random walk, from everything else that training changes.
+    Parameters
+    ----------
+    domain : int[T]
+    sequence : int[T]
+        From 0, over all GPUs.
+    kind : int[T] or None
+        Times domains: the j-th kind of domain m is m J + j. None where tokens have no kinds.
     """
 
-    feedback: float
-    domain_feedback: float
-    gain: float
-    decay: float
-    drift: float
+    domain: Ints
+    sequence: Ints
+    kind: Ints | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class RouterState:
-    """The offsets of one layer: float[E] of every token, float[D, E] of the tokens of each domain beside."""
+    """The offsets of one layer: float[E] of every token, float[D, E] of the tokens of each domain beside; float32[D J, E] of kinds.
+
+    ``kinds`` are in units of their standard deviation and stay; None where tokens have no kinds.
+    """
 
     offsets: Floats
     domains: Floats
+    kinds: Singles | None = None
 
-    def logits(self, domain: Ints, noise: NDArray[Any]) -> NDArray[Any]:
-        """Return float32[T, E] from int[T] and float[T, E]."""
-        return np.asarray(noise + (self.offsets + self.domains).astype(np.float32)[domain], dtype=np.float32)
+    def logits(self, tokens: Tokens, noise: Singles, topics: Singles | None, *, spread: float, law: Law) -> Singles:
+        """Return float32[T, E].
+
+        Parameters
+        ----------
+        tokens : Tokens
+        noise : float32[T, E]
+            Standard normal numbers; used up: the answer is made in their place.
+        topics : float32[S, E] or None
+            Standard normal numbers for sequences, where ``law.sequence_share`` is not 0.
+        spread : float
+            Standard deviation of the tokens' own part.
+        law : Law
+            For the shares of kinds and sequences in it.
+        """
+        rows, of_token = (self.offsets + self.domains).astype(np.float32), tokens.domain
+        alone = 1.0 - law.sequence_share
+        if self.kinds is not None and tokens.kind is not None:
+            each = len(self.kinds) // len(rows)
+            rows = np.repeat(rows, each, axis=0) + np.float32(spread * law.kind_share**0.5) * self.kinds
+            of_token = tokens.kind
+            alone -= law.kind_share
+        noise *= np.float32(spread * max(alone, 0.0) ** 0.5)
+        noise += rows[of_token]
+        if topics is not None:
+            noise += (np.float32(spread * law.sequence_share**0.5) * topics)[tokens.sequence]
+        return noise
 
 
-def balance_gradient(likely: Floats, counts: Ints, group: Ints, top_k: int) -> Floats:
+def balance_gradient(likely: NDArray[Any], counts: Ints, group: Ints, top_k: int) -> NDArray[Any]:
     """Return float[T, E], the gradient of the balance loss (coefficient 1) with respect to every logit.
 
     Parameters
@@ -63,12 +95,14 @@ def balance_gradient(likely: Floats, counts: Ints, group: Ints, top_k: int) -> F
     """
     tokens, experts = likely.shape
     sizes = np.bincount(group, minlength=len(counts))
-    share = counts / np.maximum(sizes * top_k, 1)[:, None]
+    share = (experts / tokens * counts / np.maximum(sizes * top_k, 1)[:, None]).astype(likely.dtype)
     here = share[group]
-    return np.asarray(experts / tokens * likely * (here - (here * likely).sum(axis=1, keepdims=True)))
+    here -= np.einsum("te,te->t", here, likely)[:, None]
+    here *= likely
+    return np.asarray(here)
 
 
-def z_gradient(likely: Floats, logits: Floats) -> Floats:
+def z_gradient(likely: NDArray[Any], logits: NDArray[Any]) -> NDArray[Any]:
     """Return float[T, E], the gradient of the router z-loss (coefficient 1) with respect to every logit: (2 / T) lse_t p_te.
 
     Source: Zoph et al., arXiv:2202.08906, equation 5.
@@ -80,9 +114,9 @@ def z_gradient(likely: Floats, logits: Floats) -> Floats:
 
 def advance(
     state: RouterState,
-    rates: Rates,
+    law: Law,
     *,
-    logits: Floats,
+    logits: NDArray[Any],
     domain: Ints,
     chosen: Ints,
     counted: Ints,
@@ -92,13 +126,15 @@ def advance(
     z: float,
     scoring: str,
     walk: Floats,
+    pace: float = 1.0,
+    plain: bool = False,
 ) -> None:
     """Change a layer's router by one training step, in place.
 
     Parameters
     ----------
     state : RouterState
-    rates : Rates
+    law : Law
     logits : float[T, E]
         Of the step's tokens.
     domain : int[T]
@@ -114,37 +150,56 @@ def advance(
         Coefficients of the losses in this step.
     scoring : str
         Of the loss.
-    walk : float[E]
-        Standard normal numbers.
+    walk : float[1 + D, E]
+        Standard normal numbers: for the offsets, and for those of domains.
+    pace : float
+        What feedback is multiplied by in this step.
+    plain : bool
+        Whether the gate chose the top-k of the logits, so that the loss counts the same.
     """
-    tokens, experts = logits.shape
-    counts, by_domain = _counts(chosen, domain, len(state.domains), experts)
-    mean = counted.sum() / experts
-    excess = counted / mean - 1.0 if mean else np.zeros(experts)
-    push = rates.feedback * excess
+    counts, by_domain = _counts(chosen, domain, len(state.domains), logits.shape[1])
+    mean = counted.mean()
+    push = pace * law.feedback * (counted / mean - 1.0) if mean else np.zeros(len(counted))
     all_over = counts / max(counts.mean(), 1e-300)
     own = by_domain / np.maximum(by_domain.mean(axis=1, keepdims=True), 1e-300)
-    local = np.where(by_domain.sum(axis=1, keepdims=True) > 0, rates.domain_feedback * (own - all_over), 0.0)
+    local = np.where(by_domain.sum(axis=1, keepdims=True) > 0, pace * law.domain_feedback * (own - all_over), 0.0)
     if balance or z:
-        likely = probabilities(logits, scoring)
-        slope = np.zeros((tokens, experts))
-        if balance:
-            # The frameworks take plain top-k of the scores for the loss, whatever the gate does (biases, groups, noise).
-            plain = np.argpartition(-logits, top_k - 1, axis=1)[:, :top_k]
-            groups = int(group.max()) + 1
-            per_group = np.bincount((group[:, None] * experts + plain).ravel(), minlength=groups * experts).reshape(groups, experts)
-            slope += balance * balance_gradient(likely, per_group, group, top_k)
-        if z:
-            slope += z * z_gradient(likely, logits)
-        push = push - rates.gain * slope.sum(axis=0)
-        for number in range(len(local)):
-            local[number] -= rates.gain * slope[domain == number].sum(axis=0)
-    state.offsets = state.offsets * (1.0 - rates.decay) + push + rates.drift * walk
-    state.domains = state.domains * (1.0 - rates.decay) + local
+        slope = _slope(logits, chosen if plain else None, domain, len(state.domains), group, top_k, balance, z, scoring)
+        # All of a domain's gradients move its own offsets; together they move those of the layer.
+        push -= _limited(law.gain * slope.sum(axis=0), law.limit)
+        local -= _limited(law.gain * slope, law.limit)
+    state.offsets = state.offsets * (1.0 - law.decay) + push + law.drift * walk[0]
+    state.domains = state.domains * (1.0 - law.decay) + local + law.domain_drift * walk[1:]
+
+
+def _limited(change: Floats, limit: float | None) -> Floats:
+    """Return x / sqrt(1 + (x / limit)^2): x where it is small, and never more than the limit."""
+    return change if limit is None else change / np.sqrt(1.0 + (change / limit) ** 2)
+
+
+def _slope(
+    logits: NDArray[Any], chosen: Ints | None, domain: Ints, domains: int, group: Ints, top_k: int, balance: float, z: float, scoring: str
+) -> Floats:
+    """Return float[D, E], the gradient of both losses with respect to the offsets of each domain; ``chosen`` if it is plain top-k."""
+    tokens, experts = logits.shape
+    likely = probabilities(logits, scoring).astype(np.float32)
+    slope = np.zeros((tokens, experts), dtype=np.float32)
+    if balance:
+        # The frameworks take plain top-k of the scores for the loss, whatever the gate does (biases, groups, noise).
+        best = np.argpartition(-logits, top_k - 1, axis=1)[:, :top_k] if chosen is None else chosen
+        groups = int(group.max()) + 1
+        per_group = np.bincount((group[:, None] * experts + best).ravel(), minlength=groups * experts).reshape(groups, experts)
+        slope += np.float32(balance) * balance_gradient(likely, per_group, group, top_k)
+    if z:
+        slope += np.float32(z) * z_gradient(likely, logits)
+    member = np.zeros((domains, tokens), dtype=np.float32)
+    member[domain, np.arange(tokens)] = 1.0
+    return np.asarray(member @ slope, dtype=np.float64)
 
 
 def _counts(chosen: Ints, domain: Ints, domains: int, experts: int) -> tuple[Ints, Ints]:
     """Return int[E] and int[D, E], the routes to each expert, of all tokens and of the tokens of each domain."""
-    place = (domain[:, None] * experts + chosen)[chosen >= 0]
+    place = domain[:, None] * experts + chosen
+    place = place.ravel() if chosen.min(initial=0) >= 0 else place[chosen >= 0]
     by_domain = np.bincount(place, minlength=domains * experts).reshape(domains, experts)
     return by_domain.sum(axis=0), by_domain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import hypot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class Law:
         Kinds of tokens in a domain; the j-th most frequent has a share in proportion to 1 / j, as words and letters do (Zipf).
     kind_share : float
         The share of the tokens' own part (of its variance) that all tokens of a kind have in common.
+    sequence_share : float
+        The share that all tokens of a sequence have in common: neighbours are about one thing.
     feedback : float
         An expert that gets x times the mean load gains ``feedback (x - 1)``: it sees more tokens, learns more, and is chosen more.
     domain_feedback : float
@@ -29,6 +32,9 @@ class Law:
     fading : float or None
         Steps after which feedback has fallen to half, as 1 / (1 + step / fading): the first tokens teach an expert most. None: it never
         falls.
+    depth : float
+        How much faster feedback is in the last layer than in the first; in equal ratios between. Tokens have more in common in deep layers
+        of a young model, and what they have in common moves offsets.
     gain : float
         A gradient of a loss with respect to the offset of an expert moves it by ``-gain`` times the gradient.
     limit : float or None
@@ -49,15 +55,31 @@ class Law:
     domain_start: float = 0.1
     kinds: int = 1
     kind_share: float = 0.0
+    sequence_share: float = 0.0
     feedback: float = 2e-3
     domain_feedback: float = 1e-3
     fading: float | None = None
+    depth: float = 1.0
     gain: float = 1.0
     limit: float | None = None
     decay: float = 1e-3
     drift: float = 1e-3
     domain_drift: float = 0.0
     fitted_at: tuple[int, int] | None = None
+
+    @property
+    def has_kinds(self) -> bool:
+        """Whether tokens of a kind have something in common."""
+        return self.kinds > 1 and self.kind_share > 0
+
+    def pace(self, step: int, layer: int, layers: int) -> float:
+        """Return what feedback is multiplied by in a step of a layer."""
+        faded = 1.0 if self.fading is None else 1.0 / (1.0 + step / self.fading)
+        return faded * self.depth ** (layer / max(layers - 1, 1))
+
+    def spread(self, step: int) -> float:
+        """Return the standard deviation of the tokens' own part of a logit in a step."""
+        return hypot(self.scale, self.growth * step**0.5)
 
 
 LAWS: dict[str, Law] = {

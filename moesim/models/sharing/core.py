@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.sharing.delays import Prompt, Whole32
@@ -28,6 +28,31 @@ class Core(Prompt, Protocol):
         delay: Floats | None = None,
     ) -> Ints:
         """Let flows start to move, each after its delay."""
+        ...
+
+
+@runtime_checkable
+class Lendable(Core, Protocol):
+    """A core whose arrays compiled code can be given, to play more than links with them (:mod:`moesim.models.sharing.rank_chains`)."""
+
+    def can_be_lent(self) -> bool:
+        """Return whether nothing is on its way, and all flows so far had equal shares and no caps."""
+        ...
+
+    def lend(self) -> tuple[Any, ...]:
+        """Return the arrays of :data:`moesim.models.sharing.bottleneck_groups.ADVANCE_TAKES`, and bool[K], the links that may become full."""
+        ...
+
+    def take_back(self, top: int, live: int, now: float, *, fresh: bool) -> None:
+        """Learn how many numbers of flows are in use, how many flows are on their way, and the time; ``fresh``: no number is free."""
+        ...
+
+    def held(self) -> tuple[int, int, int]:
+        """Return how many numbers of flows are in use, how many flows are on their way, and how many numbers are free again."""
+        ...
+
+    def make_room(self) -> None:
+        """Make room in the lists of links."""
         ...
 
 

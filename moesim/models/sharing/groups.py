@@ -279,6 +279,28 @@ class GroupsCore:
         if self.live and not self._binding.all():
             _so_far_elsewhere(*self._given(kernel.SO_FAR_ELSEWHERE_TAKES), now, self.busy, self.through)
 
+    def can_be_lent(self) -> bool:
+        """Return whether nothing is on its way, and all flows so far had equal shares and no caps."""
+        return not self.live and not self._weighted and not len(self._state.capped)
+
+    def lend(self) -> tuple[Any, ...]:
+        """Return the arrays of :data:`~moesim.models.sharing.bottleneck_groups.ADVANCE_TAKES`, and bool[K], the links that may become full."""
+        return (*self._to_advance, self._binding)
+
+    def take_back(self, top: int, live: int, now: float, *, fresh: bool) -> None:
+        """Learn how many numbers of flows are in use, how many flows are on their way, and the time; ``fresh``: no number is free."""
+        self._top, self.live, self._now = top, live, now
+        if fresh:
+            self._free = self._free[:0]
+
+    def held(self) -> tuple[int, int, int]:
+        """Return how many numbers of flows are in use, how many flows are on their way, and how many numbers are free again."""
+        return self._top, self.live, len(self._free)
+
+    def make_room(self) -> None:
+        """Make room in the lists of links."""
+        self._relist()
+
     def _given(self, names: tuple[str, ...]) -> tuple[Any, ...]:
         """Return arrays of the state by name, as a compiled function takes them."""
         return tuple(getattr(self._state, name) for name in names)

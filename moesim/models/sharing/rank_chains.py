@@ -40,6 +40,10 @@ MISSING, MOVING = range(2)
 """Rows of ``group_whole``, for odd and even legs."""
 TOP, LIVE, PHASE, PLACE, RECORDED, BATCH, PERIODS, FREE, PAUSE, LEGS_BEGUN = range(10)
 BEGAN, INSTANT, CORE_NOW, BOUND, TOOK = range(5)
+WHOLE, REAL = 10, 5
+"""Lengths of ``whole`` and ``real``: numbers of flows in use, flows on their way, where to go on, things put down and recorded so far,
+flows that start now, busy periods, numbers that are free again, whether to tell the clock, legs begun; the time when the busy period
+began, now, the time of the core within the period; the least seconds of all periods so far, and their seconds."""
 FRESH, EVENTS, ADMITTED = range(3)
 DONE, LEFT, ROOM, LISTS, STUCK = range(5)
 """What :func:`play` returns: all is done; all ranks have left a leg; the core has no room for the flows of this instant; the lists of links

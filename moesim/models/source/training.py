@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moesim.base.errors import FieldError, PluginError
-from moesim.base.fields import Choice, Count, CountOrZero, Flag, NotNegative, Number, section
+from moesim.base.fields import Choice, Count, CountOrZero, Flag, NotNegative, Number, Positive, section
 from moesim.base.registry import PluginOf, plugin, register
-from moesim.facts.arrays import Floats, Ints
-from moesim.facts.contracts import Choose, Draw, Learn, Limit
-from moesim.facts.routing import LayerRouting, Routing
+from moesim.facts.contracts import Draw
 from moesim.facts.scenario import Setting
-from moesim.models.router.coefficients import Coefficient, at_step
-from moesim.models.router.dynamics import Rates, RouterState, advance
-from moesim.models.source.on_demand import LayersOnDemand
+from moesim.models.router.coefficients import Coefficient
+from moesim.models.router.law import LAWS, Law
+from moesim.models.source.training_run import Run
 
 SCOPES = ("micro_batch", "sequence", "batch")
+CONSTANTS = tuple(item.name for item in fields(Law) if item.name != "fitted_at")
 
 
 def _default(slot: str, kind: str) -> Callable[[], Any]:
@@ -52,10 +48,10 @@ class Shift:
 class Training:
     """Train a router: experts that get tokens get better and are chosen more, unless something keeps them even.
 
-    The logit of token t for expert e is ``offset_e + offset of the token's domain_e + noise``, as in the source ``router``, but the offsets
-    change after every step: by feedback (an expert with more than the mean load gains), by the gradients of the auxiliary loss and the
-    z-loss, by decay and by a random walk. Biases and quantiles of gates are updated exactly. Domains of tokens stick: a token has the
-    domain of the one before it with probability ``stickiness``.
+    The logit of token t for expert e is ``offset_e + offset of the token's domain_e + the token's own part``, as in the source ``router``,
+    but the offsets change after every step: by feedback (an expert with more than the mean load gains), by the gradients of the auxiliary
+    loss and the z-loss, by decay and by a random walk. Biases and quantiles of gates are updated exactly. Domains of tokens stick: a token
+    has the domain of the one before it with probability ``stickiness``.
 
     It says how loads, drops and step times develop under a strategy. It does not predict the loss of the model.
 
@@ -78,12 +74,11 @@ class Training:
         Training steps for each simulated step: with 20, a hundred simulated steps show two thousand.
     first : int
         The training step with which the simulation begins.
-    experts_start : float
-        Standard deviation of the offsets at step 0.
+    preset : str
+        Where the constants below come from that are left out: ``assumed``, or ``small-lm``, fitted to recorded trainings of a small
+        language model (16 experts, top-2; see the documentation of this source).
     domains : int
         How many kinds of text there are.
-    domain_start : float
-        Standard deviation of the domains' own offsets at step 0.
     mixture : list of float or null
         Weight of each domain; equal if left out.
     stickiness : float
@@ -92,16 +87,17 @@ class Training:
         Tokens of a sequence.
     shift : section or null
         A change of the mixture.
-    feedback, domain_feedback, gain, decay, drift : float
-        How fast the router changes, per training step; see :class:`moesim.models.router.dynamics.Rates`.
+    scale, growth, experts_start, domain_start, kinds, kind_share, sequence_share, feedback, domain_feedback, fading, depth, gain, limit, decay, drift, \
+domain_drift : number or null
+        How the router starts and how fast it changes, in logits and training steps; see :class:`moesim.models.router.law.Law`.
     scores : bool
         Keep float32[T, E] logits in every layer.
 
     Notes
     -----
     Positive feedback is what keeps a few experts alive and lets the others die without balancing (OLMoE, arXiv:2409.02060, figure 10). That
-    it is linear in the excess load is an assumption, and so are the rates unless the documentation of a preset says what they were fitted
-    to.
+    it is linear in the excess load is an assumption; rates are assumed or fitted, as ``preset`` says. Routing has the basis ``fitted`` only
+    where the model has as many experts and choices as the recordings.
     """
 
     gate: Annotated[Any, PluginOf("gate", "topk")] = field(default_factory=_default("gate", "topk"))
@@ -112,18 +108,28 @@ class Training:
     freeze_gate_at: Count | None = None
     stride: Count = 1
     first: CountOrZero = 0
-    experts_start: NotNegative = 0.05
+    preset: Annotated[str, Choice(tuple(LAWS))] = "assumed"
     domains: Count = 4
-    domain_start: NotNegative = 0.1
     mixture: tuple[NotNegative, ...] | None = None
     stickiness: Annotated[float, Number(0.0, 1.0)] = 0.95
     sequence_length: Count = 1024
     shift: Shift | None = None
-    feedback: NotNegative = 2e-3
-    domain_feedback: NotNegative = 1e-3
-    gain: NotNegative = 1.0
-    decay: Annotated[float, Number(0.0, 1.0)] = 1e-3
-    drift: NotNegative = 1e-3
+    scale: Positive | None = None
+    growth: NotNegative | None = None
+    experts_start: NotNegative | None = None
+    domain_start: NotNegative | None = None
+    kinds: Count | None = None
+    kind_share: Annotated[float, Number(0.0, 1.0)] | None = None
+    sequence_share: Annotated[float, Number(0.0, 1.0)] | None = None
+    feedback: NotNegative | None = None
+    domain_feedback: NotNegative | None = None
+    fading: Positive | None = None
+    depth: Positive | None = None
+    gain: NotNegative | None = None
+    limit: Positive | None = None
+    decay: Annotated[float, Number(0.0, 1.0)] | None = None
+    drift: NotNegative | None = None
+    domain_drift: NotNegative | None = None
     scores: Flag = False
 
     def __post_init__(self) -> None:
@@ -132,6 +138,10 @@ class Training:
                 raise FieldError(name, f"the mixture has {len(mixture)} weights for {self.domains} domains: give one for each")
             if mixture is not None and not sum(mixture):
                 raise FieldError(name, "all weights of the mixture are 0: give at least one domain some")
+        law = self.law()
+        if law.kind_share + law.sequence_share > 1:
+            shares = f"kind_share {law.kind_share:g} and sequence_share {law.sequence_share:g}"
+            raise FieldError("sequence_share", f"{shares} are more than the whole of a token's own part: together at most 1")
 
     def begin(self, setting: Setting) -> Draw:
         """Return the draws of one run.
@@ -145,124 +155,9 @@ class Training:
             raise PluginError(
                 "routing.gate of a training source must choose by scores, and as_given keeps choices that are there: use topk"
             )
-        return _Run(self, setting).draw
+        return Run(self, self.law(), setting).draw
 
-
-class _Run:
-    """One run; it remembers how far every layer has come, and starts a layer again if an earlier step is asked for."""
-
-    def __init__(self, source: Training, setting: Setting) -> None:
-        self._source = source
-        self._setting = setting
-        self._tokens = setting.workload.tokens_per_gpu
-        self._token_start = np.arange(setting.gpus + 1, dtype=np.int64) * self._tokens
-        self._layers: dict[int, _Layer] = {}
-        self._domains: tuple[int, Ints] | None = None
-
-    def draw(self, step: int) -> Routing:
-        """Return the routing of one simulated step."""
-        trained = self._source.first + step * self._source.stride
-
-        def layer(index: int) -> LayerRouting:
-            known = self._layers.get(index)
-            if known is None or known.reached > trained:
-                known = self._layers[index] = _Layer(self._source, self._setting, index)
-            while known.reached < trained:
-                self._step(known, learn=True)
-            routing = self._step(known, learn=False)
-            return routing if self._source.scores else _without_scores(routing)
-
-        return Routing(layers=LayersOnDemand(layer, len(self._setting.model.moe_layers)), basis="assumed")
-
-    def _step(self, layer: _Layer, *, learn: bool) -> LayerRouting:
-        return layer.step(self.domain_of_tokens(layer.reached), self._token_start, learn=learn)
-
-    def domain_of_tokens(self, step: int) -> Ints:
-        """Return int[T], the domain of each token of a training step: the same in all layers."""
-        if self._domains is None or self._domains[0] != step:
-            self._domains = (step, _domains(self._source, self._setting, step))
-        return self._domains[1]
-
-
-class _Layer:
-    """The router of one layer and its gate."""
-
-    def __init__(self, source: Training, setting: Setting, index: int) -> None:
-        self._source, self._setting, self._index = source, setting, index
-        experts = setting.model.experts
-        rng = setting.rng("source", "training", "start", index)
-        self.state = RouterState(
-            offsets=source.experts_start * rng.standard_normal(experts),
-            domains=source.domain_start * rng.standard_normal((source.domains, experts)),
-        )
-        self._rates = Rates(
-            feedback=source.feedback, domain_feedback=source.domain_feedback, gain=source.gain, decay=source.decay, drift=source.drift
-        )
-        self._gate: Choose = source.gate.begin(setting)
-        self._limit: Limit = source.capacity.begin(setting)
-        self._drawn: tuple[int, LayerRouting] | None = None
-        self.reached = 0
-
-    def step(self, domain: Ints, token_start: Ints, *, learn: bool) -> LayerRouting:
-        """Return the routing of the step that the layer has reached; with ``learn`` also go on to the next step."""
-        source, step, index = self._source, self.reached, self._index
-        chosen = self._drawn[1] if self._drawn is not None and self._drawn[0] == step else self._draw(domain, token_start)
-        self._drawn = (step, chosen)
-        if not learn:
-            return chosen
-        kept = self._limit(chosen, step=step, moe_layer=index)
-        if isinstance(self._gate, Learn):
-            self._gate.learn(kept, step=step, moe_layer=index)
-        advance(
-            self.state,
-            self._rates,
-            logits=np.asarray(chosen.need_scores("a router that trains")),
-            domain=domain,
-            chosen=np.asarray(chosen.need_ids("a router that trains"), dtype=np.int64),
-            counted=kept.routing.counts.sum(axis=0),
-            group=self._groups(len(domain)),
-            top_k=self._setting.model.top_k,
-            balance=at_step(source.auxiliary, step),
-            z=at_step(source.z, step),
-            scoring=getattr(source.gate, "scoring", "softmax"),
-            walk=self._setting.rng("source", "training", "walk", step, index).standard_normal(self._setting.model.experts),
-        )
-        self.reached += 1
-        return chosen
-
-    def _draw(self, domain: Ints, token_start: Ints) -> LayerRouting:
-        step, index, experts = self.reached, self._index, self._setting.model.experts
-        noise = self._setting.rng("source", "training", "tokens", step, index).standard_normal((len(domain), experts), dtype=np.float32)
-        none = np.zeros((len(token_start) - 1, experts), dtype=np.int64)
-        scored = LayerRouting(experts=experts, token_start=token_start, counts=none, scores=self.state.logits(domain, noise))
-        frozen_at = self._source.freeze_gate_at
-        return self._gate(scored, step=step if frozen_at is None else min(step, frozen_at), moe_layer=index)
-
-    def _groups(self, tokens: int) -> Ints:
-        """Return int[T], the group of each token for the balance loss."""
-        if self._source.scope == "batch":
-            return np.zeros(tokens, dtype=np.int64)
-        per_gpu = self._setting.workload.tokens_per_gpu
-        if self._source.scope == "micro_batch":
-            return np.arange(tokens) // per_gpu
-        sequences = -(-per_gpu // self._source.sequence_length)
-        within = np.arange(per_gpu) // self._source.sequence_length
-        return np.asarray((np.arange(tokens) // per_gpu) * sequences + np.tile(within, tokens // per_gpu))
-
-
-def _domains(source: Training, setting: Setting, step: int) -> Ints:
-    """Return int[T]: at the start of each sequence, and wherever a token does not stick, a new domain is drawn from the mixture."""
-    mixture: Floats = np.ones(source.domains) if source.mixture is None else np.array(source.mixture)
-    if source.shift is not None and step >= source.shift.at:
-        mixture = np.array(source.shift.mixture)
-    per_gpu, gpus = setting.workload.tokens_per_gpu, setting.gpus
-    rng = setting.rng("source", "training", "domains", step)
-    drawn = rng.choice(source.domains, size=gpus * per_gpu, p=mixture / mixture.sum())
-    fresh = rng.random(gpus * per_gpu) >= source.stickiness
-    fresh |= np.arange(gpus * per_gpu) % per_gpu % source.sequence_length == 0
-    last: NDArray[np.int64] = np.maximum.accumulate(np.where(fresh, np.arange(fresh.size), 0))
-    return np.asarray(drawn[last], dtype=np.int64)
-
-
-def _without_scores(layer: LayerRouting) -> LayerRouting:
-    return LayerRouting(experts=layer.experts, token_start=layer.token_start, counts=layer.counts, ids=layer.ids, weights=layer.weights)
+    def law(self) -> Law:
+        """Return the constants: the preset's, but for those that are given."""
+        given = {name: getattr(self, name) for name in CONSTANTS if getattr(self, name) is not None}
+        return replace(LAWS[self.preset], **given, fitted_at=None) if given else LAWS[self.preset]

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from moesim.desk.compare_words import change, is_share, told
 from moesim.desk.comparing import Outcome
-from moesim.desk.report import style
+from moesim.desk.report import hover, style
 from moesim.desk.report.points import front, named, scaled, short
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import PHASES, capital, label, show
@@ -18,6 +18,7 @@ ROW = 30.0
 
 NAMES = 168.0
 """CSS pixels beside a chart for the names of variants."""
+
 
 def tradeoff(outcome: Outcome) -> Drawing | None:
     """Draw the objective of every variant against its drop rate, or against the load of its fullest GPU where all drop the same."""
@@ -45,10 +46,11 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
             area.hlines(_of(y), x.low, x.high, color=style.INK, linewidth=1.3, zorder=2)
         if y.low is not None and y.high is not None:
             area.vlines(_of(x), y.low, y.high, color=style.INK, linewidth=1.3, zorder=2)
-        area.plot(
+        (mark,) = area.plot(
             [_of(x)], [_of(y)], marker="s" if base else "o", markersize=8, markerfacecolor=style.PAPER if base else style.ACCENT,
             markeredgecolor=style.ACCENT, markeredgewidth=1.8, linestyle="none", zorder=3,
         )  # fmt: skip
+        hover.say(mark, f"{name}: {label(against)} {_shown(against, x)}, {label(by)} {_shown(by, y)}")
     named(area, {name: (_of(x), _of(y)) for name, (x, y) in points.items()})
     best = outcome.comparison.winner.best
     return Drawing(
@@ -105,6 +107,7 @@ def _forest(outcome: Outcome, by: str, figure_name: str) -> Drawing | None:
             markerfacecolor=(style.ACCENT if each.verdict == "better" else style.ALERT) if sure else style.PAPER, markeredgewidth=1.6,
             markeredgecolor=(style.ACCENT if each.verdict == "better" else style.ALERT) if sure else style.MUTED,
         )  # fmt: skip
+        hover.say_over(area, low - room, high + room, row - 0.5, row + 0.5, f"{rows[row][0]}: {change(each)}, {told(each)}")
     style.upward(area, range(len(rows)), [short(row[0]) for row in rows])
     said = "; ".join(f"{name} {change(each)}, {told(each)}" for name, each, *_ in rows)
     return Drawing(
@@ -141,6 +144,9 @@ def phases(outcome: Outcome) -> Drawing | None:
         hatch = "//" if phase == "waiting" else None
         style.boxes(area, left, left + width, rows - 0.36, rows + 0.36, colour=style.COLOURS[phase], hatch=hatch)
     style.upward(area, range(len(spent)), [short(name) for name in spent])
+    for row, (name, parts) in enumerate(spent.items()):
+        said = ", ".join(f"{PHASES[phase][0]} {show(parts[phase], 's')}" for phase in seen)
+        hover.say_over(area, 0, longest, row - 0.5, row + 0.5, f"{name}: {said}")
     waits = {name: parts["waiting"] / sum(parts.values()) for name, parts in spent.items()}
     return Drawing(
         name="phases",
@@ -180,6 +186,9 @@ def memory(outcome: Outcome) -> Drawing | None:
     if limit <= top * 1.04:
         area.vlines([limit], -0.5, len(peaks) - 0.5, color=style.ALERT, linewidth=2.0)
     style.upward(area, range(len(peaks)), [short(name) for name in peaks])
+    for row, name in enumerate(peaks):
+        said = f"{name}: {show(peaks[name], 'B')}, of which weights {show(weights[name], 'B')}"
+        hover.say_over(area, 0, top, row - 0.5, row + 0.5, said)
     over = [name for name in peaks if peaks[name] > limits[name]]
     fits = f"More than its GPU has: {', '.join(over)}." if over else f"All fit: a GPU has {show(limit, 'B')}."
     return Drawing(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from moesim.desk.comparing import Outcome
-from moesim.desk.report import style
+from moesim.desk.report import hover, style
 from moesim.desk.report.points import short
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import show
@@ -38,7 +38,8 @@ def together(found: Mapping[str, Floats]) -> list[tuple[list[str], Floats]]:
     return list(groups.values())
 
 
-def panels(found: Mapping[str, Floats], name: str, *, across: str, upward: str, low: float, high: float, square: bool = False) -> str:
+def panels(found: Mapping[str, Floats], name: str, *, across: str, upward: str, low: float, high: float, square: bool = False,
+           text: Callable[[float], str] = "{:.2f}×".format) -> str:  # fmt: skip
     """Return the SVG of heat maps in rows of four, each under the names of its variants.
 
     Parameters
@@ -53,6 +54,8 @@ def panels(found: Mapping[str, Floats], name: str, *, across: str, upward: str, 
         The ends of the one colour scale.
     square : bool
         Whether cells are as high as wide.
+    text : callable
+        Writes the value of a cell.
     """
     groups = together(found)
     columns = min(COLUMNS, max(len(groups), 2))
@@ -68,6 +71,7 @@ def panels(found: Mapping[str, Floats], name: str, *, across: str, upward: str, 
             figure, x, (rows - 1 - row) * (tall + above + below) + below, style.WHOLE - x - wide, row * (tall + above + below) + above
         )
         area.imshow(grid, aspect="auto", vmin=low, vmax=high)
+        hover.say_cells(area, grid, text, row=upward, rows=range(grid.shape[0]), column=across, columns=range(grid.shape[1]))
         shown = style.every(grid.shape[1], 7)
         style.across(area, shown, [str(at) for at in shown], title=across)
         shown = style.every(grid.shape[0], 8)
@@ -157,7 +161,7 @@ def traffic(outcome: Outcome) -> Drawing | None:
         + (f"Across nodes in a step: {said}. " if base else "")
         + _same(found),
         alt=f"Heat maps of source by destination GPU; the busiest pair sends {show(high, 'B')}. Across nodes: {said}.",
-        svg=panels(found, "traffic", across="destination GPU", upward="source GPU", low=0.0, high=high, square=True),
+        svg=panels(found, "traffic", across="destination GPU", upward="source GPU", low=0.0, high=high, square=True, text=_bytes),
         scale=("0 B", show(high, "B")),
         wide=True,
     )
@@ -187,10 +191,18 @@ def waiting(outcome: Outcome) -> Drawing | None:
         caption=f"Time without a byte moving, in the first measured step of the first run: {said}. A bright column is a GPU that holds up "
         "the others.",
         alt=f"Heat maps of the GPU that waits by the GPU that is waited for. Waiting: {said}.",
-        svg=panels(found, "waiting", across="waited for GPU", upward="GPU", low=0.0, high=high, square=True),
+        svg=panels(found, "waiting", across="waited for GPU", upward="GPU", low=0.0, high=high, square=True, text=_seconds),
         scale=("0 s", show(high, "s")),
         wide=True,
     )
+
+
+def _bytes(value: float) -> str:
+    return show(value, "B")
+
+
+def _seconds(value: float) -> str:
+    return show(value, "s")
 
 
 def _same(found: Mapping[str, Floats]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from moesim.desk.report import style
+from moesim.desk.report import hover, style
 from moesim.desk.report.style import Drawing
 from moesim.facts.record import Result, Table
 
@@ -35,6 +35,7 @@ def experts(result: Result) -> Drawing | None:
     figure = style.canvas(width, height)
     area = style.axes(figure, 62, 48, 8, 6)
     area.imshow(ratio, aspect="auto", vmin=0.0, vmax=max(float(ratio.max()), 1.0))
+    hover.say_cells(area, ratio, _times, row="MoE layer", rows=layers, column="expert", columns=range(ratio.shape[1]))
     shown = style.every(ratio.shape[1], 17)
     style.across(area, shown, [str(at) for at in shown], title="logical expert")
     shown = style.every(len(layers))
@@ -78,6 +79,7 @@ def ranks(result: Result) -> Drawing | None:
     area = style.axes(figure, 52, 48, 8, 92)
     low, high = min(float(ratio.min()), 1.0), max(float(ratio.max()), 1.0 + 1e-9)
     area.imshow(ratio, aspect="auto", vmin=low, vmax=high)
+    hover.say_cells(area, ratio, _times, row="GPU", rows=range(gpus), column="MoE layer", columns=layers)
     shown = style.every(len(layers), 14)
     style.across(area, shown, [str(layers[at]) for at in shown], title="MoE layer")
     shown = style.every(gpus)
@@ -141,3 +143,7 @@ def _one_mark(area: Axes, row: int, column: int) -> None:
     from matplotlib.patches import Rectangle
 
     area.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=style.ALERT, linewidth=2.0, clip_on=False))
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}×"

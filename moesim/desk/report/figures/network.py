@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from moesim.desk.report import style
+from moesim.desk.report import hover, style
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import show
 from moesim.facts.record import Result
@@ -33,6 +33,7 @@ def traffic(result: Result) -> Drawing | None:
     area = style.axes(figure, 52, 48, 8, 8)
     shown = np.where(np.eye(gpus, dtype=bool), np.nan, grid)
     area.imshow(shown, aspect="auto", vmin=0.0, vmax=float(grid.max()))
+    hover.say_cells(area, shown, lambda value: show(value, "B"), row="from GPU", rows=range(gpus), column="to GPU", columns=range(gpus))
     node = _nodes(result, gpus)
     for at in np.flatnonzero(np.diff(node)):
         area.axvline(at + 0.5, color=style.PAPER, linewidth=2)

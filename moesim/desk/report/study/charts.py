@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ MARKERS = "osD^vPX*"
 """Colour and marker both tell lines apart (Okabe and Ito), so that neither is needed to see the other."""
 LETTERS = 36
 """Letters of the name of a bar."""
+MARKS = 300
+"""Marks that have their values under the pointer; a crowd of more is drawn as one."""
 COUNT = "1"
 """The unit of bars that count something."""
 ROW = 28.0
@@ -94,7 +97,11 @@ def scatter(
             [x for x, _ in front], [y for _, y in front], color=style.MUTED, linewidth=1.0, linestyle=(0, (3, 3)), zorder=1,
             drawstyle="steps-post" if stairs else "default",
         )  # fmt: skip
+    crowd = [point for point in points if len(points) > MARKS and not point.filled]
+    area.plot([point.x for point in crowd], [point.y for point in crowd], ".", color=style.MUTED, markersize=5, linestyle="none")
     for point in points:
+        if len(points) > MARKS and not point.filled:
+            continue
         if point.low is not None and point.high is not None:
             area.vlines(point.x, point.low, point.high, color=style.INK, linewidth=1.2, zorder=2)
         (mark,) = area.plot(
@@ -134,8 +141,9 @@ def lines(found: Sequence[Line], name: str, *, across: str, upward: Metric) -> s
         known = np.isfinite(line.low) & np.isfinite(line.high)
         if known.sum() > 1:
             area.fill_between(line.x[known], line.low[known], line.high[known], color=colour, alpha=0.18, linewidth=0, zorder=1)
-        area.plot(line.x, line.y, color=colour, linewidth=1.6, zorder=2)
-        for place, height, low, high in zip(line.x, line.y, line.low, line.high, strict=True):
+        crowded = len(xs) > MARKS
+        area.plot(line.x, line.y, color=colour, linewidth=1.6, marker="" if not crowded else marker, markersize=3, zorder=2)
+        for place, height, low, high in zip(line.x, line.y, line.low, line.high, strict=True) if not crowded else ():
             (mark,) = area.plot([place], [height], color=colour, marker=marker, markersize=6, linestyle="none", zorder=3)
             between = f" ({upward.text(low)} – {upward.text(high)})" if math.isfinite(low) and math.isfinite(high) and high > low else ""
             hover.say(mark, f"{line.name}{', ' if line.name else ''}{across} {place:g}: {upward.text(float(height))}{between}")
@@ -166,8 +174,7 @@ def heat(grid: Floats, name: str, *, of: Metric, row: str, rows: Sequence[str], 
     style.across(area, shown, [short(columns[at], 12) for at in shown], title=column)
     shown = style.every(len(rows), 12)
     style.upward(area, shown, [short(rows[at], 14) for at in shown], title=row, gap=left - 14)
-    texts = [[of.text(float(value)) if np.isfinite(value) else "none" for value in line] for line in grid[::-1]]
-    hover.say_cells(area, texts, row=row, rows=list(rows)[::-1], column=column, columns=columns)
+    hover.say_cells(area, grid[::-1], of.text, row=row, rows=rows[::-1], column=column, columns=columns)
     return style.svg(figure, name)
 
 
@@ -235,4 +242,4 @@ def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple
 def _apart(places: Sequence[float]) -> bool:
     """Tell whether labels at these places would not touch."""
     width = places[-1] - places[0]
-    return all(after - before >= 0.09 * width for before, after in zip(places, places[1:], strict=False))
+    return all(after - before >= 0.09 * width for before, after in itertools.pairwise(places))

@@ -46,15 +46,20 @@ def page(content: Mapping[str, Any]) -> str:
             study="memory",
             how="sized by simulation",
             name=content["name"],
-            subtitle=(f"{content['steps']} steps", "all with tokens of their own" if own == content["steps"] else f"{own} with tokens of their own"),
+            subtitle=(
+                f"{content['steps']} steps",
+                "all with tokens of their own" if own == content["steps"] else f"{own} with tokens of their own",
+            ),
             answer=said,
             tiles=tuple(tiles),
             parts=(Part(name="gpus", title="GPU by GPU", drawings=pictures, sheets=(_gpus(content),)),),
             rests_on=(
                 "Rows are what a GPU receives: in training the mean of all layers, since it holds them all; otherwise the fullest layer.",
                 "The chance is a share of steps with the exact binomial interval; steps that repeat tokens count once.",
-                "Routing, capacity rule, placement and dispatch were played; kernels and network were not, and a placement that moves counts as "
-                "in place at once.",
+                (
+                    "Routing, capacity rule, placement and dispatch were played; kernels and network were not. "
+                    "A placement that moves counts as in place at once."
+                ),
             ),
             provenance=(("seed", str(content["seed"])), ("steps", str(content["steps"]))),
         )
@@ -70,7 +75,10 @@ def gpus(content: Mapping[str, Any]) -> Drawing | None:
     for gpu in order:
         total, colours = gpu["total"], list(PIECES.values())
         steps = [gpu["weights"], total["p50"], total["p99"], total["max"]]
-        pieces = [(steps[0], colours[0]), *((after - before, colour) for before, after, colour in zip(steps, steps[1:], colours[1:], strict=False))]
+        pieces = [
+            (steps[0], colours[0]),
+            *((after - before, colour) for before, after, colour in zip(steps, steps[1:], colours[1:], strict=False)),
+        ]
         ends = ", ".join(f"{name} {show(total[name], 'B')}" for name in ("p50", "p99", "max"))
         said = f"GPU {gpu['gpu']}: weights {show(steps[0], 'B')}, {ends}"
         found.append(Bar(name=f"GPU {gpu['gpu']}", pieces=tuple(pieces), text=said))
@@ -91,15 +99,18 @@ def gpus(content: Mapping[str, Any]) -> Drawing | None:
 def _gpus(content: Mapping[str, Any]) -> Sheet:
     columns = [("GPU", "", True), ("weights", "", True)]
     columns += [(f"rows {name}", "received", True) for name in ("p50", "p99", "max")]
-    columns += [(f"{what} {name}", "", True) for what, name in (("buffer", "max"), ("activations", "max"), ("total", "p50"), ("total", "p99"),
-                                                                ("total", "max"))]  # fmt: skip
+    columns += [(title, "", True) for title in ("buffer max", "activations max", "total p50", "total p99", "total max")]
     if content["limit"] is not None:
         columns.append(("runs out", "share of the steps", True))
     rows = []
     for gpu in sorted(content["gpus"], key=lambda gpu: (-gpu["total"]["max"], gpu["gpu"]))[: 4 * LONGEST]:
         row = [text(str(gpu["gpu"])), _bytes(gpu["weights"])]
         row += [(f"{gpu['rows'][name]:,.0f}", repr(gpu["rows"][name])) for name in ("p50", "p99", "max")]
-        row += [_bytes(gpu["buffer"]["max"]), _bytes(gpu["activations"]["max"]), *(_bytes(gpu["total"][name]) for name in ("p50", "p99", "max"))]
+        row += [
+            _bytes(gpu["buffer"]["max"]),
+            _bytes(gpu["activations"]["max"]),
+            *(_bytes(gpu["total"][name]) for name in ("p50", "p99", "max")),
+        ]
         if content["limit"] is not None:
             row.append((_share(gpu["out_of_memory"]["value"]), repr(gpu["out_of_memory"]["value"])))
         rows.append(tuple(row))

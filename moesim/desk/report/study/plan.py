@@ -52,8 +52,8 @@ def page(content: Mapping[str, Any]) -> str:
             tiles=tuple(_tiles(content)),
             parts=tuple(parts),
             rests_on=(
-                f"A target is met if its one-sided bound is on the right side with {100 * content['confidence']:g} % confidence; "
-                "each target has that confidence, not all of them together.",
+                (f"A target is met if its one-sided bound is on the right side with {100 * content['confidence']:g} % confidence; "
+                "each target has that confidence, not all of them together."),
                 "A candidate that a bound rules out was not simulated: no run of it can beat the bound.",
                 "Candidates that cost more than the chosen plan were left out, unless all were asked for.",
             ),
@@ -87,7 +87,8 @@ def front(content: Mapping[str, Any]) -> Drawing | None:
     by_drops = len(costs) == 1 and len({value_in(one["metrics"], "drop_rate") for one in played}) > 1
     across = Metric(name="drop_rate", unit="") if by_drops else Metric(name=content["objective"], unit="", title=_objective(content))
     upward = Metric(name="step_time", unit="s")
-    points, names = [], {}
+    points = []
+    names: dict[str, tuple[float, float]] = {}
     for one in sorted(played, key=lambda one: one["name"] == content["chosen"]):  # the chosen one covers those that are like it
         time = one["metrics"]["step_time"]
         x = (value_in(one["metrics"], "drop_rate") or 0.0) if by_drops else one["objective"]
@@ -114,8 +115,8 @@ def front(content: Mapping[str, Any]) -> Drawing | None:
     return Drawing(
         name="front",
         title=f"Step time against {across.label}",
-        caption="● meets every target (the chosen one filled), ✕ misses one, ◇ would meet, but not with enough confidence. The dashed line is "
-        f"a target. Numbered points are beaten by none in cost, step time and drops at once, one of those that are alike: {told}.",
+        caption="● meets every target (the chosen one filled), ✕ misses one, ◇ would meet, but not with enough confidence. The dashed line "
+        f"is a target. Numbered points are beaten by none in cost, step time and drops at once, one of those that are alike: {told}.",
         alt=f"Scatter plot of {len(played)} simulated candidates. " + "; ".join(point.text for point in points[:20]) + ".",
         svg=scatter(points, "front", across=across, upward=upward, names=numbered, limits=limits),
         wide=True,
@@ -149,7 +150,9 @@ def targets(content: Mapping[str, Any]) -> Drawing | None:
 def binding(content: Mapping[str, Any]) -> Drawing | None:
     """Draw how many candidates each target and each bound rules out."""
     found = [(_target(content, said), count, style.ALERT) for said, count in content["binding"].items()]
-    found += [(f"by the {name}" if " " in name else f"target of {label(name)}", count, style.MUTED) for name, count in content["pruned"].items()]
+    found += [
+        (f"by the {name}" if " " in name else f"target of {label(name)}", count, style.MUTED) for name, count in content["pruned"].items()
+    ]
     if not found:
         return None
     counted = [Bar(name=name, pieces=((float(count), colour),), text=f"{name}: {count}") for name, count, colour in found]

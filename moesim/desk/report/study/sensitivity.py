@@ -43,8 +43,10 @@ def page(content: Mapping[str, Any]) -> str:
                 Part(name="all", title="Inputs", sheets=tuple(sheets), notes=("Headings sort.",)),
             ),
             rests_on=(
-                "Each input went to the ends of its range alone, the others staying where they are; what two of them do together shows only "
-                "in the shares of the variance, if there are any.",
+                (
+                    "Each input went to the ends of its range alone, the others staying where they are; what two do together shows only "
+                    "in the shares of the variance, if there are any."
+                ),
                 "A range says how unsure an input is. Where none was given it is a share of the value, and no statement about the world.",
             ),
             provenance=(("moesim", content["version"]),),

@@ -58,9 +58,9 @@ def page(content: Mapping[str, Any], scenario_text: str = "") -> str:
             tiles=tuple(_tiles(sweep)),
             parts=parts,
             rests_on=(
-                "Cells with the same routing and gate have the same tokens, so that differences between them are those of what was changed.",
-                "Intervals bound the mean over the steps of a cell at 95 %. Whether two cells differ by more than chance, compare says, "
-                "which takes differences step by step.",
+                "Cells with the same routing and gate have the same tokens, so differences between them are those of what was changed.",
+                ("Intervals bound the mean over the steps of a cell at 95 %. Whether two cells differ by more than chance, compare says, "
+                "which takes differences step by step."),
             ),
             provenance=(("moesim", str(content["version"])), ("scenario digest", str(content["scenario_digest"])),
                         ("axes", " · ".join(f"{axis}: {_listed([word(value) for value in sweep.values(axis)])}" for axis in sweep.axes))),
@@ -111,8 +111,10 @@ def _subtitle(sweep: Sweep) -> Iterable[str]:
     short_of = short_names(sweep.axes)
     for axis in sweep.axes:
         values = [word(value) for value in sweep.values(axis)]
-        yield f"{short_of[axis]} {values[0]} … {values[-1]}" if len(values) > 3 and axis in sweep.numeric() else (
-            f"{short_of[axis]} {_listed(values)}"
+        yield (
+            f"{short_of[axis]} {values[0]} … {values[-1]}"
+            if len(values) > 3 and axis in sweep.numeric()
+            else (f"{short_of[axis]} {_listed(values)}")
         )
 
 
@@ -166,8 +168,8 @@ def front(sweep: Sweep) -> Drawing | None:
         value = cell.metrics[PARETO[0]]
         said = f"{cell.name}: {y_axis.label} {y_axis.text(value.value)}, {x_axis.label} {x_axis.text(_value(cell, against))}"
         points.append(
-            Point(x=_value(cell, against) or 0.0, y=value.value or 0.0, low=value.low, high=value.high, text=said, filled=cell.name in names,
-                  colour=style.ACCENT if cell.name in names else style.MUTED)
+            Point(x=_value(cell, against) or 0.0, y=value.value or 0.0, low=value.low, high=value.high, text=said,
+                  filled=cell.name in names, colour=style.ACCENT if cell.name in names else style.MUTED)
         )  # fmt: skip
     corners = sorted({(_value(cell, against) or 0.0, _value(cell, PARETO[0]) or 0.0) for cell in best})
     labels = {cell.name: (_value(cell, against) or 0.0, _value(cell, PARETO[0]) or 0.0) for cell in best[:NAMED]}
@@ -176,7 +178,9 @@ def front(sweep: Sweep) -> Drawing | None:
         title=f"{capital(y_axis.label)} against {x_axis.label}",
         caption="Filled points are cells that no other beats in both; the dotted line joins them. Bars are intervals of 95 % over steps.",
         alt=f"Scatter plot of {len(known)} cells. Beaten by none in both: "
-        + "; ".join(f"{cell.name}, {x_axis.label} {_shown(cell, against)}, {y_axis.label} {_shown(cell, PARETO[0])}" for cell in best[:NAMED])
+        + "; ".join(
+            f"{cell.name}, {x_axis.label} {_shown(cell, against)}, {y_axis.label} {_shown(cell, PARETO[0])}" for cell in best[:NAMED]
+        )
         + ".",
         svg=scatter(points, "front", across=x_axis, upward=y_axis, front=corners, names=labels),
         wide=True,
@@ -267,7 +271,9 @@ def cells(sweep: Sweep) -> Sheet:
     numeric = {axis: all(is_number(value) for value in sweep.values(axis)) for axis in sweep.axes}
     meaning = definitions(next((cell.metrics for cell in sweep.done), {}))
     columns = [(short_of[axis], axis, numeric[axis]) for axis in sweep.axes]
-    columns += [(label(name), meaning.get(name, ""), True) for name in shown] + [("note", "front: beaten by none in step time and drop rate at once", False)]
+    columns += [(label(name), meaning.get(name, ""), True) for name in shown] + [
+        ("note", "front: beaten by none in step time and drop rate at once", False)
+    ]
     rows = []
     for cell in sweep.answers[:MOST]:
         places = [(word(cell.axes.get(axis, ABSENT)), _key(cell, axis) if numeric[axis] else "") for axis in sweep.axes]
@@ -289,7 +295,13 @@ def _every_metric(sweep: Sweep) -> Sheet:
                 of = (value.value, name, value.unit)
                 rows.append((text(cell.name), text(label(name)), number(*of), text(interval(value)), text(value.basis)))
     complete = len(rows) and rows[-1][0][0] == sweep.done[-1].name
-    columns = (("cell", "", False), ("metric", "", False), ("value", "", True), ("interval", "95 % over steps", False), ("basis", "", False))
+    columns = (
+        ("cell", "", False),
+        ("metric", "", False),
+        ("value", "", True),
+        ("interval", "95 % over steps", False),
+        ("basis", "", False),
+    )
     note = "" if complete else "The first cells; all are in cells.csv."
     return Sheet(name="metrics", title="Every metric of every cell", note=note, columns=columns, rows=tuple(rows))
 

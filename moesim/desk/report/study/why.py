@@ -62,10 +62,14 @@ def page(content: Mapping[str, Any]) -> str:
                 Part(name="numbers", title="Numbers", sheets=(_what_ifs(content),), folded=(_waits(content), _path(content))),
             ),
             rests_on=(
-                "The critical path is followed backwards from the task that ended last; its parts add up to the step. Where links are shared it "
-                "says where the step was, and not how much shorter it would be otherwise.",
-                "What a change is worth was simulated: the same tokens, the same policy, one thing different. A gain can be smaller than the "
-                "share of the path, because the next thing takes its place.",
+                (
+                    "The critical path is followed backwards from the task that ended last; its parts add up to the step. "
+                    "Where links are shared it says where the step was, and not how much shorter it would be otherwise."
+                ),
+                (
+                    "What a change is worth was simulated: the same tokens, the same policy, one thing different. "
+                    "A gain can be smaller than the share of the path, because the next thing takes its place."
+                ),
             ),
             provenance=(("seed", str(content["seed"])), ("steps", str(content["steps"]))),
         )
@@ -126,7 +130,9 @@ def _what_ifs(content: Mapping[str, Any]) -> Sheet:
         values = [(show(one[key], "s") if known else "", repr(one[key]) if known else "") for key in ("step_time", "gain")]
         share = (show(one["gain_share"], "", share=True), repr(one["gain_share"])) if known else ("", "")
         rows.append((text(one["name"]), *values, share, text(one["sentence"] if known else f"not possible here: {one['error']}")))
-    return Sheet(name="changes", title="What each change is worth", note="The same steps, simulated again.", columns=columns, rows=tuple(rows))
+    return Sheet(
+        name="changes", title="What each change is worth", note="The same steps, simulated again.", columns=columns, rows=tuple(rows)
+    )
 
 
 def _waits(content: Mapping[str, Any]) -> Sheet:

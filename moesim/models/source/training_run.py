@@ -1,0 +1,162 @@
+"""One run of the source ``training``: every layer's router, as far as it has come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.facts.arrays import Floats, Ints
+from moesim.facts.contracts import Choose, Learn, Limit
+from moesim.facts.routing import LayerRouting, Routing
+from moesim.facts.scenario import Setting
+from moesim.models.router.coefficients import at_step
+from moesim.models.router.dynamics import RouterState, Tokens, advance
+from moesim.models.router.law import Law
+from moesim.models.source.on_demand import LayersOnDemand
+
+if TYPE_CHECKING:
+    from moesim.models.source.training import Training
+
+
+class Run:
+    """It remembers how far every layer has come, and starts a layer again if an earlier step is asked for."""
+
+    def __init__(self, source: Training, law: Law, setting: Setting) -> None:
+        self._source, self._law, self._setting = source, law, setting
+        self._token_start = np.arange(setting.gpus + 1, dtype=np.int64) * setting.workload.tokens_per_gpu
+        self._layers: dict[int, _Layer] = {}
+        self._sequence = _sequences(source, setting)
+        self._tokens: tuple[int, Tokens] | None = None
+        model = setting.model
+        fitted = law.fitted_at == (model.experts, model.top_k)
+        self._basis = "fitted" if fitted else "assumed"
+        self._notes = () if fitted or law.fitted_at is None else (_stretched(source.preset, law.fitted_at, setting),)
+
+    def draw(self, step: int) -> Routing:
+        """Return the routing of one simulated step."""
+        trained = self._source.first + step * self._source.stride
+
+        def layer(index: int) -> LayerRouting:
+            known = self._layers.get(index)
+            if known is None or known.reached > trained:
+                known = self._layers[index] = _Layer(self._source, self._law, self._setting, index, self._token_start)
+            while known.reached < trained:
+                known.learn(self.tokens(known.reached))
+            routing = known.choose(self.tokens(trained))
+            return routing if self._source.scores else _without_scores(routing)
+
+        layers = LayersOnDemand(layer, len(self._setting.model.moe_layers))
+        return Routing(layers=layers, basis=self._basis, notes=self._notes)
+
+    def tokens(self, step: int) -> Tokens:
+        """Return what the tokens of a training step are."""
+        if self._tokens is None or self._tokens[0] != step:
+            domain = _domains(self._source, self._setting, step)
+            kind = None
+            if self._law.has_kinds:
+                frequency = 1.0 / np.arange(1, self._law.kinds + 1)
+                draws = self._setting.rng("source", "training", "kinds", step).random(len(domain))
+                kind = domain * self._law.kinds + np.searchsorted(np.cumsum(frequency / frequency.sum())[:-1], draws, side="right")
+            self._tokens = (step, Tokens(domain=domain, sequence=self._sequence, kind=kind))
+        return self._tokens[1]
+
+
+class _Layer:
+    """The router of one layer and its gate."""
+
+    def __init__(self, source: Training, law: Law, setting: Setting, index: int, token_start: Ints) -> None:
+        self._source, self._law, self._setting, self._index, self._token_start = source, law, setting, index, token_start
+        experts = setting.model.experts
+        rng = setting.rng("source", "training", "start", index)
+        self.state = RouterState(
+            offsets=law.experts_start * rng.standard_normal(experts),
+            domains=law.domain_start * rng.standard_normal((source.domains, experts)),
+        )
+        if law.has_kinds:
+            rows = source.domains * law.kinds
+            self.state.kinds = setting.rng("source", "training", "taste", index).standard_normal((rows, experts), dtype=np.float32)
+        self._gate: Choose = source.gate.begin(setting)
+        self._plain = source.gate.kind == "topk"
+        self._limit: Limit = source.capacity.begin(setting)
+        sequence = _sequences(source, setting)
+        blocks = {"batch": np.zeros_like(sequence), "micro_batch": np.arange(sequence.size) // setting.workload.tokens_per_gpu}
+        self._group = blocks.get(source.scope, sequence)
+        self._sequences = int(sequence[-1]) + 1
+        self._chosen: tuple[int, LayerRouting] | None = None
+        self.reached = 0
+
+    def choose(self, tokens: Tokens) -> LayerRouting:
+        """Return the routing of the step that the layer has reached."""
+        step, law = self.reached, self._law
+        if self._chosen is None or self._chosen[0] != step:
+            experts = self._setting.model.experts
+            rng = self._setting.rng("source", "training", "tokens", step, self._index)
+            noise = rng.standard_normal((len(tokens.domain), experts), dtype=np.float32)
+            topics = rng.standard_normal((self._sequences, experts), dtype=np.float32) if law.sequence_share else None
+            scores = self.state.logits(tokens, noise, topics, spread=law.spread(step), law=law)
+            none = np.zeros((len(self._token_start) - 1, experts), dtype=np.int64)
+            scored = LayerRouting(experts=experts, token_start=self._token_start, counts=none, scores=scores)
+            frozen_at = self._source.freeze_gate_at
+            gate_step = step if frozen_at is None else min(step, frozen_at)
+            self._chosen = (step, self._gate(scored, step=gate_step, moe_layer=self._index))
+        return self._chosen[1]
+
+    def learn(self, tokens: Tokens) -> None:
+        """Go on to the next step."""
+        source, step, index = self._source, self.reached, self._index
+        chosen = self.choose(tokens)
+        kept = self._limit(chosen, step=step, moe_layer=index)
+        if isinstance(self._gate, Learn):
+            self._gate.learn(kept, step=step, moe_layer=index)
+        model = self._setting.model
+        advance(
+            self.state,
+            self._law,
+            logits=np.asarray(chosen.need_scores("a router that trains")),
+            domain=tokens.domain,
+            chosen=np.asarray(chosen.need_ids("a router that trains"), dtype=np.int64),
+            counted=kept.routing.counts.sum(axis=0),
+            group=self._group,
+            top_k=model.top_k,
+            balance=at_step(source.auxiliary, step),
+            z=at_step(source.z, step),
+            scoring=getattr(source.gate, "scoring", "softmax"),
+            walk=self._setting.rng("source", "training", "walk", step, index).standard_normal((1 + source.domains, model.experts)),
+            pace=self._law.pace(step, index, len(model.moe_layers)),
+            plain=self._plain,
+        )
+        self.reached += 1
+
+
+def _sequences(source: Training, setting: Setting) -> Ints:
+    """Return int[T], the sequence of each token; the tokens of a GPU are cut into sequences, of which the last may be shorter."""
+    per_gpu = setting.workload.tokens_per_gpu
+    token = np.arange(setting.gpus * per_gpu)
+    return np.asarray(token // per_gpu * -(-per_gpu // source.sequence_length) + token % per_gpu // source.sequence_length)
+
+
+def _domains(source: Training, setting: Setting, step: int) -> Ints:
+    """Return int[T]: at the start of each sequence, and wherever a token does not stick, a new domain is drawn from the mixture."""
+    mixture: Floats = np.ones(source.domains) if source.mixture is None else np.array(source.mixture)
+    if source.shift is not None and step >= source.shift.at:
+        mixture = np.array(source.shift.mixture)
+    per_gpu, gpus = setting.workload.tokens_per_gpu, setting.gpus
+    rng = setting.rng("source", "training", "domains", step)
+    drawn = rng.choice(source.domains, size=gpus * per_gpu, p=mixture / mixture.sum())
+    fresh = rng.random(gpus * per_gpu) >= source.stickiness
+    fresh |= np.arange(gpus * per_gpu) % per_gpu % source.sequence_length == 0
+    last: NDArray[np.int64] = np.maximum.accumulate(np.where(fresh, np.arange(fresh.size), 0))
+    return np.asarray(drawn[last], dtype=np.int64)
+
+
+def _without_scores(layer: LayerRouting) -> LayerRouting:
+    return LayerRouting(experts=layer.experts, token_start=layer.token_start, counts=layer.counts, ids=layer.ids, weights=layer.weights)
+
+
+def _stretched(preset: str, fitted_at: tuple[int, int], setting: Setting) -> str:
+    return (
+        f"assumed, not fitted: the preset {preset} of the source training was fitted at {fitted_at[0]} experts, top {fitted_at[1]}, but "
+        f"{setting.model.name} has {setting.model.experts}, top {setting.model.top_k}"
+    )
