@@ -59,9 +59,8 @@ def chain_of(program: Program, load: StepLoad, *, ranks: int, gpus: int) -> Chai
         G.
     """
     works = tuple(task.work for task in program.tasks)
-    if ranks == 1 or not can_compile() or may_overlap(program) or any(
-        work.phase in COMMUNICATES and work.phase not in COLLECTIVES for work in works
-    ):
+    others = any(work.phase in COMMUNICATES and work.phase not in COLLECTIVES for work in works)
+    if ranks == 1 or program.stages > 1 or others or may_overlap(program) or not can_compile():
         return None
     exchanges = {index: load.part(work).exchange[work.direction] for index, work in enumerate(works) if work.phase in COLLECTIVES}
     stages = [(index, stage) for index, exchange in exchanges.items() for stage in _stages(exchange, works[index].phase)]

@@ -64,9 +64,11 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
         cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed, read_trace=read,
         training=scenario.training,
     )  # fmt: skip
-    whole, setting = setting, checking.attempt("parallel.pp", stage_setting, setting)
-    if setting is None:
+    checking.whole = setting
+    stage = checking.attempt("parallel.pp", stage_setting, setting)
+    if stage is None:
         return checking.problems
+    setting = stage
     source_path = "routing.trace" if hasattr(scenario.routing, "trace") else "routing"
     checking.attempt(source_path, scenario.routing.begin, setting)
     setting = replace(setting, read_trace=read_trace)
@@ -77,7 +79,6 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
         directions = sorted({task.work.direction for task in program.tasks if task.work.direction != RECOMPUTE})
         checking.carry = lambda assignment: [carry(assignment, direction=direction) for direction in directions]
     known = min((trace.fidelity for trace in traces), default=None)
-    checking.whole = whole
     checking.policies(scenario, setting, known)
     return checking.problems
 
@@ -233,9 +234,7 @@ class _Checking:
         if self.laid is None or self.whole is None:
             return
         setting, gpu = self.whole, self.whole.cluster.gpu
-        needed = [
-            stage_weight_bytes(setting, layers_of_stage(self.laid, stage), slots, least=True) for stage in range(self.laid.stages)
-        ]
+        needed = [stage_weight_bytes(setting, layers_of_stage(self.laid, stage), slots, least=True) for stage in range(self.laid.stages)]
         worst = int(np.argmax(needed))
         if needed[worst] > gpu.memory:
             self.say(
@@ -258,7 +257,9 @@ def degrees(parallel: Parallel, cluster: Cluster) -> list[Problem]:
             message = f"{name} = {size} does not divide {whose} into equal groups; choose one of {_divisors(stage)}"
             found.append(Problem(path=f"parallel.{name}", message=message))
     if cluster.shares_cores and parallel.pp * parallel.tp > 1:
-        found.append(Problem(path="parallel", message="ranks that share cores have no stages and no tensor parallelism here: use pp and tp 1"))
+        found.append(
+            Problem(path="parallel", message="ranks that share cores have no stages and no tensor parallelism here: use pp and tp 1")
+        )
     return found
 
 

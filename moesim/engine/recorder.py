@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.engine.collective import Collective
 from moesim.engine.group_call import GroupCall
@@ -196,8 +197,16 @@ def _arrays(names: Sequence[tuple[str, type]], rows: list[tuple[object, ...]]) -
     return {name: np.array(values, dtype=dtype) for (name, dtype), values in zip(names, columns, strict=True)}
 
 
+def _narrow(words: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Return words in an array as wide as the longest of them."""
+    longest = int(np.char.str_len(words).max(initial=0))
+    return words.astype(f"<U{max(longest, 1)}", copy=False)
+
+
 def _table(names: Sequence[tuple[str, type]], parts: list[dict[str, np.ndarray]]) -> Table:
     units = {name: "s" if name.endswith("_s") else "B" for name, _ in names if name.endswith(("_s", "bytes"))}
     if len(parts) > 1:
         parts[:] = [{name: np.concatenate([part[name] for part in parts]) for name, _ in names}]  # once, however often somebody asks
+    for part in parts:
+        part.update({name: _narrow(part[name]) for name, dtype in names if dtype is np.str_})
     return Table(columns=dict(parts[0]) if parts else {name: np.array((), dtype=dtype) for name, dtype in names}, units=units)

@@ -98,7 +98,9 @@ def simulate(
         sequence_length=2 * scenario.workload.context,  # a token attends to half of its sequence on average
         ranks=scenario.parallel.ep,
     )
-    tally = Tally(cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing, losses=losses, stages=program.stages)
+    tally = Tally(
+        cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing, losses=losses, stages=program.stages
+    )
     notes: list[str] = []
     barrier = False
     bases = {"compute": compute_basis, "network": cluster.basis, "routing": "exact", "accounting": "assumed"}

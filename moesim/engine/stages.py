@@ -66,7 +66,9 @@ class _Placing:
 
     def _exchange(self, exchange: Exchange, stage: int) -> Exchange:
         def traffic(one: Traffic) -> Traffic:
-            return Traffic(bytes=self._square(one.bytes, stage), copies=self._square(one.copies, stage), padding=self._square(one.padding, stage))
+            return Traffic(
+                bytes=self._square(one.bytes, stage), copies=self._square(one.copies, stage), padding=self._square(one.padding, stage)
+            )
 
         return dataclasses.replace(
             exchange,

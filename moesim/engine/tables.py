@@ -20,7 +20,7 @@ from moesim.facts.program import COLLECTIVES, GRADIENTS, OPTIMISER, PIPELINE, RE
 from moesim.facts.record import Table
 from moesim.facts.scenario import Setting
 from moesim.models.memory import expert_bytes, peak_memory, weight_bytes
-from moesim.models.parallel_memory import layers_of_stage, spread_or_recomputed, stage_activation_bytes, stage_weight_bytes
+from moesim.models.parallel_memory import held_by, spread_or_recomputed
 from moesim.models.stages import stage_of_layers
 
 PHASES = ("attention", "dense", "gate", "shared", "experts")
@@ -202,9 +202,7 @@ def _ranks_of_stages(tally: Tally, numbers: NDArray[np.int64], gpus: int, progra
     )
 
 
-def _gpus(
-    tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: Setting, placement: Placement, program: Program
-) -> Table:
+def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: Setting, placement: Placement, program: Program) -> Table:
     gpus = setting.gpus
     rows = np.concatenate(tally.rank_rows["rows"]).reshape(len(marks), -1, gpus)
     step_time = np.array([mark.end - mark.start for mark in marks])
@@ -241,13 +239,8 @@ def _gpus(
 
 def _spread(setting: Setting, program: Program, slots: Ints, rows: Ints, tokens: Ints) -> tuple[Floats, list[float]]:
     """Return float[G] bytes of weights, and the peak of each GPU, where its stage and what it keeps matter."""
-    weights, peak = np.zeros(setting.gpus), []
-    of_stage = setting.gpus // program.stages
-    for gpu in range(setting.gpus):
-        stage = gpu // of_stage
-        weights[gpu] = stage_weight_bytes(setting, layers_of_stage(program, stage), int(slots[gpu]))
-        peak.append(float(weights[gpu] + stage_activation_bytes(setting, program, stage, rows[:, :, gpu], tokens[:, gpu]).max()))
-    return weights, peak
+    held = [held_by(setting, program, gpu, int(slots[gpu]), rows[:, :, gpu], tokens[:, gpu]) for gpu in range(setting.gpus)]
+    return np.array([weights for weights, _ in held]), [weights + float(activations.max()) for weights, activations in held]
 
 
 def _guests(tally: Tally, setting: Setting) -> Floats:

@@ -159,3 +159,23 @@ def stage_activation_bytes(setting: Setting, program: Program, stage: int, rows:
 def layers_of_stage(program: Program, stage: int) -> list[int]:
     """Return the layers that a stage runs."""
     return sorted({task.work.layer for task in program.tasks if task.stage == stage and task.work.phase == "attention"})
+
+
+def held_by(setting: Setting, program: Program, gpu: int, slots: int, rows: ArrayLike, tokens: ArrayLike) -> tuple[float, Floats]:
+    """Return the bytes of weights and float[steps] bytes of activations of one GPU.
+
+    Parameters
+    ----------
+    setting : Setting
+        All GPUs.
+    program : Program
+    gpu, slots : int
+        The GPU, and the physical experts of each MoE layer that it holds.
+    rows : int[steps, L]
+        Rows that it computes in each MoE layer of the model.
+    tokens : int[steps]
+        Tokens that start on it.
+    """
+    stage = gpu // (setting.gpus // program.stages)
+    weights = stage_weight_bytes(setting, layers_of_stage(program, stage), slots)
+    return weights, stage_activation_bytes(setting, program, stage, rows, tokens)

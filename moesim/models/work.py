@@ -56,7 +56,8 @@ def dense_work(
     Parameters
     ----------
     phase : str
-        ``attention``, ``attention_core`` (its scores and values alone), ``dense`` (the feed-forward block of a dense layer), ``gate`` or ``shared`` (all shared experts).
+        ``attention``, ``attention_core`` (its scores and values alone), ``dense`` (the feed-forward block of a dense layer), ``gate`` or
+        ``shared`` (all shared experts).
     model : MoeModel
         Its shape.
     tokens : int[G]
@@ -157,8 +158,8 @@ def attention_work(model: MoeModel, tokens: Floats, context: int, direction: str
 def attention_core_work(model: MoeModel, tokens: Floats, context: int) -> Work:
     """Return the work of scores and values of one layer, forward: what selective recomputation of attention does once more.
 
-    Counted as in :func:`attention_work`: ``4 * context * heads * score_width`` flops per token; queries in and results out, and the keys and
-    values of the context once per block of queries.
+    Counted as in :func:`attention_work`: ``4 * context * heads * score_width`` flops per token; queries in and results out, and keys
+    and values of the context once per block of queries.
     """
     block = model.attention
     width = block.heads * block.score_width

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
+from moesim.base.errors import UsageError
 from moesim.engine.rows import Rows
 from moesim.facts.arrays import Floats
 from moesim.facts.model import DTYPE_BYTES
-from moesim.facts.scenario import Scenario
+from moesim.facts.scenario import Scenario, Setting
+from moesim.facts.trace import Trace
 from moesim.models.memory import activation_bytes, expert_bytes, weight_bytes
+from moesim.models.parallel_memory import held_by, spread_or_recomputed
+from moesim.models.schedule.whole import step_program
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
@@ -114,12 +118,22 @@ def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -
     # A row comes in and its result goes out, in the dtype of activations.
     of_row = 2.0 * model.dispatch_width * DTYPE_BYTES[model.activation_dtype]
     guests = rows.guests.max(axis=1) * expert_bytes(model, workload.phase, optimiser=False)
+    setting = Setting(
+        cluster=scenario.cluster.build(), model=model, parallel=scenario.parallel, workload=workload, seed=scenario.seed,
+        read_trace=_no_trace, training=scenario.training,
+    )  # fmt: skip
+    laid = None
+    if spread_or_recomputed(setting):
+        laid = step_program(scenario.schedule, model, workload, parallel=scenario.parallel, training=scenario.training)
     gpus = []
     totals = np.zeros(held.shape)
     fresh = rows.fresh
     for gpu, slots in enumerate(rows.slots):
-        weights = weight_bytes(model, int(slots), workload.phase)
-        activations = activation_bytes(model, workload, held[:, gpu], tokens=rows.tokens[:, gpu])
+        if laid is None:
+            weights = weight_bytes(model, int(slots), workload.phase)
+            activations = activation_bytes(model, workload, held[:, gpu], tokens=rows.tokens[:, gpu])
+        else:
+            weights, activations = held_by(setting, laid, gpu, int(slots), received[:, :, gpu], rows.tokens[:, gpu])
         totals[:, gpu] = weights + activations + guests[:, gpu]
         gpus.append(
             GpuMemory(
@@ -137,9 +151,13 @@ def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -
         gpus=tuple(gpus),
         any_gpu=spread(worst),
         buffer_rows=spread(fullest.max(axis=1)),
-        mean_rows=float(received.mean()),
+        mean_rows=float(received.mean()) * scenario.parallel.pp,
         out_of_memory=None if limit is None else chance(int((worst[fresh] > limit).sum()), int(fresh.sum())),
         limit=limit,
         steps=len(received),
         independent=int(fresh.sum()),
     )
+
+
+def _no_trace(path: str) -> Trace:
+    raise UsageError(f"what arrived is known already, and {path} is not read again")

@@ -102,6 +102,8 @@ def bounds_of(scenario: Scenario, read_trace: Callable[..., Trace], *, drop_rate
     *Port bound*: the same with exchanges that last as long as the mean GPU's rows take over all first (or last) links of a GPU together. A
     token whose k experts are on ranks of at most s experts leaves for at least k / s - 1 ranks.
     """
+    if scenario.parallel.pp > 1 or scenario.parallel.tp > 1 or scenario.training is not None:
+        return ()  # stages, shares of layers and what is recomputed have no bounds here: runs decide
     cluster = scenario.cluster.build()
     setting = Setting(
         cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed,

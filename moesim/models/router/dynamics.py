@@ -35,13 +35,14 @@ class Tokens:
 
 @dataclass(slots=True, kw_only=True)
 class RouterState:
-    """The offsets of one layer: float[E] of every token, float[D, E] of the tokens of each domain beside; float32[D J, E] of kinds.
+    """The offsets of one layer: float[E] of every token, float[D, E] of the tokens of each domain beside.
 
-    ``kinds`` are in units of their standard deviation and stay; None where tokens have no kinds.
+    ``driven`` float[E] and ``kinds`` float32[D J, E] are in units of their standard deviations and stay; None where there are none.
     """
 
     offsets: Floats
     domains: Floats
+    driven: Floats | None = None
     kinds: Singles | None = None
 
     def logits(self, tokens: Tokens, noise: Singles, topics: Singles | None, *, spread: float, law: Law) -> Singles:
@@ -158,11 +159,11 @@ def advance(
         Whether the gate chose the top-k of the logits, so that the loss counts the same.
     """
     counts, by_domain = _counts(chosen, domain, len(state.domains), logits.shape[1])
-    mean = counted.mean()
-    push = pace * law.feedback * (counted / mean - 1.0) if mean else np.zeros(len(counted))
-    all_over = counts / max(counts.mean(), 1e-300)
-    own = by_domain / np.maximum(by_domain.mean(axis=1, keepdims=True), 1e-300)
-    local = np.where(by_domain.sum(axis=1, keepdims=True) > 0, pace * law.domain_feedback * (own - all_over), 0.0)
+    push = pace * law.feedback * advantage(counted)
+    if state.driven is not None:
+        push += pace * law.drive * state.driven
+    local = pace * law.domain_feedback * (advantage(by_domain) - advantage(counts))
+    local[by_domain.sum(axis=1) == 0] = 0.0
     if balance or z:
         slope = _slope(logits, chosen if plain else None, domain, len(state.domains), group, top_k, balance, z, scoring)
         # All of a domain's gradients move its own offsets; together they move those of the layer.
@@ -170,6 +171,16 @@ def advance(
         local -= _limited(law.gain * slope, law.limit)
     state.offsets = state.offsets * (1.0 - law.decay) + push + law.drift * walk[0]
     state.domains = state.domains * (1.0 - law.decay) + local + law.domain_drift * walk[1:]
+
+
+def advantage(counts: Ints) -> Floats:
+    """Return float[..., E], 2 (x - 1) / (x + 1) of loads int[..., E] that are x times their mean; 0 without load.
+
+    It is x - 1 near balance, -2 for an expert without tokens and never more than 2: what an expert learns from its tokens has diminishing
+    returns, and optimisers divide gradients by their size.
+    """
+    mean = counts.mean(axis=-1, keepdims=True)
+    return np.asarray(np.divide(2.0 * (counts - mean), counts + mean, out=np.zeros(counts.shape), where=counts + mean > 0))
 
 
 def _limited(change: Floats, limit: float | None) -> Floats:

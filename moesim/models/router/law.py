@@ -26,14 +26,18 @@ class Law:
     sequence_share : float
         The share that all tokens of a sequence have in common: neighbours are about one thing.
     feedback : float
-        An expert that gets x times the mean load gains ``feedback (x - 1)``: it sees more tokens, learns more, and is chosen more.
+        An expert that gets x times the mean load gains ``feedback`` times 2 (x - 1) / (x + 1): it sees more tokens, learns more, and is
+        chosen more.
     domain_feedback : float
         The same for the tokens of one domain, beyond what all domains have in common.
+    drive : float
+        Standard deviation of a push that an expert has from the start and for good, whatever its load: what tokens have in common grows
+        while a model is young, and favours some experts. It fades like feedback.
     fading : float or None
         Steps after which feedback has fallen to half, as 1 / (1 + step / fading): the first tokens teach an expert most. None: it never
         falls.
     depth : float
-        How much faster feedback is in the last layer than in the first; in equal ratios between. Tokens have more in common in deep layers
+        How much faster feedback and drive are in the last layer than in the first; in equal ratios between. Tokens have more in common in deep layers
         of a young model, and what they have in common moves offsets.
     gain : float
         A gradient of a loss with respect to the offset of an expert moves it by ``-gain`` times the gradient.
@@ -58,6 +62,7 @@ class Law:
     sequence_share: float = 0.0
     feedback: float = 2e-3
     domain_feedback: float = 1e-3
+    drive: float = 0.0
     fading: float | None = None
     depth: float = 1.0
     gain: float = 1.0

@@ -87,4 +87,3 @@ def check_tensor(model: MoeModel, parallel: Parallel, phase: str) -> None:
             raise PluginError(f"tp = {parallel.tp} does not divide the model's {name} = {value}: choose a tp that divides it")
     if parallel.tensor == "replicated" and phase == "training":
         raise PluginError("tensor: replicated has no backward pass here: write parallel.tensor: sequence for training")
-

@@ -108,7 +108,9 @@ def check_training(training: Training, schedule: object, phase: str) -> None:
     """
     kind = getattr(schedule, "kind", type(schedule).__name__)
     if phase != "training":
-        raise PluginError(f"a section training needs a backward pass, and workload.phase is {phase}: leave it out, or write phase: training")
+        raise PluginError(
+            f"a section training needs a backward pass, and workload.phase is {phase}: leave it out, or write phase: training"
+        )
     if training.sharding == "data_parallel":
         if not isinstance(schedule, GradientCalls):
             raise PluginError(

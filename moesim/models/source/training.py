@@ -87,7 +87,7 @@ class Training:
         Tokens of a sequence.
     shift : section or null
         A change of the mixture.
-    scale, growth, experts_start, domain_start, kinds, kind_share, sequence_share, feedback, domain_feedback, fading, depth, gain, limit, decay, drift, \
+    scale, growth, experts_start, domain_start, kinds, kind_share, sequence_share, feedback, domain_feedback, drive, fading, depth, gain, limit, decay, drift, \
 domain_drift : number or null
         How the router starts and how fast it changes, in logits and training steps; see :class:`moesim.models.router.law.Law`.
     scores : bool
@@ -123,6 +123,7 @@ domain_drift : number or null
     sequence_share: Annotated[float, Number(0.0, 1.0)] | None = None
     feedback: NotNegative | None = None
     domain_feedback: NotNegative | None = None
+    drive: NotNegative | None = None
     fading: Positive | None = None
     depth: Positive | None = None
     gain: NotNegative | None = None

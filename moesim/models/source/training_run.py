@@ -73,6 +73,7 @@ class _Layer:
         self.state = RouterState(
             offsets=law.experts_start * rng.standard_normal(experts),
             domains=law.domain_start * rng.standard_normal((source.domains, experts)),
+            driven=rng.standard_normal(experts),
         )
         if law.has_kinds:
             rows = source.domains * law.kinds
