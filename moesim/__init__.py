@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesim.desk.python.compare import compare
+    from moesim.desk.python.plan import plan, sensitivity
+    from moesim.desk.python.sweep import sweep
+    from moesim.desk.python.why import memory, why
     from moesim.desk.result_files import load, save
     from moesim.desk.scenario_file import load_scenario
     from moesim.engine.simulate import simulate
@@ -17,13 +21,32 @@ if TYPE_CHECKING:
     from moesim.facts.scenario import Scenario
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "load_scenario", "run", "save", "simulate"]
+__all__ = [
+    "__version__",
+    "compare",
+    "load",
+    "load_scenario",
+    "memory",
+    "plan",
+    "run",
+    "save",
+    "sensitivity",
+    "simulate",
+    "sweep",
+    "why",
+]
 
 _PLACES = {
+    "compare": "moesim.desk.python.compare",
     "load": "moesim.desk.result_files",
     "load_scenario": "moesim.desk.scenario_file",
+    "memory": "moesim.desk.python.why",
+    "plan": "moesim.desk.python.plan",
     "save": "moesim.desk.result_files",
+    "sensitivity": "moesim.desk.python.plan",
     "simulate": "moesim.engine.simulate",
+    "sweep": "moesim.desk.python.sweep",
+    "why": "moesim.desk.python.why",
 }
 
 

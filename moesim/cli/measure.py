@@ -204,8 +204,8 @@ def show(file: str, form: str) -> None:
     """Print the measurement in FILE, made on this machine or another."""
     from pathlib import Path
 
+    from moesim.desk.training_record import is_recording, read_recording
     from moesim.lab.files import read_measurement
-    from moesim.lab.training_record import is_recording, read_recording
 
     if is_recording(Path(file)):
         click.echo(printed([read_recording(Path(file))], form), nl=False)

@@ -49,7 +49,9 @@ STANDARD = ("none", "aux=0.001", "aux=0.01", "aux=0.1", "bias=0.001", "aux=0.01+
 @click.option("--top-k", type=click.IntRange(1, 64), default=2, show_default=True, help="Experts of a token.")
 @click.option("--hidden", type=click.IntRange(8, 4096), default=64, show_default=True, help="Hidden size, and width of an expert.")
 @click.option("--sequences", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of a step, 64 bytes each.")
-@click.option("--sources", type=click.IntRange(1, 1024), default=4, show_default=True, help="Ranks that the sequences are thought to lie on.")
+@click.option(
+    "--sources", type=click.IntRange(1, 1024), default=4, show_default=True, help="Ranks that the sequences are thought to lie on."
+)
 @click.option("--rate", type=click.FloatRange(1e-6, 1.0), default=2e-3, show_default=True, help="Learning rate of AdamW.")
 @click.option("--every", type=click.IntRange(1, 1000), default=1, show_default=True, help="Steps between recorded counts.")
 @click.option("--text", "texts", multiple=True, metavar="NAME=PATH", help="A domain of your own: a file, or a folder of files. Repeat it.")
@@ -133,7 +135,7 @@ def _texts(given: Sequence[str]) -> dict[str, str]:
 
 def printed(found: Sequence[dict[str, Any]], form: str) -> str:
     """Return the table of recordings in a format."""
-    from moesim.lab.training_record import as_csv, shown
+    from moesim.desk.training_record import as_csv, shown
 
     if form == "json":
         from moesim.desk.summary import to_json
@@ -151,7 +153,13 @@ def _progress(plan: Plan, *, quiet: bool) -> Iterator[Callable[[int, float], Non
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(f"{plan.strategy.name}, seed {plan.seed}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn())
+    columns = (
+        TextColumn(f"{plan.strategy.name}, seed {plan.seed}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=plan.steps)
         yield lambda done, _: bar.update(task, completed=done)

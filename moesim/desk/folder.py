@@ -14,6 +14,19 @@ from moesim.base.errors import ResultError, UsageError
 MARKS = ("meta.json", "summary.json", "network.json", "validation.json", "plan.json", "sensitivity.json", "why.json", "memory.json")
 """A folder that holds one of these was written by moesim."""
 
+OWNERS = {
+    "steps.csv": "run",
+    "cells": "sweep",
+    "comparison.json": "compare",
+    "plan.json": "plan",
+    "sensitivity.json": "sensitivity",
+    "network.json": "network",
+    "validation.json": "validate",
+    "why.json": "why",
+    "memory.json": "memory",
+}
+"""What only one command writes, and which command that is."""
+
 _HINTS = {
     errno.ENOSPC: "; free some space or choose another folder with -o",
     errno.EDQUOT: "; free some space or choose another folder with -o",
@@ -126,9 +139,13 @@ def protect(folder: Path, names: frozenset[str]) -> None:
     Raises
     ------
     UsageError
-        If files of those names are there but nothing shows that moesim wrote them.
+        If files of those names are there but nothing shows that moesim wrote them, or if they are of another command: half of its results
+        would be overwritten, and a sweep could not be taken up again.
     """
     if any((folder / mark).is_file() for mark in MARKS):
+        for mine, command in OWNERS.items():
+            if names and not {mine, f"{mine}.csv"} & names and (folder / mine).exists():
+                raise UsageError(f"{folder} holds results of another command (moesim {command}); choose another folder with -o")
         return
     there = sorted(name for name in names if (folder / name).exists())
     if there:

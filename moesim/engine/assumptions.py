@@ -7,7 +7,8 @@ from typing import Any
 
 from moesim.facts.cluster import Cluster
 from moesim.facts.collective import GradientCalls
-from moesim.facts.scenario import Scenario
+from moesim.facts.scenario import Parallel, Scenario
+from moesim.facts.training import Training
 from moesim.models.sharing.told import assumption
 
 
@@ -58,19 +59,40 @@ def assumptions(
             "equally. Switching between ranks, colder caches and the cores' work for the network cost nothing."
         )
     if scenario.workload.phase == "training":
-        lines += _training(scenario.schedule)
+        lines += _training(scenario.schedule, scenario.training)
+    lines += _spread(scenario.parallel)
     lines += [f"Model: {note}" for note in scenario.model.notes]
     lines.append("moesim predicts balance, drops and time. It does not predict loss or quality.")
     return tuple(lines)
 
 
-def _training(schedule: object) -> list[str]:
+def _training(schedule: object, training: Training | None) -> list[str]:
     """Return what is left out of a training step."""
+    left_out = ["the optimiser step"] * (training is None or training.optimiser == "none") + ["recomputation"] * (training is None)
     if not isinstance(schedule, GradientCalls):
-        return ["Gradient all-reduce, the optimiser step and recomputation are not part of the step time."]
+        missing = ["Gradient all-reduce", *left_out]
+        listed = missing[0] if len(missing) == 1 else f"{', '.join(missing[:-1])} and {missing[-1]}"
+        return [f"{listed} {'is' if len(missing) == 1 else 'are'} not part of the step time."]
     how = f"{schedule.operation} ({schedule.algorithm}, {schedule.fidelity})"
-    free = "adding them up, the optimiser step and recomputation take no time"
+    free = (
+        " and ".join([", ".join(["adding them up", *left_out[:-1]]), left_out[-1]]) + " take no time"
+        if left_out
+        else "adding them up takes none"
+    )
     lines = [f"Gradients are exchanged by {how} beside the backward pass and share links with tokens; {free}."]
-    if schedule.operation == "reduce_scatter":
+    if schedule.operation == "reduce_scatter" and (training is None or training.sharding == "none"):
         lines.append("Memory is counted as if optimiser states were not sharded, although gradients are reduced to shares.")
+    return lines
+
+
+def _spread(parallel: Parallel) -> list[str]:
+    """Return what is left out where a model is cut into stages or shares of layers."""
+    lines = []
+    if parallel.pp > 1:
+        lines.append(
+            "What a pipeline stage hands on leaves at once and holds up nobody who computes; the embedding, head and loss take no time, "
+            "and copies of tied embeddings on two stages are not reduced."
+        )
+    if parallel.tp > 1:
+        lines.append("Tensor-parallel groups gather and add up between kernels, not beside them, and cut no routed experts.")
     return lines

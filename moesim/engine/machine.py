@@ -122,7 +122,11 @@ class Machine:
 
     def _chain(self, load: StepLoad) -> Chain | None:
         """Return the step as a chain, if it is one and nobody else has anything to do meanwhile."""
-        if self._cores is not None or self.env.peek() < math.inf or not self.fabric.lendable:
+        if self._cores is not None or not self.fabric.lendable:
+            return None
+        while self.env.peek() <= self.env.now:
+            self.env.step()  # what the step before has left of its last instant
+        if self.env.peek() < math.inf or not self.fabric.lendable:
             return None
         return chain_of(self.program, load, ranks=self.setting.parallel.ep, gpus=self.setting.gpus)
 

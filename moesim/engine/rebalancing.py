@@ -125,7 +125,7 @@ class Rebalancing:
             )
 
     def _bytes(self, layer: int, new: Placement) -> tuple[int, Floats]:
-        """Return how many copies of experts a layer needs, and float[G, G], their bytes between GPUs; every group of its stage moves its own."""
+        """Return how many copies of experts a layer needs, and float[G, G], their bytes; every group of its stage moves its own."""
         setting, old = self.machine.setting, self.machine.placement
         ranks = setting.parallel.ep
         copies = copies_needed(old.expert_of_slot[layer], new.expert_of_slot[layer], old.rank_of_slot)

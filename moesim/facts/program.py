@@ -41,9 +41,9 @@ class Work:
     """What a task does, the same on every GPU: the engine looks up how long (or how many bytes) for each.
 
     ``phase`` is ``attention``, ``dense``, ``gate``, ``shared``, ``dispatch``, ``experts``, ``combine``, one of ``GROUP_CALLS`` or
-    ``TENSOR_CALLS``, ``optimiser``, ``attention_core`` (recomputed only), ``send`` or ``receive``. ``direction`` is ``forward``, ``backward`` or
-    ``recompute``. ``layer`` counts all layers of the model; of what is sent from stage to stage it is the layer that is next.
-    ``moe_layer`` counts MoE layers from 0, or is -1 in a dense layer.
+    ``TENSOR_CALLS``, ``optimiser``, ``attention_core`` (recomputed only), ``send`` or ``receive``. ``direction`` is ``forward``,
+    ``backward`` or ``recompute``. ``layer`` counts all layers of the model; of what is sent from stage to stage it is the layer that is
+    next. ``moe_layer`` counts MoE layers from 0, or is -1 in a dense layer.
     """
 
     phase: str

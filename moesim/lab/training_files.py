@@ -15,9 +15,9 @@ from moesim.base.errors import UsageError
 from moesim.desk import folder as places
 from moesim.desk.summary import digest, to_json
 from moesim.desk.trace_files import npz
+from moesim.desk.training_record import MARK, SCHEMA, read_recording
 from moesim.lab.environment import describe
 from moesim.lab.training import Plan, Recording, settings
-from moesim.lab.training_record import MARK, SCHEMA, read_recording
 from moesim.lab.training_text import Domain
 
 STEM = "training"

@@ -79,7 +79,9 @@ def strategy(text: str) -> Strategy:
         name, sign, value = (part.strip() for part in word.partition("="))
         if name not in (*NUMBERS, "scope", "scoring") or not sign:
             hint = did_you_mean(name, (*NUMBERS, "scope", "scoring", "none"))
-            raise UsageError(f"--strategy {text!r}: unknown word {word.strip()!r}{hint}; write none, or words such as aux=0.01+capacity=1.25")
+            raise UsageError(
+                f"--strategy {text!r}: unknown word {word.strip()!r}{hint}; write none, or words such as aux=0.01+capacity=1.25"
+            )
         if name in found:
             raise UsageError(f"--strategy {text!r}: {name} is there twice")
         found[name] = _chosen(text, name, value) if name in {"scope", "scoring"} else _number(text, name, value)

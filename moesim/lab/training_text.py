@@ -72,7 +72,9 @@ def domains_of_files(files: Mapping[str, str | Path]) -> tuple[Domain, ...]:
 
 def _domain(name: str, content: bytes) -> Domain:
     if len(content) < 10_000:
-        raise UsageError(f"the text {name!r} has {len(content)} bytes, and a model learns nothing from less than 10,000; give more with --text")
+        raise UsageError(
+            f"the text {name!r} has {len(content)} bytes, and a model learns nothing from less than 10,000; give more with --text"
+        )
     return Domain(name, np.frombuffer(content[:LARGEST], dtype=np.uint8))
 
 

@@ -113,7 +113,9 @@ class _Walk:
     def _through(self, index: int, now: float) -> tuple[int, float]:
         """Add what happened in the task up to ``now``; return the task (of maybe another GPU) and the moment at which it began."""
         if self._phase[index] == RECEIVE:
-            return self._sender(index), now
+            index = self._sender(index)
+            self._add(index, "transfer", float(self._begin[index]), now)
+            return index, float(self._begin[index])
         if self._phase[index] not in CALLS:
             self._add(index, "compute", float(self._begin[index]), now)
             return index, float(self._begin[index])

@@ -182,8 +182,8 @@ def no_communication(program: Program, durations: Mapping[Work, Floats], groups:
     """Return the seconds of a step whose exchanges take no time but still make the ranks of a group wait for each other.
 
     The longest path through the program: a task starts when the tasks it names and the task before it on its lane are finished; a
-    dispatch or combine finishes on all GPUs of a group when the last of them has reached it; what a stage of a pipeline hands on is there at
-    once. With balanced load it is the plain sum of the
+    dispatch or combine finishes on all GPUs of a group when the last of them has reached it; what a stage hands on is there
+    at once. With balanced load it is the plain sum of the
     compute times; what it exceeds that sum by is the price of imbalance alone.
 
     Parameters

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import CalibrationError, MoesimError, did_you_mean
 from moesim.models.fitted.rows import Rows, count, take
+from moesim.study.sane_rows import sane
 from moesim.study.validation import TableKind, table_kinds
 
 
@@ -66,10 +67,7 @@ class Unpredicted:
     reason: str
 
 
-MOST = 1e15
-"""Nothing that a table counts is larger: neither tokens nor bytes."""
-
-SLIPS = (ArithmeticError, LookupError, TypeError, ValueError)
+SLIPS = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
 """What code for one kind of table may raise over values that nobody foresaw: it costs that table its predictions, not the others theirs."""
 
 
@@ -145,9 +143,11 @@ def usable_rows(
         hints = "; ".join(f"the column {name!r} is missing{_near(name, rows)}" for name in missing)
         raise CalibrationError(f"not in the format of {kind.name}: {hints}")
     left = [Unpredicted(rows=item.rows, reason=f"line {item.line}: {item.reason}") for item in table.refused]
-    sane, told = _sane(kind, rows)
-    left += told
-    rows, origin = take(rows, sane), np.flatnonzero(sane)
+    good, wanting = sane(kind.columns, rows)
+    left += [Unpredicted(rows=item.rows, reason=item.reason) for item in wanting]
+    if wanting and not np.any(good):
+        raise CalibrationError("no row of the table can be used: " + "; ".join(item.reason for item in left))
+    rows, origin = take(rows, good), np.flatnonzero(good)
     bad = culprits(lambda part: looked_at(kind, part, companions or {}), rows)
     if bad and len(bad) == count(rows):
         raise CalibrationError(next(iter(bad.values())))
@@ -155,7 +155,7 @@ def usable_rows(
     keep = np.asarray([row for row in range(count(rows)) if row not in bad], dtype=np.int64)
     rows, origin = looked_at(kind, take(rows, keep), companions or {}), origin[keep]
     measured = np.asarray(kind.seconds(rows), dtype=np.float64)
-    good = np.isfinite(measured) & ((measured > 0) if kind.quantity == "time" else True)
+    good = _was_measured(kind, measured)
     blank = int(np.isnan(measured).sum())
     if blank:
         left.append(Unpredicted(rows=blank, reason="nothing was measured in this row"))
@@ -169,28 +169,19 @@ def usable_rows(
     return take(rows, good), lines[good], left
 
 
-def _sane(kind: TableKind, rows: Rows) -> tuple[NDArray[np.bool_], list[Unpredicted]]:
-    """Tell which rows hold no negative and no absurdly large number in a column that the kind needs, and why the others are left out."""
-    good = np.ones(count(rows), dtype=np.bool_)
-    told = []
-    for name in kind.columns:
-        column = rows[name]
-        if column.dtype.kind in "if":
-            numbers = np.nan_to_num(np.asarray(column, dtype=np.float64), nan=0.0)
-            for wrong, what in ((numbers < 0, "negative"), (numbers > MOST, f"larger than {MOST:g}")):
-                fresh = wrong & good
-                if np.any(fresh):
-                    told.append(Unpredicted(rows=int(fresh.sum()), reason=f"column {name}: {numbers[fresh][0]:g} is {what}"))
-                    good &= ~wrong
-    return good, told
-
-
 def looked_at(kind: TableKind, rows: Rows, companions: Mapping[str, Rows]) -> dict[str, NDArray[Any]]:
     """Return the rows with what lies beside them, after asking the kind all that it must answer without a model."""
     found = dict(kind.join(rows, companions)) if hasattr(kind, "join") else dict(rows)
-    for ask in (kind.seconds, kind.regime, kind.group, kind.baseline):
+    measured = np.asarray(kind.seconds(found), dtype=np.float64)
+    for ask in (kind.regime, kind.group):
         ask(found)
+    # Simple rules are fitted to the rows that they are asked about, so one without a measurement must not be among them.
+    kind.baseline(take(found, _was_measured(kind, measured)))
     return found
+
+
+def _was_measured(kind: TableKind, measured: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.isfinite(measured) & ((measured > 0) if kind.quantity == "time" else True)
 
 
 def culprits(work: Callable[[Rows], object], rows: Rows) -> dict[int, str]:

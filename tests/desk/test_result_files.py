@@ -366,3 +366,23 @@ def test_the_manual_names_every_file() -> None:
     text = DOCS.read_text(encoding="utf-8")
     missing = [name for name in sorted(NAMES) if f"`{name}`" not in text and f"### {name}" not in text]
     assert missing == []
+
+
+def test_results_of_another_command_are_not_overwritten(result: Result, tmp_path: Path) -> None:
+    from moesim.desk import compare_files, sweep_files
+
+    save(result, tmp_path / "run", report=False)
+    # An interrupted sweep: only its first file and one cell; overwriting them would keep it from going on.
+    (tmp_path / "sweep" / "cells").mkdir(parents=True)
+    (tmp_path / "sweep" / "meta.json").write_text('{"study": "sweep"}')
+    (tmp_path / "compare").mkdir()
+    for name in ("meta.json", "comparison.json"):
+        (tmp_path / "compare" / name).write_text("{}")
+    kinds = {"run": NAMES, "sweep": sweep_files.NAMES, "compare": compare_files.NAMES}
+    for there in kinds:
+        for command, names in kinds.items():
+            if command == there:
+                places.protect(tmp_path / there, names)
+                continue
+            with pytest.raises(UsageError, match=rf"holds results of another command \(moesim {there}\); choose another folder with -o"):
+                places.protect(tmp_path / there, names)

@@ -18,10 +18,10 @@ from moesim.lab.training_text import Batches, Domain, domains_of_files, standard
 
 torch = pytest.importorskip("torch", reason="measuring needs PyTorch: pip install 'moesim[measure]'")
 
+from moesim.desk.training_record import read_recording  # noqa: E402
 from moesim.lab.training import Plan, train  # noqa: E402
 from moesim.lab.training_files import prepare, stem_of, write  # noqa: E402
 from moesim.lab.training_model import Size  # noqa: E402
-from moesim.lab.training_record import read_recording  # noqa: E402
 
 TINY = Size(layers=2, hidden=8, heads=2, width=8, experts=4, length=8)
 
@@ -129,7 +129,9 @@ def test_strategies_that_make_no_sense_are_refused(words, message):
         strategy(words)
 
 
-@pytest.mark.parametrize("words", ["none", "aux=0.01", "aux=0.01+scope=sequence+z=0.001", "bias=0.001", "bias=0.1+capacity=1.25+scoring=softmax"])
+@pytest.mark.parametrize(
+    "words", ["none", "aux=0.01", "aux=0.01+scope=sequence+z=0.001", "bias=0.001", "bias=0.1+capacity=1.25+scoring=softmax"]
+)
 def test_names_of_strategies_are_read_back(words):
     assert strategy(words).name == words
     assert strategy(strategy(words).name) == strategy(words)
@@ -192,7 +194,21 @@ def run(*words):
 
 def test_the_command_writes_what_show_prints(tmp_path):
     (tmp_path / "t").write_bytes(bytes(range(40, 120)) * 200)
-    common = ("--text", f"t={tmp_path / 't'}", "--sequences", 4, "--hidden", 8, "--experts", 4, "--layers", 2, "--quiet", "-o", tmp_path / "o")
+    common = (
+        "--text",
+        f"t={tmp_path / 't'}",
+        "--sequences",
+        4,
+        "--hidden",
+        8,
+        "--experts",
+        4,
+        "--layers",
+        2,
+        "--quiet",
+        "-o",
+        tmp_path / "o",
+    )
     done = run("--strategy", "none", "--strategy", "aux=0.1", "--seeds", "0,2", "--steps", 3, *common)
     assert done.exit_code == 0
     assert sorted(file.name for file in (tmp_path / "o").iterdir()) == sorted(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def say_over(area: Axes, left: float, right: float, low: float, high: float, tex
 
 
 def say_cells(
-    area: Axes, grid: Floats, text: Callable[[float], str], *, row: str, rows: Sequence[object], column: str, columns: Sequence[object]
+    area: Axes, grid: Floats, text: Callable[[float], str], *, row: str, rows: Iterable[object], column: str, columns: Iterable[object]
 ) -> None:
     """Give every cell of a heat map, which fills its axes, a text under the pointer; a map of more than :data:`MOST` cells has none.
 
@@ -49,7 +49,7 @@ def say_cells(
         Writes a value.
     row, column : str
         What a row and a column are.
-    rows, columns : sequence
+    rows, columns : iterable
         Their names.
     """
     if grid.size > MOST:
@@ -64,5 +64,9 @@ def say_cells(
 
 def written(svg: str) -> str:
     """Return an SVG of matplotlib with these texts where browsers and the page find them."""
-    svg = re.sub(rf'<g id="{MARK}([^"]*)">', r'<g class="hover"><title>\1</title>', svg)
-    return re.sub(rf'<g id="{CELLS}([^"]*)">', r'<g class="cells" data-cells="\1">', svg)
+    # An attribute with quotation marks in it stands between apostrophes, if it has none of these, or has them escaped.
+    for pattern, quote in ((r'"([^"]*)"', '"'), (r"'([^']*)'", "'")):
+        marked, mapped = (pattern.replace("(", f"{name}(", 1) for name in (MARK, CELLS))
+        svg = re.sub(rf"<g id={marked}>", r'<g class="hover"><title>\1</title>', svg)
+        svg = re.sub(rf"<g id={mapped}>", rf'<g class="cells" data-cells={quote}\1{quote}>', svg)
+    return svg

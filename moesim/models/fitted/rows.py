@@ -31,7 +31,7 @@ def join(tables: Sequence[Rows]) -> dict[str, NDArray[Any]]:
 
 
 def numbers(rows: Rows, name: str) -> Floats:
-    """Return a column as float64.
+    """Return a column as float64; one without a single entry is NaN throughout.
 
     Raises
     ------
@@ -39,6 +39,8 @@ def numbers(rows: Rows, name: str) -> Floats:
         If there is no such column, or it holds text.
     """
     column = _column(rows, name)
+    if column.dtype.kind == "U" and not np.any(column != ""):
+        return np.full(len(column), np.nan)
     if column.dtype.kind not in "iufb":
         raise CalibrationError(f"column {name!r} holds text such as {str(column[0])!r} where numbers are needed")
     return np.asarray(column, dtype=np.float64)
@@ -74,7 +76,8 @@ def labels(rows: Rows, names: Iterable[str]) -> NDArray[np.str_]:
 
 
 def _texts(column: NDArray[Any]) -> list[str]:
-    return [f"{item:g}" if isinstance(item, float) else str(item) for item in column.tolist()]
+    # Enough digits that 1048576.0 is named like 1048576, and no two sizes alike.
+    return [f"{item:.15g}" if isinstance(item, float) else str(item) for item in column.tolist()]
 
 
 def each(rows: Rows, group: NDArray[np.str_]) -> dict[str, Bools]:

@@ -37,8 +37,8 @@ class Law:
         Steps after which feedback has fallen to half, as 1 / (1 + step / fading): the first tokens teach an expert most. None: it never
         falls.
     depth : float
-        How much faster feedback and drive are in the last layer than in the first; in equal ratios between. Tokens have more in common in deep layers
-        of a young model, and what they have in common moves offsets.
+        How much faster feedback and drive are in the last layer than in the first; in equal ratios between. Tokens have more in common
+        in deep layers of a young model, and what they have in common moves offsets.
     gain : float
         A gradient of a loss with respect to the offset of an expert moves it by ``-gain`` times the gradient.
     limit : float or None
@@ -80,7 +80,7 @@ class Law:
     def pace(self, step: int, layer: int, layers: int) -> float:
         """Return what feedback is multiplied by in a step of a layer."""
         faded = 1.0 if self.fading is None else 1.0 / (1.0 + step / self.fading)
-        return faded * self.depth ** (layer / max(layers - 1, 1))
+        return float(faded * self.depth ** (layer / max(layers - 1, 1)))
 
     def spread(self, step: int) -> float:
         """Return the standard deviation of the tokens' own part of a logit in a step."""

@@ -14,7 +14,7 @@ BLOCKS = ("attention", "dense", "shared")
 """The phases that are cut. The router and the routed experts work on a GPU's own tokens."""
 
 
-def with_tensor_parallelism(program: Program, model: MoeModel, parallel: Parallel) -> Program:
+def with_tensor_parallelism(program: Program, parallel: Parallel) -> Program:
     """Return a program whose cut blocks stand between the operations of their tensor-parallel group.
 
     ``sequence``: an all-gather of the tokens before each block and a reduce-scatter of its results after it; backward, the gradients are
@@ -24,7 +24,6 @@ def with_tensor_parallelism(program: Program, model: MoeModel, parallel: Paralle
     Parameters
     ----------
     program : Program
-    model : MoeModel
     parallel : Parallel
     """
     before: dict[int, list[Work]] = {}

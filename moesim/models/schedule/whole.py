@@ -58,5 +58,5 @@ def step_program(
             program = with_optimiser(program, model)
     if parallel is not None and parallel.tp > 1:
         check_tensor(model, parallel, workload.phase)
-        program = with_tensor_parallelism(program, model, parallel)
+        program = with_tensor_parallelism(program, parallel)
     return program

@@ -176,11 +176,11 @@ def alpha_beta(size: Floats, seconds: Floats, groups: NDArray[np.str_]) -> Float
     """Return ``alpha + beta size`` fitted to the very rows of each group: the rule at its best; NaN of fewer than 3 rows."""
     found = np.full(len(size), np.nan)
     for label in np.unique(groups):
-        mask = groups == label
+        mask = (groups == label) & np.isfinite(size) & (seconds > 0)
         x, y = np.asarray(size[mask], dtype=np.float64), seconds[mask]
-        top = int(np.argmax(x))
         if len(x) < 3 or np.ptp(x) == 0:
             continue
+        top = int(np.argmax(x))
 
         def line(values: Mapping[str, float], x: Floats = x) -> Floats:
             return np.asarray(values["alpha"] + values["beta"] * x)

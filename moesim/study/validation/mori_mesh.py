@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,17 +11,21 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats
 from moesim.facts.model import DTYPE_BYTES
+from moesim.facts.profile import Profile
 from moesim.models.fitted.nvlink_rack import NvlinkRack
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.models.fitted.uniform_routing import expected_distinct
 from moesim.study.validation.fitted_table import FittedTable, alpha_beta
-from moesim.study.validation.table_kind import register_table
+from moesim.study.validation.table_kind import UNSAID, Prediction, register_table
 
 TOP_K, EXPERTS = 8, 256
 """The tuning tool's default shape, by the table's header."""
 
 PAIR_BANDWIDTH = {"mi300x": 64e9, "mi308x": 64e9, "mi325x": 64e9, "mi350x": 76.8e9, "mi355x": 76.8e9}
 """B/s one way of the Infinity Fabric link between two GPUs (AMD Instinct data sheets, not read again: 128 and 153.6 GB/s both ways)."""
+
+UNMEASURED = ("mi325x",)
+"""Of these, no row was fitted: their predictions rest on the data sheet, although one profile answers for the whole family."""
 
 DTYPES = {"fp8_e4m3": "fp8", "fp8_e4m3_fnuz": "fp8", "bf16": "bf16", "fp4": "fp4", "fp16": "fp16"}
 
@@ -45,9 +51,20 @@ class MoriMesh(FittedTable):
         each = numbers(rows, "hidden_size") * np.asarray([_element(str(name)) for name in words(rows, "dtype")])
         # Combine may send fp8 although its tokens are bf16.
         each = np.where(words(rows, "quant") == "fp8_direct_cast", each / 2, each)
-        pair = np.asarray([PAIR_BANDWIDTH.get(str(name), np.nan) for name in words(rows, "gpu")])
+        pair = np.asarray([PAIR_BANDWIDTH.get(str(name).lower(), np.nan) for name in words(rows, "gpu")])
         share = expected_distinct(ranks, *shape) / ranks
         return {"num_tokens": numbers(rows, "tokens_per_rank"), "copies": ranks, "port_bytes": share * each, "link_bandwidth": pair}
+
+    def predict(self, rows: Rows, profiles: Mapping[str, Profile]) -> Prediction:
+        """Predict every row; flag GPUs that follow from the data sheet, and name those whose links are not known."""
+        found = super().predict(rows, profiles)
+        reasons, basis = found.reasons.copy(), found.basis.copy()
+        for row, name in enumerate(words(rows, "gpu").tolist()):
+            if name.lower() in UNMEASURED and np.isfinite(found.values[row]):
+                basis[row] = "datasheet"
+            elif name.lower() not in PAIR_BANDWIDTH and str(reasons[row]) == UNSAID:
+                reasons[row] = f"the bandwidth of a link between two GPUs of {name!r} is not known; it is of {', '.join(PAIR_BANDWIDTH)}"
+        return replace(found, reasons=reasons, basis=basis)
 
     def sections(self, rows: Rows) -> NDArray[np.str_]:
         """Return the operation; between nodes it is another kernel, which was not fitted."""

@@ -17,7 +17,7 @@ from moesim.models.fitted.deepep_normal import DeepEpNormal, copies, row_bytes
 from moesim.models.fitted.intervals import interval, spread
 from moesim.models.fitted.nccl_all_to_all import NcclAllToAll
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
-from moesim.study.validation.machines import peaks, preset_of, whose_section
+from moesim.study.validation.machines import RACKS, peaks, preset_of, whose_section
 from moesim.study.validation.table_kind import Prediction, prediction, register_table
 
 HIDDEN, TOP_K, EXPERTS, NODE = 7168, 8, 256, 8
@@ -27,6 +27,7 @@ SMS = 20
 """Streaming multiprocessors of DeepEP's normal kernels where a table does not say: the library's default (``Buffer.num_sms``)."""
 
 OTHER = "no measurement of the library {name!r} beside this one row: a model of another library's kernels does not hold for it"
+EFA = "DeepEP over EFA: no table of these kernels over that network was fitted"
 PEER = 7e-6
 """Seconds that NCCL's all-to-all spends on each peer on another node: the one row with next to no bytes (1 token, EP 16: 110 us) less one
 node's 24 us and the
@@ -188,8 +189,13 @@ class ReadmeTables(PublishedTable):
         library, kernel = (str(words(rows, name)[index]) for name in ("library", "kernel"))
         if not library.startswith("deepep"):
             return "", OTHER.format(name=library)
-        if not preset_of(str(words(rows, "system")[index])):
-            return "", f"no GPU preset goes by the system name {str(words(rows, 'system')[index])!r}"
+        system = str(words(rows, "system")[index])
+        if not preset_of(system):
+            return "", f"no GPU preset goes by the system name {system!r}"
+        if "efa" in system.lower():
+            return "", EFA
+        if preset_of(system) in RACKS:
+            return "", f"DeepEP inside the NVLink rack of {system!r}: these kernels were fitted in nodes of {NODE} GPUs, with cards between them"
         return (kernel, "") if kernel in {"low_latency", "normal"} else ("", f"DeepEP's kernel {kernel!r} was never fitted")
 
     def case_of(self, rows: Rows, index: int) -> tuple[str, str, int, float, int]:
@@ -259,7 +265,7 @@ class EfaAndConnectX(PublishedTable):
         if not name.startswith("deepep"):
             return "", OTHER.format(name=name)
         if "efa" in name:
-            return "", "DeepEP over EFA: no table of these kernels over that network was fitted"
+            return "", EFA
         return ("low_latency" if str(words(rows, "phase")[index]) == "decode" else "normal"), ""
 
     def case_of(self, rows: Rows, index: int) -> tuple[str, str, int, float, int]:

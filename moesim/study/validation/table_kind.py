@@ -14,6 +14,10 @@ from moesim.facts.profile import Profile, Section
 from moesim.models.fitted.rows import Rows
 
 
+UNSAID = "the model gives no number for this row"
+"""Why a row has no prediction whose kind does not say it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """Predictions of n rows.
@@ -61,7 +65,7 @@ def prediction(
     number = np.asarray(values, dtype=np.float64)
     empty = np.full(len(number), np.nan)
     why = np.asarray([""] * len(number), dtype=object) if reasons is None else np.array(reasons, dtype=object)
-    why[~np.isfinite(number) & (why == "")] = "the model gives no number for this row"
+    why[~np.isfinite(number) & (why == "")] = UNSAID
     known = np.asarray([basis] * len(number), dtype=object) if isinstance(basis, str) else np.asarray(basis, dtype=object)
     return Prediction(
         values=frozen(np.where(np.isfinite(number), number, np.nan)),

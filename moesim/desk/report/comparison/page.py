@@ -13,7 +13,7 @@ from moesim.desk.comparing import Outcome
 from moesim.desk.report import style
 from moesim.desk.report.comparison.charts import differences, exposed, memory, phases, tradeoff
 from moesim.desk.report.comparison.panels import experts, ranks, traffic, waiting
-from moesim.desk.report.page import BASES, NOT_MODELLED, tight
+from moesim.desk.report.page import BASES, NOT_MODELLED, Sheet, tight
 from moesim.desk.report.style import GRADIENT, Drawing
 from moesim.desk.scenario_text import digest, dump
 from moesim.desk.words import definitions, interval, label, show
@@ -71,7 +71,7 @@ def page(outcome: Outcome) -> str:
     """
     comparison = outcome.comparison
     meaning = definitions(comparison.metrics[comparison.baseline])
-    shown = [name for name in headlines(outcome.question.by) if _differs(outcome, name)]
+    shown = _shown(outcome)
     alike = [label(name) for name in headlines(outcome.question.by) if name not in shown and _known(outcome, name)]
     html: str = _template().render(
         name=outcome.question.name,
@@ -99,6 +99,16 @@ def page(outcome: Outcome) -> str:
 def draw(outcome: Outcome) -> bytes:
     """Return the page as the bytes of its file."""
     return page(outcome).encode()
+
+
+def headline_sheet(outcome: Outcome) -> Sheet:
+    """Return the verdicts as a plain table: one row per variant, each headline metric that differs with its verdict and change."""
+    names = _shown(outcome)
+    table = [
+        ((variant, ""), *((f"{cell.text} {cell.note}".strip(), cell.key) for cell in cells)) for variant, cells in verdicts(outcome, names)
+    ]
+    columns = (("variant", "", False), *((label(name), "", True) for name in names))
+    return Sheet(name="verdicts", title="Verdicts", note="", columns=columns, rows=tuple(table))
 
 
 def verdicts(outcome: Outcome, names: list[str]) -> list[tuple[str, list[Cell]]]:
@@ -171,6 +181,10 @@ def provenance(outcome: Outcome) -> list[tuple[str, str]]:
     if first:
         found.append(("trace", " · ".join(str(first[key]) for key in ("name", "digest", "origin") if first.get(key))))
     return found
+
+
+def _shown(outcome: Outcome) -> list[str]:
+    return [name for name in headlines(outcome.question.by) if _differs(outcome, name)]
 
 
 def _value(name: str, value: Value) -> str:

@@ -27,7 +27,6 @@ def page(content: Mapping[str, Any]) -> str:
     """
     most, buffer, mean = content["any_gpu"], content["buffer_rows"], content["mean_rows"]
     risk, limit = content["out_of_memory"], content["limit"]
-    said = f"The GPU that needs most in a step needs {show(most['p50'], 'B')} in half of the steps and {show(most['max'], 'B')} at most."
     tiles = [
         Tile(label="half of the steps", value=show(most["p50"], "B"), note="the fullest GPU"),
         Tile(label="99 % of the steps", value=show(most["p99"], "B"), note=f"at most {show(most['max'], 'B')}"),
@@ -35,7 +34,6 @@ def page(content: Mapping[str, Any]) -> str:
              note=f"{buffer['max'] / mean:.2f} × the mean" if mean else ""),
     ]  # fmt: skip
     if risk is not None:
-        said += f" More than {show(limit, 'B')} on some GPU: {_share(risk['value'])} of the steps."
         between = f"between {_share(risk['low'])} and {_share(risk['high'])} at 95 %"
         tiles.append(Tile(label=f"more than {show(limit, 'B')}", value=_share(risk["value"]), note=between))
     with style.paper():
@@ -50,9 +48,9 @@ def page(content: Mapping[str, Any]) -> str:
                 f"{content['steps']} steps",
                 "all with tokens of their own" if own == content["steps"] else f"{own} with tokens of their own",
             ),
-            answer=said,
+            answer=answer(content),
             tiles=tuple(tiles),
-            parts=(Part(name="gpus", title="GPU by GPU", drawings=pictures, sheets=(_gpus(content),)),),
+            parts=(Part(name="gpus", title="GPU by GPU", drawings=pictures, sheets=(table(content),)),),
             rests_on=(
                 "Rows are what a GPU receives: in training the mean of all layers, since it holds them all; otherwise the fullest layer.",
                 "The chance is a share of steps with the exact binomial interval; steps that repeat tokens count once.",
@@ -64,6 +62,13 @@ def page(content: Mapping[str, Any]) -> str:
             provenance=(("seed", str(content["seed"])), ("steps", str(content["steps"]))),
         )
     )
+
+
+def answer(content: Mapping[str, Any]) -> str:
+    """Return what is needed and how likely it is too much, in a sentence or two."""
+    most, risk = content["any_gpu"], content["out_of_memory"]
+    said = f"The GPU that needs most in a step needs {show(most['p50'], 'B')} in half of the steps and {show(most['max'], 'B')} at most."
+    return said if risk is None else f"{said} More than {show(content['limit'], 'B')} on some GPU: {_share(risk['value'])} of the steps."
 
 
 def gpus(content: Mapping[str, Any]) -> Drawing | None:
@@ -96,7 +101,8 @@ def gpus(content: Mapping[str, Any]) -> Drawing | None:
     )
 
 
-def _gpus(content: Mapping[str, Any]) -> Sheet:
+def table(content: Mapping[str, Any]) -> Sheet:
+    """Return the table of GPUs, the one that needs most first."""
     columns = [("GPU", "", True), ("weights", "", True)]
     columns += [(f"rows {name}", "received", True) for name in ("p50", "p99", "max")]
     columns += [(title, "", True) for title in ("buffer max", "activations max", "total p50", "total p99", "total max")]

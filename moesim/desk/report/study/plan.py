@@ -38,7 +38,7 @@ def page(content: Mapping[str, Any]) -> str:
         pictures = drawn([front(content), targets(content), binding(content)])
     lines = tuple(line.replace(" (marked * below)", "") for line in content["explanations"])
     parts = [Part(name="why", title="Why", lines=lines, drawings=pictures)]
-    parts.append(Part(name="candidates", title="Candidates", sheets=(_candidates(content),), notes=(_order(content),)))
+    parts.append(Part(name="candidates", title="Candidates", sheets=(candidates(content),), notes=(_order(content),)))
     found = len(content["candidates"])
     prices = [f"{name} {_money(content, price['per_gpu_hour'])} an hour{_source(price)}" for name, price in content["prices"].items()]
     return written(
@@ -167,7 +167,8 @@ def binding(content: Mapping[str, Any]) -> Drawing | None:
     )
 
 
-def _candidates(content: Mapping[str, Any]) -> Sheet:
+def candidates(content: Mapping[str, Any]) -> Sheet:
+    """Return the table of candidates, the cheapest first."""
     every = content["candidates"]
     keys = list(dict.fromkeys(key for one in every for key in one["axes"]))
     short_of = short_names(keys)

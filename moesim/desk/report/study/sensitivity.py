@@ -29,7 +29,7 @@ def page(content: Mapping[str, Any]) -> str:
     with style.paper():
         pictures = drawn([tornado(content, metric), shares(content)])
     said = content["answer"]
-    sheets = [_inputs(content, metric)]
+    sheets = [inputs(content)]
     return written(
         Page(
             study="sensitivity",
@@ -105,7 +105,9 @@ def shares(content: Mapping[str, Any]) -> Drawing | None:
     )
 
 
-def _inputs(content: Mapping[str, Any], metric: Metric) -> Sheet:
+def inputs(content: Mapping[str, Any]) -> Sheet:
+    """Return the table of inputs, the one that moves the metric most first."""
+    metric = Metric(name=content["metric"], unit=content["unit"])
     columns = (
         ("input", "", False), ("from", "", True), ("to", "", True), (f"{metric.label} at the low end", "", True),
         ("at the high end", "", True), ("moves it by", "the larger of both changes", True), ("remark", "", False),

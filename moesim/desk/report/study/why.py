@@ -34,24 +34,13 @@ def page(content: Mapping[str, Any]) -> str:
     """
     with style.paper():
         pictures = drawn([worth(content), *(path(content, name) for name in SHARES)])
-    best = next((one for one in content["what_ifs"] if (one["gain"] or 0.0) > 0), None)
-    base = content["step_time"]
-    phases = content["critical_path"]["phase"]
-    said = [f"A step takes {show(base, 's')}."]
-    if phases:
-        first = next(iter(phases))
-        said.append(f"Most of its critical path is {_phase(first)}, {show(phases[first], 's')}.")
-    said.append(
-        f"What would help most: {best['name']}, {show(best['gain'], 's')} or {show(best['gain_share'], '', share=True)} of the step."
-        if best else "None of the changes that were tried makes it shorter."
-    )  # fmt: skip
     return written(
         Page(
             study="why",
             how="explained by simulation",
             name=content["name"],
             subtitle=(f"mean of {content['steps']} steps" if content["steps"] > 1 else "one step", f"seed {content['seed']}"),
-            answer=" ".join(said),
+            answer=answer(content),
             warnings=tuple(content["warnings"]),
             tiles=tuple(
                 Tile(label=one["name"], value=show(one["step_time"], "s"), note=_change(one["gain_share"]))
@@ -59,7 +48,7 @@ def page(content: Mapping[str, Any]) -> str:
             ),
             parts=(
                 Part(name="path", title="Where the step goes, and what would help", drawings=pictures),
-                Part(name="numbers", title="Numbers", sheets=(_what_ifs(content),), folded=(_waits(content), _path(content))),
+                Part(name="numbers", title="Numbers", sheets=(what_ifs(content),), folded=(_waits(content), _path(content))),
             ),
             rests_on=(
                 (
@@ -74,6 +63,22 @@ def page(content: Mapping[str, Any]) -> str:
             provenance=(("seed", str(content["seed"])), ("steps", str(content["steps"]))),
         )
     )
+
+
+def answer(content: Mapping[str, Any]) -> str:
+    """Return what takes the time and what would help, in a few sentences."""
+    best = next((one for one in content["what_ifs"] if (one["gain"] or 0.0) > 0), None)
+    base = content["step_time"]
+    phases = content["critical_path"]["phase"]
+    said = [f"A step takes {show(base, 's')}."]
+    if phases:
+        first = next(iter(phases))
+        said.append(f"Most of its critical path is {_phase(first)}, {show(phases[first], 's')}.")
+    said.append(
+        f"What would help most: {best['name']}, {show(best['gain'], 's')} or {show(best['gain_share'], '', share=True)} of the step."
+        if best else "None of the changes that were tried makes it shorter."
+    )  # fmt: skip
+    return " ".join(said)
 
 
 def worth(content: Mapping[str, Any]) -> Drawing | None:
@@ -122,7 +127,8 @@ def path(content: Mapping[str, Any], name: str) -> Drawing | None:
     )
 
 
-def _what_ifs(content: Mapping[str, Any]) -> Sheet:
+def what_ifs(content: Mapping[str, Any]) -> Sheet:
+    """Return the table of what each change is worth."""
     columns = (("change", "", False), ("step", "", True), ("saves", "", True), ("of the step", "", True), ("what", "", False))
     rows = []
     for one in content["what_ifs"]:

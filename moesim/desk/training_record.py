@@ -1,4 +1,4 @@
-"""The JSON file of a recorded training, read and shown: without PyTorch."""
+"""Recorded trainings, read and shown: without PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesim.base.errors import UsageError
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.base.errors import TraceError, UsageError
+from moesim.desk.trace_files import read_trace
+from moesim.study.training_courses import Course, Recorded, Strategy
 
 SCHEMA = 1
 MARK = "moesim training recording"
@@ -47,6 +52,57 @@ def is_recording(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(data, dict) and data.get("what") == MARK
+
+
+SERIES = ("maxvio", "idle_now", "dropped")
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read a recorded training: its JSON file, and the series that stand in the NPZ file beside it.
+
+    Parameters
+    ----------
+    path : Path
+        Of the JSON file.
+
+    Raises
+    ------
+    UsageError
+        As :func:`read_recording` does, or if its settings are not those of a training.
+    TraceError
+        If the NPZ file is missing or damaged, or does not hold what the JSON file says.
+    """
+    about = read_recording(path)
+    try:
+        settings, size = about["settings"], about["settings"]["size"]
+        strategy = Strategy(**{name: value for name, value in settings["strategy"].items() if name != "name"})
+        shape = {name: int(size[name]) for name in ("experts", "top_k", "layers")}
+        sources, sequences, length = int(settings["sources"]), int(settings["sequences"]), int(size["length"])
+        name, seed, domains = str(settings["strategy"]["name"]), int(settings["seed"]), len(about["domains"])
+        file = path.with_name(str(about["file"]["name"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: the settings are not those of a training ({error!r}); the file is damaged") from None
+    read_trace(file)  # all checks of a trace, with their messages
+    series = _series(file, int(about["finished"]), shape["layers"])
+    routes = sequences * length * shape["top_k"]
+    course = Course(maxvio=series["maxvio"], idle=series["idle_now"], dropped=series["dropped"] / routes)
+    return Recorded(
+        name=name, strategy=strategy, seed=seed, sources=sources, tokens_per_source=sequences // sources * length, sequence_length=length,
+        domains=domains, course=course, **shape,
+    )  # fmt: skip
+
+
+def _series(file: Path, steps: int, layers: int) -> dict[str, NDArray[np.float64]]:
+    found = {}
+    with np.load(file, allow_pickle=False) as archive:
+        for name in SERIES:
+            if name not in archive.files:
+                raise TraceError(f"{file}: array {name}: missing; write the file with moesim measure training")
+            values = np.asarray(archive[name], dtype=np.float64)
+            if values.shape != (steps, layers):
+                raise TraceError(f"{file}: array {name}: has shape {values.shape}, expected ({steps}, {layers}) as the JSON file says")
+            found[name] = values
+    return found
 
 
 COLUMNS = ("strategy", "seed", "steps", "MaxVio", "idle experts", "drop rate", "LM loss", "seconds", "file")
