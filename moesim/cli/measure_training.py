@@ -49,9 +49,7 @@ STANDARD = ("none", "aux=0.001", "aux=0.01", "aux=0.1", "bias=0.001", "aux=0.01+
 @click.option("--top-k", type=click.IntRange(1, 64), default=2, show_default=True, help="Experts of a token.")
 @click.option("--hidden", type=click.IntRange(8, 4096), default=64, show_default=True, help="Hidden size, and width of an expert.")
 @click.option("--sequences", type=click.IntRange(1, 4096), default=16, show_default=True, help="Of a step, 64 bytes each.")
-@click.option(
-    "--sources", type=click.IntRange(1, 1024), default=4, show_default=True, help="Ranks that the sequences are thought to lie on."
-)
+@click.option("--sources", type=click.IntRange(1, 1024), default=4, show_default=True, help="Ranks that have the sequences.")
 @click.option("--rate", type=click.FloatRange(1e-6, 1.0), default=2e-3, show_default=True, help="Learning rate of AdamW.")
 @click.option("--every", type=click.IntRange(1, 1000), default=1, show_default=True, help="Steps between recorded counts.")
 @click.option("--text", "texts", multiple=True, metavar="NAME=PATH", help="A domain of your own: a file, or a folder of files. Repeat it.")

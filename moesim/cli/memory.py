@@ -48,6 +48,8 @@ def command(*, file: str, overrides: tuple[str, ...], limit: str | None, out: st
             most = parse_quantity(limit, "B")
         except ValueError as error:
             raise UsageError(f"--limit: {error}") from None
+        if most <= 0:
+            raise UsageError(f"--limit: {limit} is no memory; write for example '72 GiB'")
     folder = ready_folder(out, "memory")
     scenario = load_scenario(file, overrides, read_trace=read)
     if most is None:

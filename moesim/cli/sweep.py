@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from moesim.desk.sweep_run import Progress
     from moesim.study.sweep import Sweep
 
+LEAST = 256_000_000
+"""Bytes that a worker needs: loading the simulator takes about 120 MB of private data, compiling more."""
+
 
 @click.command(name="sweep", short_help="Simulate a scenario for many values of some keys.")
 @click.argument("file", type=click.Path())
@@ -79,6 +82,9 @@ def command(
         limit = memory_share(jobs) if memory is None else int(parse_quantity(memory, "B"))
     except ValueError as error:
         raise UsageError(f"--memory: {error}") from None
+    if limit is not None and limit < LEAST and executor != "inline":
+        why = f"{jobs} jobs leave each worker {limit / 1e6:.0f} MB: try fewer" if memory is None else f"--memory {memory} is too little"
+        raise UsageError(f"{why}; a worker needs {LEAST // 10**6} MB before it simulates anything")
     plan = plan_sweep(file, words)
     _check_metrics(shown)
     folder = Path(out) if out is not None else Path("out") / f"{places.slug(plan.base.name)}-sweep"
@@ -102,7 +108,8 @@ def command(
     _print(sweep, folder, form, shown)
     if sweep.failed:
         click.echo(failures(sweep), err=True)
-        click.echo(f"Error: {len(sweep.failed)} of {len(plan)} cells failed; the others are in {folder}", err=True)
+        others = f"; the others are in {folder}" if sweep.done else ""
+        click.echo(f"Error: {len(sweep.failed)} of {len(plan)} cells failed{others}", err=True)
         context.exit(1)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.base.errors import SimulationError
+from moesim.base.errors import SimulationError, UsageError
 from moesim.desk.compare_runs import BLOCKS, SEEDS, Runs, runs_of
 from moesim.desk.compare_variants import read_variants
 from moesim.desk.study_cells import read_trace
@@ -19,6 +19,9 @@ from moesim.study.played import Played, are_copies, as_one_run
 
 REPLICATES = 5
 """Seeds that each variant is played with, unless said otherwise."""
+
+MOST = 10_000
+"""Replicates at most: all runs are written down before the first is played."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +72,16 @@ def ask(
     by : str
         The metric that decides who wins.
     replicates : int
-        Seeds of each variant, at least 1; of a recording in order, how many times its steps.
+        Seeds of each variant, 1 to :data:`MOST`; of a recording in order, how many times its steps.
 
     Raises
     ------
     ScenarioError, UsageError
-        If a file, a variant, the baseline or the objective is wrong.
+        If a file, a variant, the baseline, the objective or the number of replicates is wrong.
     """
     check_objective(by)
+    if not 1 <= replicates <= MOST:
+        raise UsageError(f"--replicates {replicates}: choose 1 to {MOST:,}")
     found, base = read_variants(file, words, variants, baseline=baseline, read_trace=read_trace)
     return Question(
         name=found[0].scenario.name,

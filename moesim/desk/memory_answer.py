@@ -23,7 +23,7 @@ def answer(scenario: Scenario, need: MemoryNeed) -> dict[str, Any]:
 def text(told: Mapping[str, Any]) -> str:
     """Return the answer as text."""
     repeated = "" if told["independent"] == told["steps"] else f", {told['independent']} of them with tokens of their own"
-    lines = [f"{told['name']}: memory over {told['steps']} steps{repeated}", ""]
+    lines = [f"{told['name']}: memory over {told['steps']} step{'' if told['steps'] == 1 else 's'}{repeated}", ""]
     most = {name: _bytes(told["any_gpu"][name]) for name in WORDS}
     lines.append("The GPU that needs most in a step: " + ", ".join(f"{most[name]} {words}" for name, words in WORDS.items()))
     buffer, mean = told["buffer_rows"], told["mean_rows"]

@@ -60,6 +60,7 @@ def summarise(plan: Plan, sweep: Sweep, *, pictures: list[str], files: Mapping[s
             }
             for answer in sweep.answers
         ],
+        "changed_nothing": list(sweep.idle()),
         "done": len(sweep.done),
         "failed": len(sweep.failed),
         "pareto": {"metrics": list(PARETO), "cells": [answer.name for answer in sweep.front()]},

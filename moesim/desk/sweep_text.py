@@ -56,6 +56,10 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
     if len(sweep.answers) > MOST:
         console.print(f"... and {len(sweep.answers) - MOST} more cells: see cells.csv")
     console.print()
+    for axis in sweep.idle():
+        console.print(f"{short[axis]} changed nothing: cells that differ in it alone agree in every metric", soft_wrap=True)
+    if not metrics and (same := _same(sweep)):
+        console.print(f"the same in all cells: {same}", soft_wrap=True)
     if best:
         console.print(f"front: no other cell is better in {label(PARETO[0])} and {label(PARETO[1])} at once", soft_wrap=True)
     console.print(f"Results in {folder}", soft_wrap=True)
@@ -69,6 +73,14 @@ def failures(sweep: Sweep) -> str:
         first, *rest = answer.error.splitlines() or [""]
         lines += [f"failed: {answer.name}: {first}", *(f"  {line}" for line in rest)]
     return "\n".join(lines)
+
+
+def _same(sweep: Sweep) -> str:
+    """Return the metrics that are not shown because all cells agree in them."""
+    if len(sweep.done) < 2:
+        return ""
+    hidden = [name for name in SHOWN[1:] if not _differs(sweep, name) and name in sweep.done[0].metrics]
+    return ", ".join(f"{label(name)} {_value(sweep.done[0], name)}" for name in hidden if sweep.done[0].metrics[name].value is not None)
 
 
 def _differs(sweep: Sweep, name: str) -> bool:

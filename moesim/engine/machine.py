@@ -122,10 +122,10 @@ class Machine:
 
     def _chain(self, load: StepLoad) -> Chain | None:
         """Return the step as a chain, if it is one and nobody else has anything to do meanwhile."""
-        if self._cores is not None or not self.fabric.lendable:
+        if self._cores is not None:
             return None
-        while self.env.peek() <= self.env.now:
-            self.env.step()  # what the step before has left of its last instant
+        while self.env.peek() <= self.env.now and self.fabric.lendable:
+            self.env.step()  # what the step before has left of its last instant; nothing may start to move while its ranks are not there
         if self.env.peek() < math.inf or not self.fabric.lendable:
             return None
         return chain_of(self.program, load, ranks=self.setting.parallel.ep, gpus=self.setting.gpus)

@@ -214,7 +214,7 @@ class Periods:
             return
         gpus = len(arrays["pending"])
         whole, real = np.zeros(chains.WHOLE, dtype=np.int64), np.zeros(chains.REAL)
-        real[chains.INSTANT] = now
+        real[chains.INSTANT], real[chains.BOUND], real[chains.TOOK] = now, self._bound, self._took
         core.catch_up(0.0)
         through, woken = np.zeros(len(core.through)), np.empty(gpus, dtype=np.int64)
         around = (routes, port_routes, latency, by_port, through, woken, np.zeros(0))
@@ -234,8 +234,7 @@ class Periods:
         periods = int(whole[chains.PERIODS])
         self.number += periods
         self._counted[EXACT] = self._counted.get(EXACT, 0) + periods
-        self._bound += float(real[chains.BOUND])
-        self._took += float(real[chains.TOOK])
+        self._bound, self._took = float(real[chains.BOUND]), float(real[chains.TOOK])
         yield float(real[chains.INSTANT])
 
     def _join_chain(

@@ -114,7 +114,9 @@ class Result:
 
 
 def _written(value: float, unit: str) -> str:
-    return format_quantity(value, unit) if unit in DIMENSIONS else f"{value:.4g} {unit}".strip()
+    if unit in DIMENSIONS:
+        return format_quantity(value, unit).replace(" us", " µs")
+    return f"{value:,.0f} {unit}".strip() if abs(value) >= 1000 else f"{value:.4g} {unit}".strip()
 
 
 def _between(value: Value) -> str:

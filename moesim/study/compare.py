@@ -13,7 +13,7 @@ from moesim.measure.collect import metrics as registered
 from moesim.study.difference import UNDECIDED, Apart, apart, verdict
 from moesim.study.many import ALPHA, confidence_of, holm
 from moesim.study.paired import Estimated
-from moesim.study.played import Played, Series, basis, same_choices, series
+from moesim.study.played import Played, Series, basis, contradict, same_choices, series
 
 HEADLINES = (
     "step_time",
@@ -24,7 +24,8 @@ HEADLINES = (
     "cross_node_bytes",
     "peak_memory",
 )
-"""What a policy is judged by first. Their verdicts are one family of comparisons; all other metrics are a second one."""
+"""What a policy is judged by first. Their verdicts are one family of comparisons, all other metrics a second one, and the metric that
+decides who wins a third."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,10 +162,10 @@ def compare(variants: Sequence[Played], *, baseline: str, by: str = "step_time")
     Notes
     -----
     Each piece of evidence, a seed or a block of a recording, is played by all variants, and their differences are taken piece by
-    piece: what a piece does to all of them cancels. Verdicts hold together at 95 % within each of two families, of all variants times
-    :data:`HEADLINES` (and ``by``) and of all variants times the other metrics (:func:`moesim.study.many.holm`); metrics without a
-    direction are in the second. Whether the best is better than each other is asked of all pairs, because which one is the best was seen
-    in the same data.
+    piece: what a piece does to all of them cancels. Verdicts hold together at 95 % within each of three families
+    (:func:`moesim.study.many.holm`): ``by`` for all pairs of variants, the other :data:`HEADLINES` of all variants, and all other metrics
+    of all variants, those without a direction among them. The winner is asked of the pairs, because which one is the best was seen in
+    the same data; verdicts on ``by`` come from the same pairs, so that they and the winner never contradict each other.
     """
     check_objective(by)
     names = [variant.name for variant in variants]
@@ -181,15 +182,18 @@ def compare(variants: Sequence[Played], *, baseline: str, by: str = "step_time")
     }
     base = variants[names.index(baseline)]
     same = {variant.name: same_choices(variant, base) for variant in variants}
+    judged = {name: one for name, of in found.items() if (one := of[by]) is not None}
+    order = _order(judged, known[by])
+    pairs = _pairs(judged, order)
     return Comparison(
         baseline=baseline,
         metrics={
             variant.name: {name: _value(variant, name, found[variant.name][name], known[name]) for name in known} for variant in variants
         },
-        differences=_differences(found, baseline, known, {*HEADLINES, by}),
-        winner=_winner(found, by, known[by]),
+        differences=_differences(found, baseline, known, by, pairs),
+        winner=_winner(judged, order, pairs, by, known[by]),
         same_choices=same,
-        warnings=_broken(variants, base, same),
+        warnings=_broken(variants, base),
     )
 
 
@@ -205,16 +209,23 @@ def _value(variant: Played, name: str, found: Series | None, metric: Any) -> Val
 
 
 def _differences(
-    found: Mapping[str, Mapping[str, Series | None]], baseline: str, known: Mapping[str, Any], headlines: set[str]
+    found: Mapping[str, Mapping[str, Series | None]],
+    baseline: str,
+    known: Mapping[str, Any],
+    by: str,
+    pairs: Mapping[frozenset[str], _Pair],
 ) -> dict[str, dict[str, Difference]]:
     distances = {
         (variant, name): _apart(of[name], found[baseline][name]) for variant, of in found.items() if variant != baseline for name in known
     }
     p_values = {key: None if distance is None else distance.absolute.p_value() for key, distance in distances.items()}
     adjusted = {
-        **holm({key: p for key, p in p_values.items() if key[1] in headlines}),
-        **holm({key: p for key, p in p_values.items() if key[1] not in headlines}),
+        **holm({key: p for key, p in p_values.items() if key[1] in HEADLINES and key[1] != by}),
+        **holm({key: p for key, p in p_values.items() if key[1] not in HEADLINES and key[1] != by}),
     }
+    for variant in found:
+        pair = pairs.get(frozenset({variant, baseline}))
+        adjusted[variant, by] = None if pair is None else pair.p_adjusted
     return {
         variant: {
             name: _difference(distances[variant, name], known[name], p_values[variant, name], adjusted[variant, name]) for name in known
@@ -258,12 +269,35 @@ def _difference(distance: Apart | None, metric: Any, p: float | None, adjusted: 
     )
 
 
-def _winner(found: Mapping[str, Mapping[str, Series | None]], by: str, metric: Any) -> Winner:
-    known = {name: of[by] for name, of in found.items()}
-    judged = {name: one for name, one in known.items() if one is not None}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """Two variants on the metric that decides: what the one with the worse value loses, with its p-value before and after correction."""
+
+    loss: Estimated
+    p: float | None
+    p_adjusted: float | None
+
+    @property
+    def told(self) -> bool:
+        return self.p_adjusted is not None and self.p_adjusted <= ALPHA
+
+
+def _order(judged: Mapping[str, Series], metric: Any) -> list[str]:
+    """Return the names from the best value to the worst, names to break ties: which variant was written first decides nothing."""
     sign = 1 if metric.better == "lower" else -1
-    # Values in order, names to break ties: which variant was written first decides nothing.
-    order = sorted(judged, key=lambda name: (sign * judged[name].estimate().value, name))
+    return sorted(judged, key=lambda name: (sign * judged[name].estimate().value, name))
+
+
+def _pairs(judged: Mapping[str, Series], order: Sequence[str]) -> dict[frozenset[str], _Pair]:
+    """Return all pairs of variants, corrected for their number."""
+    losses = {(one, other): apart(judged[other], judged[one]).absolute for one, other in combinations(order, 2)}
+    p_values = {pair: loss.p_value() for pair, loss in losses.items()}
+    adjusted = holm(p_values)
+    return {frozenset(pair): _Pair(loss=loss, p=p_values[pair], p_adjusted=adjusted[pair]) for pair, loss in losses.items()}
+
+
+def _winner(judged: Mapping[str, Series], order: Sequence[str], pairs: Mapping[frozenset[str], _Pair], by: str, metric: Any) -> Winner:
+    sign = 1 if metric.better == "lower" else -1
     nobody = Winner(
         by=by,
         better=metric.better,
@@ -280,20 +314,11 @@ def _winner(found: Mapping[str, Mapping[str, Series | None]], by: str, metric: A
     )
     if len(order) < 2:
         return nobody
-    # The earlier of each pair is the better one: the loss of the later against it.
-    losses = {(one, other): apart(judged[other], judged[one]) for one, other in combinations(order, 2)}
-    p_values = {pair: loss.absolute.p_value() for pair, loss in losses.items()}
-    adjusted = holm(p_values)
-
-    def told(other: str) -> bool:
-        p = adjusted[order[0], other]
-        return p is not None and p <= ALPHA
-
     best, following = order[:2]
-    pair = losses[best, following].absolute
-    low, high = _corrected(pair, p_values[best, following], adjusted[best, following], sign)
+    pair = pairs[frozenset({best, following})]
+    low, high = _corrected(pair.loss, pair.p, pair.p_adjusted, sign)
     against = judged[following].estimate().value
-    tied = (best, *(other for other in order[1:] if not told(other)))
+    tied = (best, *(other for other in order[1:] if not pairs[frozenset({best, other})].told))
     return Winner(
         by=by,
         better=metric.better,
@@ -301,11 +326,11 @@ def _winner(found: Mapping[str, Mapping[str, Series | None]], by: str, metric: A
         name=best if len(tied) == 1 else None,
         best=best,
         next=following,
-        margin=sign * pair.value,
+        margin=sign * pair.loss.value,
         low=low,
         high=high,
-        per_cent=100 * sign * pair.value / against if against else None,
-        distinguishable=told(following),
+        per_cent=100 * sign * pair.loss.value / against if against else None,
+        distinguishable=pair.told,
         tied=tied,
     )
 
@@ -323,15 +348,11 @@ def _apart(of: Series | None, base: Series | None) -> Apart | None:
     return None if of is None or base is None else apart(of, base)
 
 
-def _broken(variants: Sequence[Played], base: Played, same: Mapping[str, bool]) -> tuple[str, ...]:
+def _broken(variants: Sequence[Played], base: Played) -> tuple[str, ...]:
     """Say where variants that must have the same tokens and choices have not."""
     return tuple(
         f"{variant.name} and {base.name} have the same source and gate, and yet their tokens chose other experts: a plug-in knows what it "
         "must not (law L9), and their differences are not those of the policies alone"
         for variant in variants
-        if not same[variant.name]
-        and not variant.learns
-        and variant.draws
-        and variant.draws == base.draws
-        and set(variant.seeds) & set(base.seeds)
+        if not variant.learns and variant.draws and variant.draws == base.draws and contradict(variant, base)
     )

@@ -135,6 +135,13 @@ def same_choices(one: Played, other: Played) -> bool:
     return bool(both) and all(_pairs(mine[seed], others[seed]) for seed in both)
 
 
+def contradict(one: Played, other: Played) -> bool:
+    """Tell whether two variants had other tokens or choices in a step that both measured, in a run that both have."""
+    mine = dict(zip(one.seeds, one.answers, strict=True))
+    others = dict(zip(other.seeds, other.answers, strict=True))
+    return any(_differ(mine[seed], others[seed]) for seed in mine if seed in others)
+
+
 def are_copies(played: Played) -> bool:
     """Tell whether several seeds gave exactly the same run: then its source knows no chance, or replays the same tokens to every seed."""
     first, *rest = played.answers
@@ -148,6 +155,15 @@ def as_one_run(played: Played) -> Played:
 
 def _pairs(one: Answer, other: Answer) -> bool:
     return np.array_equal(one.steps, other.steps) and choices_of_steps(one) == choices_of_steps(other)
+
+
+def _differ(one: Answer, other: Answer) -> bool:
+    _, mine, others = np.intersect1d(one.steps, other.steps, return_indices=True)
+    # expert_cv is a number of the whole run, and differs with its length.
+    names = [name for name in CHOICES if name != "expert_cv" and name in one.samples and name in other.samples]
+    return any(
+        not np.allclose(one.samples[name][mine], other.samples[name][others], rtol=1e-9, atol=1e-12, equal_nan=True) for name in names
+    )
 
 
 def _copies(one: Answer, other: Answer) -> bool:

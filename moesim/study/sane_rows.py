@@ -19,10 +19,13 @@ MOST_OF_A_GROUP = 2**14
 """More experts, ranks, nodes or choices than any machine of these tables has; what models hold in memory grows with them."""
 
 GROUP_SIZES = (
-    "num_experts", "num_slots", "num_local_experts", "topk", "num_topk", "top_k", "moe_ep_size", "ep", "num_gpus", "node_num", "num_workers",
-    "devices_per_node", "dispatch_sms", "combine_sms",
+    "num_experts", "num_slots", "num_local_experts", "topk", "num_topk", "top_k", "moe_ep_size", "ep", "num_gpus", "node_num",
+    "num_workers", "devices_per_node", "dispatch_sms", "combine_sms",
 )  # fmt: skip
 WIDTHS = ("hidden_size", "inter_size", "intermediate_size")
+MOST_TOKENS = 2**27
+"""Of a batch; routings are drawn expert by expert, so that the time does grow with tokens where few experts take nearly all."""
+
 TOKENS = ("num_tokens", "tokens_per_rank", "tokens_per_gpu")
 CHOICES = ("topk", "num_topk", "top_k")
 
@@ -80,13 +83,13 @@ def _complaints(columns: Sequence[str], rows: Rows) -> Iterator[tuple[Bools, str
         if not (name.endswith(MEASURED_ENDS) or name in MEASURED or name in MAY_BE_EMPTY):
             yield _empty(column), f"column {name} is empty"
         if column.dtype.kind in "if":
-            yield from _of_numbers(name, np.nan_to_num(np.asarray(column, dtype=np.float64), nan=1.0))
+            yield from _of_numbers(name, np.nan_to_num(np.asarray(column, dtype=np.float64), nan=1.0, posinf=np.inf, neginf=-np.inf))
     yield from _of_choices(columns, rows)
 
 
 def _of_numbers(name: str, values: NDArray[np.float64]) -> Iterator[tuple[Bools, str]]:
     yield _each(name, values, values < 0, "is negative")
-    most = MOST_OF_A_GROUP if name in GROUP_SIZES else MOST
+    most = MOST_OF_A_GROUP if name in GROUP_SIZES else MOST_TOKENS if name in TOKENS else MOST
     yield _each(name, values, values > most, f"is larger than {most:g}")
     if name in (*GROUP_SIZES, *WIDTHS, *TOKENS):
         yield _each(name, values, values == 0, "is not above 0")

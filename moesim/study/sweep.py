@@ -89,6 +89,18 @@ class Sweep:
         """Return the axes whose values are at least two numbers, and nothing else."""
         return tuple(axis for axis in self.axes if len(self.values(axis)) > 1 and all(is_number(value) for value in self.values(axis)))
 
+    def idle(self) -> tuple[str, ...]:
+        """Return the axes that changed nothing: cells that differ in such an axis alone agree in every metric, to the last bit."""
+        return tuple(axis for axis in self.axes if self._changes_nothing(axis))
+
+    def _changes_nothing(self, axis: str) -> bool:
+        groups: dict[str, list[Answer]] = {}
+        for answer in self.done:
+            groups.setdefault(repr([(other, answer.axes.get(other, ABSENT)) for other in self.axes if other != axis]), []).append(answer)
+        several = [group for group in groups.values() if len({repr(answer.axes.get(axis, ABSENT)) for answer in group}) > 1]
+        found = [[{name: value.value for name, value in answer.metrics.items()} for answer in group] for group in several]
+        return bool(found) and all(metrics == group[0] for group in found for metrics in group)
+
     def table(self) -> Table:
         """Return one row per cell: its name and status, its place on every axis, and of each metric value, low and high.
 

@@ -41,3 +41,10 @@ def test_a_limit_without_unit_is_refused(file):
     result = CliRunner().invoke(main, ["memory", file, "--limit", "80"])
     assert result.exit_code == 2
     assert "--limit" in result.stderr
+
+
+@pytest.mark.parametrize("limit", ["0", "-3 GB"])
+def test_a_limit_of_nothing_is_refused(file, limit):
+    result = CliRunner().invoke(main, ["memory", file, "--limit", limit])
+    assert result.exit_code == 2
+    assert f"--limit: {limit} is no memory" in result.stderr

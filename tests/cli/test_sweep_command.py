@@ -56,7 +56,7 @@ def test_a_sweep_writes_a_table_a_summary_and_pictures():
     assert [cell["axes"]["policy.capacity.factor"] for cell in summary["cells"]] == [1.0, 1.0, 1.5, 1.5]
     assert (summary["done"], summary["failed"]) == (4, 0)
     assert {path.name for path in Path("out").iterdir()} == {
-        "cells", "cells.csv", "cells.parquet", "meta.json", "scenario.yaml", "summary.json", "sweep-curves.png", "sweep-curves.svg",
+        "cells", "cells.csv", "cells.parquet", "meta.json", "report.html", "scenario.yaml", "summary.json", "sweep-curves.png", "sweep-curves.svg",
         "sweep-front.png", "sweep-front.svg", "sweep-heatmap.png", "sweep-heatmap.svg",
     }  # fmt: skip
     found = rows()
@@ -199,7 +199,7 @@ def test_a_folder_with_other_results_is_left_alone():
     before = Path("out/summary.json").read_bytes()
     done = invoke(FACTORS)
     assert done.exit_code == 2
-    assert "out holds results of another command; choose another folder with -o" in done.stderr
+    assert "out holds results of another command (moesim run); choose another folder with -o" in done.stderr
     assert Path("out/summary.json").read_bytes() == before
 
 
@@ -259,3 +259,31 @@ def test_interrupting_the_command_with_worker_processes_ends_with_130(folder):
     assert len(list(folder.glob("out/cells/*.json"))) - int(said[1]) in {0, 1}
     assert list(folder.glob("out/cells/.*")) == []
     assert "Traceback" not in errors
+
+
+def test_an_axis_that_changes_nothing_is_named_and_what_all_cells_share_is_said_once():
+    # The name of a scenario is an input that no metric depends on; a higher factor keeps more.
+    done = invoke(FACTORS, "name=a,b")
+    assert done.exit_code == 0, done.output
+    assert "name changed nothing: cells that differ in it alone agree in every metric" in done.stdout
+    assert "factor changed nothing" not in done.stdout
+    assert json.loads(Path("out/summary.json").read_text())["changed_nothing"] == ["name"]
+    # Two cells that are one: no column but the step time differs, so the drop rate stands below the table.
+    alike = CliRunner().invoke(main, ["sweep", "s.yaml", "name=a,b", "--executor", "inline", "-o", "alike"])
+    assert re.search(r"the same in all cells: throughput .*, drop rate \d", alike.stdout)
+
+
+def test_too_little_memory_for_any_worker_is_bad_input_and_no_traceback(monkeypatch):
+    for words in (("--memory", "1 MB"), ("--memory", "0")):
+        done = CliRunner().invoke(main, ["sweep", "s.yaml", FACTORS, *words, "-o", "out"])
+        assert done.exit_code == 2
+        assert f"--memory {words[1]} is too little; a worker needs 256 MB" in done.stderr
+    monkeypatch.setattr("moesim.desk.memory_share.memory_of_machine", lambda: 10**9)
+    done = CliRunner().invoke(main, ["sweep", "s.yaml", FACTORS, "-j", "8", "-o", "out"])
+    assert done.exit_code == 2
+    assert "8 jobs leave each worker 100 MB: try fewer" in done.stderr
+
+
+def test_nothing_is_said_of_others_when_all_cells_fail():
+    done = invoke("parallel.ep=3,5")
+    assert "the others are in" not in done.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scenario_texts import SMALL
 
-from moesim.base.errors import SimulationError
+from moesim.base.errors import SimulationError, UsageError
 from moesim.desk.compare_runs import BLOCKS, SEEDS, runs_of
 from moesim.desk.compare_variants import read_variants
 from moesim.desk.comparing import ask, conclude
@@ -146,3 +146,9 @@ def test_a_variant_that_fails_is_named_and_the_others_are_compared(small):
     assert any("the baseline dropless failed: differences are taken from tight" in warning for warning in outcome.warnings)
     with pytest.raises(SimulationError, match="2 of 3 variants failed"):
         conclude(question, [*broken[:4], *answers[4:]])
+
+
+@pytest.mark.parametrize("replicates", [0, 10_001, 100_000_000])
+def test_a_number_of_replicates_beyond_reason_is_refused_before_any_run_is_written_down(small, replicates):
+    with pytest.raises(UsageError, match=f"--replicates {replicates}: choose 1 to 10,000"):
+        ask(small, SPEEDY, replicates=replicates)

@@ -107,7 +107,7 @@ def test_drops_are_those_of_the_capacity_rule_megatron(seed, factor, sources):
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 def test_losses_are_those_that_moesim_measures(scoring):
     logits = np.random.default_rng(5).normal(size=(16, 4)).astype(np.float32)
-    routing = LayerRouting.of_tokens(np.zeros((16, 2), int) + [0, 1], [0, 8, 16], 4, scores=logits)
+    routing = LayerRouting.of_tokens(np.tile([0, 1], (16, 1)), [0, 8, 16], 4, scores=logits)
     known = layer_losses(routing, scoring=scoring, top_k=2, sequence_length=4, ranks=2)
     for blocks, wanted in ((1, known.batch), (2, known.micro_batch), (4, known.sequence)):
         plan = Strategy(aux=0.5, z=0.25, scoring=scoring)

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 
 from moesim.base.errors import MeasurementError, UsageError
 from moesim.base.loads import maxvio
-from moesim.cli import main as moesim_main  # noqa: F401 - the package's door must import
 from moesim.cli.measure import command as measure
 from moesim.desk.trace_files import read_trace
 from moesim.lab.training_strategy import strategy
@@ -91,24 +90,15 @@ def test_a_training_that_explodes_says_so():
     recording = train(plan(rate=1e30, steps=50, warmup=0), text())
     assert "not finite" in recording.why
     assert 0 < recording.finished < 50
-    with pytest.raises(MeasurementError, match="no step of none"):
-        train(plan(), text(), progress=lambda done, loss: None) if False else _broken_at_once()
 
 
-def _broken_at_once():
-    bad = plan(rate=1e-3)
-    broken = tuple(Domain(item.name, item.content) for item in text())
-    import moesim.lab.training as module
+def test_a_training_without_a_finished_step_leaves_nothing(monkeypatch):
+    def stop(self, step):
+        raise KeyboardInterrupt
 
-    class Never(module.Batches):
-        def at(self, step):
-            raise KeyboardInterrupt
-
-    original, module.Batches = module.Batches, Never
-    try:
-        train(bad, broken)
-    finally:
-        module.Batches = original
+    monkeypatch.setattr(Batches, "at", stop)
+    with pytest.raises(MeasurementError, match="no step of none was finished: interrupted"):
+        train(plan(), text())
 
 
 @pytest.mark.parametrize(

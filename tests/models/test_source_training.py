@@ -13,7 +13,7 @@ from moesim.base.registry import plugin
 from moesim.models.bare_setting import bare_setting
 from moesim.models.gate.losses import balance_loss, probabilities, z_loss
 from moesim.models.router.coefficients import OverSteps, at_step
-from moesim.models.router.dynamics import RouterState, advance, balance_gradient, z_gradient
+from moesim.models.router.dynamics import RouterState, Tokens, advance, balance_gradient, z_gradient
 from moesim.models.router.law import Law
 from moesim.models.source.training import Shift, Training
 
@@ -70,12 +70,13 @@ def test_z_gradient_is_the_derivative_of_the_z_loss(seed):
 
 
 def test_one_step_by_hand():
-    # Four experts, loads 6 2 0 0 (mean 2), feedback 0.1, decay 0.5, drift 0.01: offsets 1 -> 0.5 + 0.1 (load / 2 - 1) + 0.01 walk.
-    state = RouterState(offsets=np.ones(4), domains=np.zeros((2, 4)))
+    # Four experts, loads 6 2 0 0 (mean 2), so 3, 1, 0 and 0 times the mean: 2 (x - 1) / (x + 1) = 1, 0, -2, -2. Feedback 0.1 at pace 0.5,
+    # drive 0.4 at 0.5 and a quarter left of it, decay 0.5, drift 0.01.
+    state = RouterState(offsets=np.ones(4), domains=np.zeros((2, 4)), driven=np.array([0.0, 0.0, 1.0, -1.0]))
     chosen = np.array([[0, 1], [0, 1], [0, -1], [0, -1], [0, -1], [0, -1]])
     advance(
         state,
-        Law(feedback=0.1, domain_feedback=0.2, gain=0.0, decay=0.5, drift=0.01),
+        Law(feedback=0.1, domain_feedback=0.2, drive=0.4, gain=0.0, decay=0.5, drift=0.01),
         logits=np.zeros((6, 4)),
         domain=np.array([0, 0, 1, 1, 1, 1]),
         chosen=chosen,
@@ -86,10 +87,56 @@ def test_one_step_by_hand():
         z=0.0,
         scoring="softmax",
         walk=np.vstack([[1.0, 0.0, 0.0, -1.0], np.ones((2, 4))]),
+        pace=0.5,
+        faded=0.25,
     )
-    np.testing.assert_allclose(state.offsets, [0.5 + 0.2 + 0.01, 0.5, 0.5 - 0.1, 0.5 - 0.1 - 0.01])
-    # Domain 0: loads 2 2 0 0 over mean 1, less 3 1 0 0 of all tokens, times 0.2; domain 1: 4 0 0 0 over mean 1.
-    np.testing.assert_allclose(state.domains, 0.2 * np.array([[2 - 3, 2 - 1, 0, 0], [4 - 3, 0 - 1, 0, 0]]))
+    np.testing.assert_allclose(state.offsets, [0.5 + 0.05 + 0.01, 0.5, 0.5 - 0.1 + 0.05, 0.5 - 0.1 - 0.05 - 0.01])
+    # Domain 0 has loads 2 2 0 0: 2/3, 2/3, -2, -2; domain 1 has 4 0 0 0: 6/5, -2, -2, -2; less 1, 0, -2, -2 of all, times 0.2 times 0.5.
+    np.testing.assert_allclose(state.domains, 0.1 * np.array([[2 / 3 - 1, 2 / 3, 0, 0], [6 / 5 - 1, -2, 0, 0]]), atol=1e-15)
+
+
+def test_gradients_move_offsets_by_the_gain_and_at_most_by_the_limit():
+    # Two experts, every token takes expert 0: f = (1, 0), p = sigmoid(2) and the rest. dL/do_0 = E p_0 (1 - p_0) = 2 * 0.10499.
+    slope = 2 * 0.8807970779778823 * 0.11920292202211755
+    for limit, wanted in ((None, 0.5 * 3 * slope), (0.1, 1.5 * slope / np.hypot(1, 15 * slope))):
+        state = RouterState(offsets=np.zeros(2), domains=np.zeros((1, 2)))
+        advance(
+            state,
+            Law(feedback=0.0, domain_feedback=0.0, gain=3.0, limit=limit, decay=0.0, drift=0.0),
+            logits=np.tile([2.0, 0.0], (4, 1)),
+            domain=np.zeros(4, dtype=int),
+            chosen=np.zeros((4, 1), dtype=int),
+            counted=np.array([4, 0]),
+            group=np.array([0, 0, 1, 1]),
+            top_k=1,
+            balance=0.5,
+            z=0.0,
+            scoring="softmax",
+            walk=np.zeros((2, 2)),
+            plain=True,
+        )
+        np.testing.assert_allclose(state.offsets, [-wanted, wanted], rtol=1e-5)
+        np.testing.assert_allclose(state.domains[0], [-wanted, wanted], rtol=1e-5)
+
+
+def test_tokens_have_parts_in_common_with_their_kind_and_their_sequence():
+    # Of a variance of 4, a quarter belongs to kinds and a half to sequences; offsets are 10 for expert 0 and 1 more in domain 1.
+    state = RouterState(
+        offsets=np.array([10.0, 0.0]), domains=np.array([[0.0, 0.0], [1.0, 0.0]]), kinds=np.arange(8, dtype=np.float32).reshape(4, 2)
+    )
+    tokens = Tokens(domain=np.array([0, 1]), sequence=np.array([0, 1]), kind=np.array([1, 2]))
+    noise, topics = np.ones((2, 2), dtype=np.float32), np.array([[1.0, -1.0], [2.0, 0.0]], dtype=np.float32)
+    logits = state.logits(tokens, noise, topics, spread=2.0, law=Law(kinds=2, kind_share=0.25, sequence_share=0.5))
+    alone, topic = 1.0, 2.0 * np.sqrt(0.5)  # 2 sqrt(1 - 0.25 - 0.5) and 2 sqrt(0.5); kinds weigh 2 sqrt(0.25) = 1
+    np.testing.assert_allclose(logits, [[10 + 2 + alone + topic, 3 + alone - topic], [11 + 4 + alone + 2 * topic, 5 + alone]], rtol=1e-6)
+
+
+def test_the_paces_of_a_law():
+    law = Law(fading=50.0, depth=8.0, scale=3.0, growth=0.5)
+    assert [law.faded(step) for step in (0, 50, 150)] == [1.0, 0.5, 0.25]
+    assert [law.haste(layer, 3) for layer in range(3)] == [1.0, pytest.approx(8 ** (1 / 8)), 8.0]
+    assert law.spread(64) == pytest.approx(5.0)  # 3, 4 and 5
+    assert Law().faded(10**6) == Law(depth=2.0).haste(0, 1) == 1.0
 
 
 def test_without_balancing_the_rich_get_richer_until_k_are_left():

@@ -57,7 +57,7 @@ def test_a_metric_that_one_variant_lacks_is_not_compared():
 def test_many_comparisons_need_stronger_evidence():
     rng = np.random.default_rng(3)
     base = rng.random(5)
-    # Mean -0.03 and standard error 0.0063: t = 4.7 and p = 0.009, times 21 comparisons 0.19.
+    # Mean -0.03 and standard error 0.0063: t = 4.7 and p = 0.009, times the 231 pairs of 22 variants 1.
     effect = base - 0.03 + 0.02 * np.array([1.0, -1.0, 0.5, -0.5, 0.0])
     alone = compare([seeds("base", step_time=base), seeds("a", step_time=effect)], baseline="base").differences["a"]["step_time"]
     assert (alone.p < 0.05, alone.verdict) == (True, "better")
@@ -91,6 +91,27 @@ def test_the_winner_must_beat_all_others():
     noisy = seeds("b", step_time=[1.6, 1.7, 3.05])
     tied = compare([far, noisy, base], baseline="c").winner
     assert (tied.name, tied.best, tied.next, tied.distinguishable, tied.tied) == (None, "a", "b", False, ("a", "b"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(2, 4), st.floats(0.0, 3.0))
+def test_the_winner_and_the_verdicts_on_its_metric_agree(seed, count, size):
+    # Other headlines differ too, or not: they are other comparisons, and must not make a winner look like none.
+    rng = np.random.default_rng(seed)
+    names = [f"v{at}" for at in range(count)]
+    variants = [
+        seeds(name, step_time=at * size * 0.01 + 0.02 * rng.random(4) + 1, drop_rate=rng.random(4), waiting_time=rng.random(4))
+        for at, name in enumerate(names)
+    ]
+    for baseline in names:
+        found = compare(variants, baseline=baseline)
+        won, verdicts = found.winner.name, {name: of["step_time"].verdict for name, of in found.differences.items()}
+        if won == baseline:
+            assert set(verdicts.values()) == {"worse"}
+        elif won is not None:
+            assert verdicts[won] == "better"
+        elif baseline == found.winner.best:
+            assert "not distinguishable" in verdicts.values()
 
 
 def test_more_is_better_where_the_metric_says_so():
@@ -164,6 +185,16 @@ def test_equal_draws_with_unequal_choices_are_a_broken_law():
     assert len(found.warnings) == 1
     assert "law L9" in found.warnings[0]
     assert found.warnings[0].startswith("other and base")
+    # A variant that measures fewer steps agrees with the base in those that both have, and that breaks nothing.
+    long = dataclasses.replace(seeds("long", step_time=[1.0, 2.0]), draws="x")
+    long = dataclasses.replace(
+        long, answers=tuple(answer({"step_time": [1.0, 2.0], "maxvio": [0.5, at], "expert_cv": [at] * 2}) for at in (0.6, 0.7))
+    )
+    short = dataclasses.replace(
+        long, name="short", answers=tuple(answer({"step_time": [1.0], "maxvio": [0.5], "expert_cv": [0.5]}) for _ in range(2))
+    )
+    found = compare([long, short], baseline="long")
+    assert (dict(found.same_choices), found.warnings) == ({"long": True, "short": False}, ())
     # A gate that learns from drops may choose differently, and other draws do.
     for excused in (dataclasses.replace(other, learns=True), dataclasses.replace(other, draws="y")):
         assert compare([base, excused], baseline="base").warnings == ()

@@ -88,7 +88,7 @@ class Study(ABC):
         known = self._rows()
         chosen = next(iter(known)) if table is None else table
         if chosen not in known:
-            raise UsageError(f"there is no table {chosen!r}{did_you_mean(chosen, known)}; there are {', '.join(known)}")
+            raise UsageError(f"there is no table {chosen!r}{did_you_mean(chosen, known)}")
         rows = known[chosen]()
         names = list(dict.fromkeys(name for row in rows for name in row))
         return frame({name: [row.get(name) for row in rows] for name in names})

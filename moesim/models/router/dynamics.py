@@ -128,6 +128,7 @@ def advance(
     scoring: str,
     walk: Floats,
     pace: float = 1.0,
+    faded: float = 1.0,
     plain: bool = False,
 ) -> None:
     """Change a layer's router by one training step, in place.
@@ -155,13 +156,15 @@ def advance(
         Standard normal numbers: for the offsets, and for those of domains.
     pace : float
         What feedback is multiplied by in this step.
+    faded : float
+        What is left of feedback in this step; drive has that share less once more.
     plain : bool
         Whether the gate chose the top-k of the logits, so that the loss counts the same.
     """
     counts, by_domain = _counts(chosen, domain, len(state.domains), logits.shape[1])
     push = pace * law.feedback * advantage(counted)
     if state.driven is not None:
-        push += pace * law.drive * state.driven
+        push += pace * faded * law.drive * state.driven
     local = pace * law.domain_feedback * (advantage(by_domain) - advantage(counts))
     local[by_domain.sum(axis=1) == 0] = 0.0
     if balance or z:

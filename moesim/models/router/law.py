@@ -32,13 +32,14 @@ class Law:
         The same for the tokens of one domain, beyond what all domains have in common.
     drive : float
         Standard deviation of a push that an expert has from the start and for good, whatever its load: what tokens have in common grows
-        while a model is young, and favours some experts. It fades like feedback.
+        while a model is young, and favours some experts. It fades as the square of what feedback
+        fades by, so that all of it together is ``drive`` times ``fading``.
     fading : float or None
         Steps after which feedback has fallen to half, as 1 / (1 + step / fading): the first tokens teach an expert most. None: it never
         falls.
     depth : float
-        How much faster feedback and drive are in the last layer than in the first; in equal ratios between. Tokens have more in common
-        in deep layers of a young model, and what they have in common moves offsets.
+        How much faster feedback and drive are in the last layer than in the first. The exponent grows with the cube of the place between
+        them, so most of it is in the last layers: there, tokens of a young model have most in common.
     gain : float
         A gradient of a loss with respect to the offset of an expert moves it by ``-gain`` times the gradient.
     limit : float or None
@@ -77,10 +78,13 @@ class Law:
         """Whether tokens of a kind have something in common."""
         return self.kinds > 1 and self.kind_share > 0
 
-    def pace(self, step: int, layer: int, layers: int) -> float:
-        """Return what feedback is multiplied by in a step of a layer."""
-        faded = 1.0 if self.fading is None else 1.0 / (1.0 + step / self.fading)
-        return float(faded * self.depth ** (layer / max(layers - 1, 1)))
+    def faded(self, step: int) -> float:
+        """Return what is left of feedback in a step."""
+        return 1.0 if self.fading is None else 1.0 / (1.0 + step / self.fading)
+
+    def haste(self, layer: int, layers: int) -> float:
+        """Return how much faster feedback and drive are in a layer than in the first."""
+        return float(self.depth ** ((layer / max(layers - 1, 1)) ** 3))
 
     def spread(self, step: int) -> float:
         """Return the standard deviation of the tokens' own part of a logit in a step."""
@@ -89,4 +93,24 @@ class Law:
 
 LAWS: dict[str, Law] = {
     "assumed": Law(),
+    # Fitted to four recorded trainings of a small language model (tests/data/measured/training); docs/models/training.md says how.
+    "small-lm": Law(
+        scale=0.15,
+        growth=0.0185,
+        experts_start=0.045,
+        domain_start=0.02,
+        kinds=64,
+        kind_share=0.5,
+        sequence_share=0.136,
+        feedback=1e-3,
+        domain_feedback=1.7e-3,
+        drive=3.6e-3,
+        fading=30.0,
+        depth=3.5,
+        gain=0.7,
+        decay=2e-4,
+        drift=5e-4,
+        domain_drift=1e-4,
+        fitted_at=(16, 2),
+    ),
 }

@@ -87,9 +87,10 @@ class Training:
         Tokens of a sequence.
     shift : section or null
         A change of the mixture.
-    scale, growth, experts_start, domain_start, kinds, kind_share, sequence_share, feedback, domain_feedback, drive, fading, depth, gain, limit, decay, drift, \
-domain_drift : number or null
-        How the router starts and how fast it changes, in logits and training steps; see :class:`moesim.models.router.law.Law`.
+    scale, growth, experts_start, domain_start, kinds, kind_share, sequence_share : number or null
+        How the router starts, and what tokens have in common; see :class:`moesim.models.router.law.Law`.
+    feedback, domain_feedback, drive, fading, depth, gain, limit, decay, drift, domain_drift : number or null
+        How fast the router changes, in logits and training steps; likewise.
     scores : bool
         Keep float32[T, E] logits in every layer.
 

@@ -125,7 +125,8 @@ class _Layer:
             z=at_step(source.z, step),
             scoring=getattr(source.gate, "scoring", "softmax"),
             walk=self._setting.rng("source", "training", "walk", step, index).standard_normal((1 + source.domains, model.experts)),
-            pace=self._law.pace(step, index, len(model.moe_layers)),
+            pace=self._law.faded(step) * self._law.haste(index, len(model.moe_layers)),
+            faded=self._law.faded(step),
             plain=self._plain,
         )
         self.reached += 1

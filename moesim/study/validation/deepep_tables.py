@@ -212,5 +212,5 @@ class NormalInternode(NormalTable):
     internode = True
 
     def group(self, rows: Rows) -> NDArray[np.str_]:
-        """Return system, nodes and SMs."""
-        return labels(rows, ("system", "node_num", "sms"))
+        """Return system and nodes: what is asked of the model is another number of nodes, and other SMs of the same would give it away."""
+        return labels(rows, ("system", "node_num"))

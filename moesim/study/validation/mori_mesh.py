@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.base.errors import CalibrationError, did_you_mean
 from moesim.facts.arrays import Floats
 from moesim.facts.model import DTYPE_BYTES
 from moesim.facts.profile import Profile
@@ -93,5 +94,8 @@ class MoriMesh(FittedTable):
 
 
 def _element(dtype: str) -> float:
+    known = dtype.lower()
+    if known not in DTYPES:
+        raise CalibrationError(f"the number format {dtype!r} is not known{did_you_mean(dtype, DTYPES)}")
     # fp4 rows count bytes as elements; see FULL_HIDDEN.
-    return 1.0 if dtype == "fp4" else float(DTYPE_BYTES[DTYPES.get(dtype, "bf16")])
+    return 1.0 if known == "fp4" else float(DTYPE_BYTES[DTYPES[known]])

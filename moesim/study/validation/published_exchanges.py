@@ -195,7 +195,10 @@ class ReadmeTables(PublishedTable):
         if "efa" in system.lower():
             return "", EFA
         if preset_of(system) in RACKS:
-            return "", f"DeepEP inside the NVLink rack of {system!r}: these kernels were fitted in nodes of {NODE} GPUs, with cards between them"
+            return (
+                "",
+                f"DeepEP inside the NVLink rack of {system!r}: these kernels were fitted in nodes of {NODE} GPUs, with cards between them",
+            )
         return (kernel, "") if kernel in {"low_latency", "normal"} else ("", f"DeepEP's kernel {kernel!r} was never fitted")
 
     def case_of(self, rows: Rows, index: int) -> tuple[str, str, int, float, int]:

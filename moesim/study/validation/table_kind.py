@@ -13,7 +13,6 @@ from moesim.facts.arrays import Bools, Floats, frozen
 from moesim.facts.profile import Profile, Section
 from moesim.models.fitted.rows import Rows
 
-
 UNSAID = "the model gives no number for this row"
 """Why a row has no prediction whose kind does not say it."""
 

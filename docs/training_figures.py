@@ -1,0 +1,121 @@
+"""Predict every recorded training with the preset ``small-lm`` and write what came out.
+
+    python docs/training_figures.py          predict, write tests/data/training_figures.json and the picture
+    python docs/training_figures.py --fit    fit the constants again first, and print them; moesim/models/router/law.py holds them
+
+Takes some minutes. The page docs/validation.md has the table (docs/validation_page.py), docs/models/training.md the picture.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from moesim.desk.training_record import read_recorded
+from moesim.models.router.law import LAWS
+from moesim.study.training_courses import Course, order, predict, score
+from moesim.study.training_fit import fit
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDINGS = ROOT / "tests" / "data" / "measured" / "training"
+FIGURES = ROOT / "tests" / "data" / "training_figures.json"
+PICTURE = ROOT / "docs" / "images" / "training.png"
+PRESET = "small-lm"
+FITTED = ("none-seed-0", "aux-0.01-seed-0", "aux-0.1-seed-1", "bias-0.001-seed-0")
+"""Recordings that the constants were fitted to; all others are held back."""
+NAMES = ("kind_share", "sequence_share", "feedback", "domain_feedback", "drive", "fading", "depth", "gain", "drift")
+SEEDS = (101, 102)
+"""Of predictions; a prediction is the mean of these runs, and none is a seed of a recording."""
+
+
+def name_of(path):
+    return path.stem.removeprefix("training-")
+
+
+def predicted(path, seed):
+    return predict(read_recorded(path), seed=seed, preset=PRESET)
+
+
+def mean_of(courses):
+    return Course(**{name: np.mean([getattr(item, name) for item in courses], axis=0) for name in ("maxvio", "idle", "dropped")})
+
+
+def row_of(path, recorded, found):
+    def few(values):
+        return [round(float(value), 4) for value in values]
+
+    return {
+        "file": path.name,
+        "strategy": recorded.name,
+        "seed": recorded.seed,
+        "role": "fitted" if name_of(path) in FITTED else "held back",
+        "median": round(found.median, 2),
+        "bias": round(found.bias, 2),
+        "end": few((found.end_predicted, found.end_recorded)),
+        "idle": few((found.idle_predicted, found.idle_recorded)),
+        "dropped": few((found.dropped_predicted, found.dropped_recorded)),
+        "predicted": few(found.predicted),
+        "recorded": few(found.recorded),
+    }
+
+
+def summary_of(rows, told, wrong):
+    """Return the figures that the issue asks for, of recordings held back and of all."""
+    found = {"pairs": told, "wrong_pairs": [list(pair) for pair in wrong]}
+    for role in ("fitted", "held back"):
+        mine = [row for row in rows if row["role"] == role]
+        errors = [abs(one / other - 1) for row in mine for one, other in zip(row["predicted"], row["recorded"], strict=True)]
+        found[role] = {"runs": len(mine), "median": round(100 * float(np.median(errors)), 2)}
+    return found
+
+
+def draw(rows):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    across = 4
+    down = -(-len(rows) // across)
+    figure, axes = plt.subplots(down, across, figsize=(11, 2.2 * down), sharex=True, squeeze=False)
+    for axis in axes.flat[len(rows) :]:
+        axis.set_visible(False)
+    for axis, row in zip(axes.flat, rows, strict=False):
+        steps = 50 * np.arange(len(row["recorded"])) + 25
+        axis.plot(steps, row["recorded"], color="#444444", linewidth=1.5, label="recorded")
+        axis.plot(steps, row["predicted"], color="#0072b2" if row["role"] == "fitted" else "#d55e00", linewidth=1.5, label=row["role"])
+        axis.set_title(f"{row['strategy']}, seed {row['seed']}", fontsize=8)
+        axis.set_ylim(0, 3.6)
+        axis.legend(fontsize=7, frameon=False)
+        axis.tick_params(labelsize=7)
+    figure.supxlabel("training step", fontsize=9)
+    figure.supylabel("MaxVio, mean over layers and 50 steps", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    paths = sorted(RECORDINGS.glob("training-*.json"))
+    recordings = {name_of(path): read_recorded(path) for path in paths}
+    with ProcessPoolExecutor() as pool:
+        if "--fit" in sys.argv[1:]:
+            told = lambda number, error, law: print(number, f"{error:.4f}", {name: f"{getattr(law, name):.3g}" for name in NAMES}, flush=True)  # noqa: E731
+            print(fit([recordings[name] for name in FITTED], LAWS[PRESET], NAMES, times=4, evaluations=60,
+                      play=lambda function, items: list(pool.map(function, items)), progress=told))  # fmt: skip
+            return
+        jobs = {path: [pool.submit(predicted, path, seed) for seed in SEEDS] for path in paths}
+        courses = {path: mean_of([job.result() for job in found]) for path, found in jobs.items()}
+    scores = {name_of(path): score(course, recordings[name_of(path)].course) for path, course in courses.items()}
+    rows = [row_of(path, recordings[name_of(path)], scores[name_of(path)]) for path in paths]
+    rows.sort(key=lambda row: (row["role"] != "fitted", row["strategy"], row["seed"]))
+    told, wrong = order(scores)
+    FIGURES.write_text(json.dumps({"preset": PRESET, "seeds": SEEDS, "summary": summary_of(rows, told, wrong), "runs": rows}, indent=1) + "\n")
+    draw(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Steps that are worked out at once: the same as steps that processes play, event by event, to the last bit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import simpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import play, small_model
+
+from moesim.base.registry import plugin
+from moesim.engine.fabric import Fabric
+from moesim.engine.machine import Machine
+from moesim.facts.scenario import Parallel, Policy, Rebalance, Scenario, Sharing, Workload
+from moesim.models.sharing import groups
+from moesim.models.topology.nvlink_nodes import NvlinkNodes
+
+
+def world(**more) -> Scenario:
+    parts = {
+        "name": "chain",
+        "steps": 2,
+        "model": small_model(8, 2),
+        "cluster": NvlinkNodes(nodes=4, gpus_per_node=2, oversubscription=2.0, nodes_per_leaf=1),
+        "parallel": Parallel(ep=8),
+        "workload": Workload(phase="training", tokens_per_gpu=40),
+        "routing": plugin("source", "power_law")(alpha=1.0),
+    }
+    return Scenario(**{**parts, **more})
+
+
+def chains(monkeypatch):
+    """Return a list that grows by one for each step: whether it was worked out at once."""
+    seen = []
+    inner = Machine._chain
+
+    def watched(self, load):
+        chain = inner(self, load)
+        seen.append(chain is not None)
+        return chain
+
+    monkeypatch.setattr(Machine, "_chain", watched)
+    return seen
+
+
+def by_processes(scenario):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Machine, "_chain", lambda self, load: None)
+        return play(scenario)
+
+
+def assert_same(one, other, *, links=None):
+    """Compare all tables to the last bit, but for floats of links if they may differ by so much."""
+    assert one.tables.keys() == other.tables.keys()
+    for name, table in one.tables.items():
+        for column, values in table.columns.items():
+            expected = other.tables[name][column]
+            assert values.dtype == expected.dtype, (name, column)
+            if links is not None and name == "links" and values.dtype.kind == "f":
+                np.testing.assert_allclose(values, expected, rtol=links, err_msg=f"{name}.{column}")
+            else:
+                np.testing.assert_array_equal(values, expected, err_msg=f"{name}.{column}")
+    assert {**one.facts["sharing"], "repeated": 0} == {**other.facts["sharing"], "repeated": 0}
+    for metric, values in one.samples.items():
+        np.testing.assert_allclose(values, other.samples[metric], rtol=0 if links is None else links, err_msg=metric)
+
+
+EXCHANGES = {
+    "direct": plugin("exchange", "direct")(),
+    "no launch": plugin("exchange", "direct")(launch=0.0),
+    "barrier": plugin("exchange", "direct")(start="barrier"),
+    "ports": plugin("exchange", "direct")(communication_sms=2),
+    "two stages": plugin("exchange", "hierarchical")(),
+    "all to all of them": plugin("exchange", "allgather")(),
+}
+
+
+@pytest.mark.parametrize("ep", [8, 4, 2])
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_a_step_at_once_is_the_step_of_processes(name, ep, monkeypatch) -> None:
+    # System: skewed routing on two tiers; one group, two, and four; dispatch and combine of one leg or two, forward and backward. One
+    # implementation hands SimPy every arrival and end, the other works them out by itself.
+    scenario = world(exchange=EXCHANGES[name], parallel=Parallel(ep=ep))
+    expected = by_processes(scenario)
+    seen = chains(monkeypatch)
+    assert_same(play(scenario), expected, links=1e-12)
+    assert seen == [True] * 3  # two steps, and the balanced one beside them
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), tokens=st.integers(1, 30), alpha=st.floats(0.0, 3.0), phase=st.sampled_from(["decode", "training"]))
+def test_any_routing_gives_the_same_step_both_ways(seed, tokens, alpha, phase) -> None:
+    # Few tokens: ranks that send or receive nothing, and ranks that come while others are still in the exchange before.
+    scenario = world(
+        seed=seed, workload=Workload(phase=phase, tokens_per_gpu=tokens), routing=plugin("source", "power_law")(alpha=alpha)
+    )
+    assert_same(play(scenario), by_processes(scenario), links=1e-12)
+
+
+def test_flows_that_outgrow_the_tables_of_the_core_change_nothing(monkeypatch) -> None:
+    # System: 48 ranks, 2,256 flows an exchange, in few busy periods; tables begin with room for 256 flows, and lists of links with room for
+    # none. Both must grow while compiled code plays.
+    grown = {"tables": 0, "lists": 0}
+    for name, what in (("_room", "tables"), ("make_room", "lists")):
+
+        def counted(self, *given, inner=getattr(groups.GroupsCore, name), what=what):
+            grown[what] += 1
+            return inner(self, *given)
+
+        monkeypatch.setattr(groups.GroupsCore, name, counted)
+    scenario = world(
+        steps=1,
+        model=small_model(48, 4),
+        cluster=NvlinkNodes(nodes=12, gpus_per_node=4, oversubscription=2.0, nodes_per_leaf=4),
+        parallel=Parallel(ep=48),
+        workload=Workload(phase="training", tokens_per_gpu=64),
+        sharing=Sharing(repeats=False),
+    )
+    seen = chains(monkeypatch)
+    result = play(scenario)
+    assert seen[0]
+    assert grown["tables"] > 0
+    assert grown["lists"] > 0
+    assert_same(result, by_processes(scenario), links=1e-12)
+
+
+OTHERS = {
+    "messages that cost time": {"exchange": plugin("exchange", "direct")(overhead=1e-7)},
+    "few messages in flight": {"exchange": plugin("exchange", "direct")(in_flight=2)},
+    "quanta": {"sharing": Sharing(mode="fast")},
+    "gradients beside": {"schedule": plugin("schedule", "overlapped_gradients")()},
+    "shared experts beside": {"schedule": plugin("schedule", "two_batch")(), "workload": Workload(phase="prefill", tokens_per_gpu=40)},
+    "nobody to send to": {"parallel": Parallel(ep=1)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_steps_are_played_by_processes(name, monkeypatch) -> None:
+    seen = chains(monkeypatch)
+    play(world(**OTHERS[name]))
+    assert seen
+    assert not any(seen)
+
+
+def test_weights_that_move_beside_a_step_are_noticed(monkeypatch) -> None:
+    # System: EPLB moves experts after the first step while the second runs. The steps in which something else moves are played by processes.
+    scenario = world(
+        steps=6,
+        workload=Workload(phase="decode", tokens_per_gpu=40),
+        policy=Policy(placement=plugin("placement", "eplb")(redundant=8, window=2, interval=2), rebalance=Rebalance(mode="async")),
+    )
+    expected = by_processes(scenario)
+    seen = chains(monkeypatch)
+    assert_same(play(scenario), expected, links=1e-12)
+    assert seen[0]
+    assert not all(seen)
+    assert len(expected.tables["rebalances"]["step"])
+
+
+def test_a_fabric_is_not_lent_while_something_is_on_its_way() -> None:
+    env = simpy.Environment()
+    fabric = Fabric(env, NvlinkNodes(nodes=1, gpus_per_node=2).build())
+    assert fabric.lendable
+    fabric.transfer(np.array([0]), np.array([1]), np.array([1e9]), np.full((1, 2), fabric.watch(lambda: None), dtype=np.int32))
+    assert not fabric.lendable
+    env.run(until=1e-4)
+    assert not fabric.lendable
+    env.run()
+    assert fabric.lendable
+
+
+def test_compiled_steps_notice_a_change_of_the_compiled_core(monkeypatch) -> None:
+    # Compiled code on disk belongs to the core that it was compiled with: its name holds a digest of that core.
+    from moesim.models.sharing import bottleneck_groups, rank_chains
+
+    before = rank_chains._compiled_core()
+    assert rank_chains._compiled_core() == before
+    monkeypatch.setattr(bottleneck_groups, "TIE", 2e-12)
+    assert rank_chains._compiled_core() != before
+
+
+def test_scenarios_with_equal_ties_keep_their_order() -> None:
+    # System: every rank computes and sends the same, so all arrive and leave at the same instants: what happens first is a matter of order.
+    scenario = dataclasses.replace(world(), routing=plugin("source", "balanced")(), sharing=Sharing(repeats=False))
+    assert_same(play(scenario), by_processes(scenario), links=1e-12)
