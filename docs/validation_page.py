@@ -143,7 +143,8 @@ def domains(figures):
 
 TEXTS = {
     "thresholds": """
-The thresholds stand in `docs/validation_targets.json` and were set before anything was fitted. *Held back* is what counts: the errors of
+The thresholds stand in `docs/validation_targets.json`; the numbers were set before anything was fitted, and [what was changed in the
+classes afterwards](#chosen-after-looking-or-assumed) is told above. *Held back* is what counts: the errors of
 rows whose whole group was left out of the fit. *Fitted* are the same rows with the shipped profile, which has seen them. Errors are mean
 absolute ones in per cent unless the class says otherwise.""",
     "held_back": """

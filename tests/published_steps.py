@@ -37,7 +37,7 @@ schedule: {kind: one_f_one_b, microbatches: 2}
 
 @cache
 def layer_ms(case):
-    """Return forward and backward milliseconds of a case of Megatron-LM's ``moe_perf``, nothing fitted to it."""
+    """Return forward and backward milliseconds of a case of Megatron-LM's ``moe_perf``."""
     name, library, _, dtype = case.split("_")
     shape = FACTS["moe_perf"]["models"][name]
     scenario = Scenario(

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from moesim.base.errors import UsageError
-from moesim.facts.program import COLLECTIVES, GRADIENTS, GROUP_CALLS
+from moesim.facts.program import COMMUNICATES, GRADIENTS
 from moesim.facts.record import Result, Table
 
 NAMES = {"attention": "attn", "experts": "mlp"}
 """Words of profilers where they differ from moesim's phases."""
 
-DIRECTIONS = {"forward": "F", "backward": "B"}
+DIRECTIONS = {"forward": "F", "backward": "B", "recompute": "R"}
 LANES = ("compute", "communication", GRADIENTS)
 THREADS = 100
 """Threads reserved for each lane of a GPU."""
@@ -120,7 +120,7 @@ def _slice(span: dict[str, Any], track: int, name: str, start: int, end: int, ar
 
 def _slices(span: dict[str, Any], start: int, end: int, track: int) -> Iterator[dict[str, Any]]:
     where = {name: span[name] for name in ("step", "layer", "moe_layer", "microbatch", "tokens")}
-    collective = span["phase"] in COLLECTIVES + GROUP_CALLS
+    collective = span["phase"] in COMMUNICATES
     if not collective:
         yield _slice(span, track, slice_name(span["phase"], span["direction"]), start, end, where)
         return

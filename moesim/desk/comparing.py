@@ -141,8 +141,17 @@ def conclude(question: Question, answers: Sequence[Answer]) -> Outcome:
         comparison=comparison,
         played=played,
         failed=failed,
-        warnings=(*said, *comparison.warnings, *_evidence(question, played), *_pairing(comparison), *_of_runs(played)),
+        warnings=(*said, *comparison.warnings, *_idle(comparison), *_evidence(question, played), *_pairing(comparison), *_of_runs(played)),
     )
+
+
+def _idle(comparison: Comparison) -> list[str]:
+    """Name the variants that changed nothing: an option without effect is more often a mistake than a finding."""
+    found = {name: {key: value.value for key, value in of.items()} for name, of in comparison.metrics.items()}
+    alike = [name for name, values in found.items() if name != comparison.baseline and values == found[comparison.baseline]]
+    if not alike:
+        return []
+    return [f"{_listed(alike)} {'change' if len(alike) > 1 else 'changes'} nothing: every metric is that of {comparison.baseline}"]
 
 
 def _evidence(question: Question, played: Mapping[str, Played]) -> list[str]:

@@ -80,7 +80,7 @@ def _same(sweep: Sweep) -> str:
     if len(sweep.done) < 2:
         return ""
     hidden = [name for name in SHOWN[1:] if not _differs(sweep, name) and name in sweep.done[0].metrics]
-    return ", ".join(f"{label(name)} {_value(sweep.done[0], name)}" for name in hidden if sweep.done[0].metrics[name].value is not None)
+    return "; ".join(f"{label(name)} {_value(sweep.done[0], name)}" for name in hidden if sweep.done[0].metrics[name].value is not None)
 
 
 def _differs(sweep: Sweep, name: str) -> bool:

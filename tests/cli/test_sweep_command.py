@@ -56,8 +56,8 @@ def test_a_sweep_writes_a_table_a_summary_and_pictures():
     assert [cell["axes"]["policy.capacity.factor"] for cell in summary["cells"]] == [1.0, 1.0, 1.5, 1.5]
     assert (summary["done"], summary["failed"]) == (4, 0)
     assert {path.name for path in Path("out").iterdir()} == {
-        "cells", "cells.csv", "cells.parquet", "meta.json", "report.html", "scenario.yaml", "summary.json", "sweep-curves.png", "sweep-curves.svg",
-        "sweep-front.png", "sweep-front.svg", "sweep-heatmap.png", "sweep-heatmap.svg",
+        "cells", "cells.csv", "cells.parquet", "meta.json", "report.html", "scenario.yaml", "summary.json", "sweep-curves.png",
+        "sweep-curves.svg", "sweep-front.png", "sweep-front.svg", "sweep-heatmap.png", "sweep-heatmap.svg",
     }  # fmt: skip
     found = rows()
     for row, cell in zip(found, summary["cells"], strict=True):
@@ -270,7 +270,7 @@ def test_an_axis_that_changes_nothing_is_named_and_what_all_cells_share_is_said_
     assert json.loads(Path("out/summary.json").read_text())["changed_nothing"] == ["name"]
     # Two cells that are one: no column but the step time differs, so the drop rate stands below the table.
     alike = CliRunner().invoke(main, ["sweep", "s.yaml", "name=a,b", "--executor", "inline", "-o", "alike"])
-    assert re.search(r"the same in all cells: throughput .*, drop rate \d", alike.stdout)
+    assert re.search(r"the same in all cells: throughput .*; drop rate \d", alike.stdout)
 
 
 def test_too_little_memory_for_any_worker_is_bad_input_and_no_traceback(monkeypatch):

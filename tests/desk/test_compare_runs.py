@@ -152,3 +152,9 @@ def test_a_variant_that_fails_is_named_and_the_others_are_compared(small):
 def test_a_number_of_replicates_beyond_reason_is_refused_before_any_run_is_written_down(small, replicates):
     with pytest.raises(UsageError, match=f"--replicates {replicates}: choose 1 to 10,000"):
         ask(small, SPEEDY, replicates=replicates)
+
+
+def test_a_variant_that_changes_nothing_is_named(small):
+    outcome = answered(ask(small, SPEEDY, ["twin:policy.capacity=null"], replicates=2))
+    assert outcome.comparison.differences["twin"]["step_time"].value == 0
+    assert [warning for warning in outcome.warnings if "nothing" in warning] == ["twin changes nothing: every metric is that of dropless"]

@@ -1,10 +1,10 @@
-"""Steps that others measured and published, predicted with shipped defaults: nothing here was fitted to them."""
+"""Steps that others measured and published, predicted with shipped defaults: no parameter was fitted to them."""
 
 import numpy as np
 import pytest
 from published_steps import FACTS, errors
 
-# As found when the cases were first predicted; docs/models/schedules.md tells the same. What gets worse than that fails.
+# Drawn around the errors that were found, so they guard against getting worse and prove nothing; see docs/models/whole-steps.md.
 BANDS = {"bf16": (0.16, 0.08), "fp8": (0.38, 0.18)}
 
 
