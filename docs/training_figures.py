@@ -103,7 +103,9 @@ def main() -> None:
     recordings = {name_of(path): read_recorded(path) for path in paths}
     with ProcessPoolExecutor() as pool:
         if "--fit" in sys.argv[1:]:
-            told = lambda number, error, law: print(number, f"{error:.4f}", {name: f"{getattr(law, name):.3g}" for name in NAMES}, flush=True)  # noqa: E731
+            told = lambda number, error, law: print(
+                number, f"{error:.4f}", {name: f"{getattr(law, name):.3g}" for name in NAMES}, flush=True
+            )  # noqa: E731
             print(fit([recordings[name] for name in FITTED], LAWS[PRESET], NAMES, times=4, evaluations=60,
                       play=lambda function, items: list(pool.map(function, items)), progress=told))  # fmt: skip
             return
@@ -113,7 +115,9 @@ def main() -> None:
     rows = [row_of(path, recordings[name_of(path)], scores[name_of(path)]) for path in paths]
     rows.sort(key=lambda row: (row["role"] != "fitted", row["strategy"], row["seed"]))
     told, wrong = order(scores)
-    FIGURES.write_text(json.dumps({"preset": PRESET, "seeds": SEEDS, "summary": summary_of(rows, told, wrong), "runs": rows}, indent=1) + "\n")
+    FIGURES.write_text(
+        json.dumps({"preset": PRESET, "seeds": SEEDS, "summary": summary_of(rows, told, wrong), "runs": rows}, indent=1) + "\n"
+    )
     draw(rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
@@ -55,3 +56,33 @@ def plain_stream(*numbers: int) -> np.random.Generator:
     True
     """
     return np.random.default_rng(list(numbers))
+
+
+def twister_words(seed: int, size: int) -> NDArray[np.uint32]:
+    """Return the first 32-bit words of a Mersenne Twister with its authors' seeding: what other programs drew with that seed.
+
+    Parameters
+    ----------
+    seed : int
+        From 0 to 2**32 - 1.
+    size : int
+        How many words.
+
+    Notes
+    -----
+    M. Matsumoto and T. Nishimura, ACM TOMACS 8(1), 1998; the seeding is ``init_genrand`` of their reference code of 2002, which PyTorch's
+    CPU generator and NumPy's old interface use too.
+
+    Examples
+    --------
+    >>> twister_words(5489, 2).tolist()
+    [3499211612, 581869302]
+    """
+    key = np.empty(624, dtype=np.uint32)
+    word = seed & 0xFFFFFFFF
+    for place in range(624):
+        key[place] = word
+        word = (1812433253 * (word ^ (word >> 30)) + place + 1) & 0xFFFFFFFF
+    bits = np.random.MT19937()
+    bits.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+    return np.asarray(bits.random_raw(size), dtype=np.uint32)

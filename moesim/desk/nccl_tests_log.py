@@ -112,8 +112,7 @@ def _header(text: str, name: str) -> _Header:
     ranks = [found for line in text.splitlines() if (found := RANK.match(line))]
     version = VERSION.search(text)
     named = TEST.search("\n".join(line for line in text.splitlines() if "_perf" in line.lower() or "collective test" in line.lower()))
-    in_name = TEST.search(name.rpartition("/")[2].replace("-", "_").replace(".", " ").replace("_perf", " "))
-    test = named or in_name
+    test = named or TEST.search(_as_words(name.rpartition("/")[2]))
     return _Header(
         ranks=len({found["rank"] for found in ranks}),
         hosts=len({found["host"] for found in ranks}),
@@ -121,6 +120,19 @@ def _header(text: str, name: str) -> _Header:
         version="" if version is None else version["text"] or _dotted(int(version["code"])),
         test="" if test is None else re.sub(r"[^a-z]", "", test["test"].lower()),
     )
+
+
+def _as_words(name: str) -> str:
+    """Return the name of a file with blanks between its words, and every way to write all-to-all as one word.
+
+    Examples
+    --------
+    >>> _as_words("h100-all_to_all_perf_8.log"), _as_words("a2a_2.log")
+    ('h100 alltoall perf 8 log', 'alltoall 2 log')
+    """
+    joined = re.sub(r"(?<![A-Za-z0-9])(?:all[-_ ]?to[-_ ]?all|a2a)(?![A-Za-z])", "alltoall ", name, flags=re.IGNORECASE)
+    joined = re.sub(r"(?<![A-Za-z0-9])(all|reduce)[-_](reduce|gather|scatter)", r"\1\2", joined, flags=re.IGNORECASE)
+    return " ".join(re.split(r"[^A-Za-z0-9]+", joined)).strip()
 
 
 def _dotted(code: int) -> str:

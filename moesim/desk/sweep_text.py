@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moesim.desk.words import SHARES, label, show
@@ -29,7 +29,7 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
     metrics : sequence of str
         Which metrics; those of :data:`SHOWN` that differ if left out.
     width : int
-        Characters of a line.
+        Characters of a line. Metrics that were not asked for give way to it, the last first; no value is ever cut.
     """
     from rich import box
     from rich.console import Console
@@ -37,25 +37,31 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
 
     chosen = tuple(metrics) or tuple(name for name in SHOWN if name == SHOWN[0] or _differs(sweep, name))
     short = short_names(sweep.axes)
+    needed = _needed(sweep, chosen)
+    left_out: list[str] = []
+    while not metrics and len(chosen) > 1 and needed(chosen) > width:
+        chosen, left_out = chosen[:-1], [chosen[-1], *left_out]
     best = {answer.name for answer in sweep.front()}
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for axis in sweep.axes:
-        grid.add_column(short[axis])
+        grid.add_column(short[axis], no_wrap=True)
     for name in chosen:
-        grid.add_column(label(name), justify="right")
-    grid.add_column("")
+        grid.add_column(label(name), justify="right", no_wrap=True)
+    grid.add_column("", no_wrap=True)
     shown = sweep.answers[:MOST]
     for answer in shown:
         mark = "failed" if not answer.done else "front" if answer.name in best else ""
         grid.add_row(*(word(answer.axes.get(axis, ABSENT)) for axis in sweep.axes), *(_value(answer, name) for name in chosen), mark)
     out = io.StringIO()
-    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    console = Console(file=out, width=max(width, needed(chosen)), highlight=False, markup=False, emoji=False)
     console.print(f"{sweep.name}: {len(sweep.done)} of {len(sweep.answers)} cells")
     console.print()
     console.print(grid)
     if len(sweep.answers) > MOST:
         console.print(f"... and {len(sweep.answers) - MOST} more cells: see cells.csv")
     console.print()
+    if left_out:
+        console.print(f"no room for: {'; '.join(label(name) for name in left_out)}", soft_wrap=True)
     for axis in sweep.idle():
         console.print(f"{short[axis]} changed nothing: cells that differ in it alone agree in every metric", soft_wrap=True)
     if not metrics and (same := _same(sweep)):
@@ -73,6 +79,24 @@ def failures(sweep: Sweep) -> str:
         first, *rest = answer.error.splitlines() or [""]
         lines += [f"failed: {answer.name}: {first}", *(f"  {line}" for line in rest)]
     return "\n".join(lines)
+
+
+def _needed(sweep: Sweep, names: Sequence[str]) -> Callable[[Sequence[str]], int]:
+    """Return a function that tells how many characters a line takes which shows some of the metrics."""
+    from rich.cells import cell_len
+
+    short = short_names(sweep.axes)
+    shown = sweep.answers[:MOST]
+    axes = [
+        max(cell_len(text) for text in (short[axis], *(word(answer.axes.get(axis, ABSENT)) for answer in shown))) for axis in sweep.axes
+    ]
+    widths = {name: max(cell_len(text) for text in (label(name), *(_value(answer, name) for answer in shown))) for name in names}
+
+    def needed(some: Sequence[str]) -> int:
+        columns = [*axes, *(widths[name] for name in some), len("failed")]
+        return sum(columns) + 3 * len(columns)
+
+    return needed
 
 
 def _same(sweep: Sweep) -> str:

@@ -19,7 +19,8 @@ import simpy
 from moesim.base.errors import Stuck
 from moesim.engine.fabric import Fabric
 from moesim.engine.load import StepLoad
-from moesim.engine.recorder import Recorder, StepRecord
+from moesim.engine.recorder import Recorder
+from moesim.engine.step_record import StepRecord
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.program import COLLECTIVES, COMMUNICATES, Program, Work, may_overlap
 from moesim.facts.traffic import Exchange

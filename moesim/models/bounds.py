@@ -175,7 +175,8 @@ class PairRoutes:
         count = len(matrices)
         sent = matrices.reshape(count, -1)[:, self._pair]
         where = np.arange(count)[:, None] * places + place
-        return np.bincount(where.ravel(), weights=sent.ravel(), minlength=count * places).reshape(count, places)
+        sums = np.bincount(where.ravel(), weights=sent.ravel(), minlength=count * places)
+        return np.asarray(sums.reshape(count, places), dtype=np.float64)
 
 
 def no_communication(program: Program, durations: Mapping[Work, Floats], groups: int) -> float:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from moesim.base.streams import stream
+from moesim.base.streams import stream, twister_words
 from moesim.facts.arrays import Floats, Ints, frozen
 
 SAMPLED = 2048
@@ -146,13 +146,13 @@ def seeded_uniforms(experts: int, seed: int = 0) -> Floats:
     """Return the single-precision uniforms that a Mersenne Twister of this seed gives a tensor library: 24 bits of each 32.
 
     The seeded tables were made with PyTorch's CPU generator, which is the generator of Matsumoto and Nishimura (ACM TOMACS 8, 1998) with
-    its usual seeding; NumPy's ``RandomState`` is the same generator.
+    its usual seeding.
 
     Returns
     -------
     Floats[experts]
     """
-    words = np.random.RandomState(seed).randint(0, 2**32, size=experts, dtype=np.uint32)
+    words = twister_words(seed, experts)
     return np.asarray((words & np.uint32(2**24 - 1)).astype(np.float64) / 2**24)
 
 
