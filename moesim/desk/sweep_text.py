@@ -29,7 +29,7 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
     metrics : sequence of str
         Which metrics; those of :data:`SHOWN` that differ if left out.
     width : int
-        Characters of a line. Metrics that were not asked for give way to it, the last first; no value is ever cut.
+        Characters of a line. Metrics that were not asked for give way to it; no value is ever cut.
     """
     from rich import box
     from rich.console import Console
@@ -39,8 +39,11 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
     short = short_names(sweep.axes)
     needed = _needed(sweep, chosen)
     left_out: list[str] = []
-    while not metrics and len(chosen) > 1 and needed(chosen) > width:
-        chosen, left_out = chosen[:-1], [chosen[-1], *left_out]
+    if not metrics:
+        kept = list(chosen[:1])
+        for name in chosen[1:]:
+            (kept if needed([*kept, name]) <= width else left_out).append(name)
+        chosen = tuple(kept)
     best = {answer.name for answer in sweep.front()}
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for axis in sweep.axes:
@@ -61,7 +64,7 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
         console.print(f"... and {len(sweep.answers) - MOST} more cells: see cells.csv")
     console.print()
     if left_out:
-        console.print(f"no room for: {'; '.join(label(name) for name in left_out)}", soft_wrap=True)
+        console.print(f"no room for: {'; '.join(label(name) for name in left_out)}; see cells.csv", soft_wrap=True)
     for axis in sweep.idle():
         console.print(f"{short[axis]} changed nothing: cells that differ in it alone agree in every metric", soft_wrap=True)
     if not metrics and (same := _same(sweep)):

@@ -287,3 +287,24 @@ def test_too_little_memory_for_any_worker_is_bad_input_and_no_traceback(monkeypa
 def test_nothing_is_said_of_others_when_all_cells_fail():
     done = invoke("parallel.ep=3,5")
     assert "the others are in" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_terminal_shows_fewer_metrics_and_cuts_no_value(width):
+    from moesim.desk.sweep_cells import plan_sweep
+    from moesim.desk.sweep_run import prepare, run_sweep
+    from moesim.desk.sweep_text import table
+
+    plan = plan_sweep("s.yaml", [FACTORS, "policy.placement=contiguous,{kind: round_robin}"])
+    prepare(Path("out"))
+    sweep, _ = run_sweep(plan, Path("out"), executor="inline")
+    text = table(sweep, Path("out"), width=width)
+    assert "…" not in text
+    assert text.count("{kind: round_robin}") == 2
+    grid = text.splitlines()[2:8]
+    assert max(len(line) for line in grid) <= width
+    assert ("no room for: " in text) == (width < 200)
+    # What is asked for is shown, however wide.
+    asked = table(sweep, Path("out"), metrics=("step_time", "tokens_per_second", "drop_rate", "peak_memory"), width=60)
+    assert "peak memory" in asked.splitlines()[2]
+    assert "…" not in asked
