@@ -98,16 +98,17 @@ def draw(rows):
     figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
 
 
+def tell(number, error, law):
+    print(number, f"{error:.4f}", {name: f"{getattr(law, name):.3g}" for name in NAMES}, flush=True)
+
+
 def main() -> None:
     paths = sorted(RECORDINGS.glob("training-*.json"))
     recordings = {name_of(path): read_recorded(path) for path in paths}
     with ProcessPoolExecutor() as pool:
         if "--fit" in sys.argv[1:]:
-            told = lambda number, error, law: print(
-                number, f"{error:.4f}", {name: f"{getattr(law, name):.3g}" for name in NAMES}, flush=True
-            )  # noqa: E731
             print(fit([recordings[name] for name in FITTED], LAWS[PRESET], NAMES, times=4, evaluations=60,
-                      play=lambda function, items: list(pool.map(function, items)), progress=told))  # fmt: skip
+                      play=lambda function, items: list(pool.map(function, items)), progress=tell))  # fmt: skip
             return
         jobs = {path: [pool.submit(predicted, path, seed) for seed in SEEDS] for path in paths}
         courses = {path: mean_of([job.result() for job in found]) for path, found in jobs.items()}

@@ -109,17 +109,18 @@ def load_step(
         raise PluginError(f"the source drew {len(routing.layers)} layers, but the model has {len(setting.model.moe_layers)} MoE layers")
     local = _local_index(placement.rank_of_slot, setting.parallel.ep)
     layers: list[LayerLoad] = []
-    parts: list[list[LayerLoad]] = [[] for _ in range(program.microbatches)]
+    microbatches = program.microbatches
+    parts: list[list[LayerLoad]] = [[] for _ in range(microbatches)]
     seconds: dict[Work, Floats] = {}
     dense_seconds: dict[tuple[str, str, bytes], Floats] = {}
-    expert_rows: list[list[Ints]] = [[] for _ in range(program.microbatches)]
+    expert_rows: list[list[Ints]] = [[] for _ in range(microbatches)]
     known: dict[tuple[int, bytes], _Loaded] = {}
     for moe_layer in range(len(setting.model.moe_layers)):
         drawn = routing.layers[moe_layer]
         key = (id(drawn), placement.expert_of_slot[moe_layer].tobytes())
         if not (alike and key in known):
             known = known if alike else {}
-            known[key] = _load_layer(setting, policies, placement, drawn, directions, local, step, moe_layer, program.microbatches)
+            known[key] = _load_layer(setting, policies, placement, drawn, directions, local, step, moe_layer, microbatches)
         loaded = known[key]
         layers.append(loaded.whole)
         for microbatch, (load, rows_of_slot) in enumerate(loaded.parts):

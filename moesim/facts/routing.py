@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -140,10 +141,18 @@ class LayerRouting:
         return self.vocabulary_ids
 
 
+MANY_TOKENS = 64
+"""Of a GPU: from so many on, its routes are counted by themselves, which takes fewer passes over them."""
+
+
 def count_routes(ids: NDArray[Any], token_start: Any, experts: int) -> Ints:
     """Return int[G, E], routes from each source GPU to each expert; ids of -1 do not count."""
     token_start = np.asarray(token_start, dtype=np.int64)
     gpus = len(token_start) - 1
+    bounds = token_start.tolist()
+    plain = len(ids) >= MANY_TOKENS * gpus and (bounds[0], bounds[-1]) == (0, len(ids)) and ids.size > 0
+    if plain and int(ids.min()) >= 0 and int(ids.max()) < experts:
+        return np.array([np.bincount(ids[first:last].ravel(), minlength=experts) for first, last in pairwise(bounds)], dtype=np.int64)
     source = np.repeat(np.arange(gpus), np.diff(token_start))
     flat = (source[:, None] * experts + ids.astype(np.int64))[ids >= 0]
     return np.bincount(flat, minlength=gpus * experts).reshape(gpus, experts)

@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 from moesim.base.errors import CalibrationError, MoesimError
 from moesim.facts.arrays import Floats
 from moesim.facts.profile import Profile, Section
-from moesim.models.fitted.rows import Rows, count, join, take
+from moesim.models.fitted.rows import Rows, count, join, take, words
 from moesim.study.measured import SLIPS, Measured, beside, kind_of, owner_of, table_name, told, unknown_table, usable_rows
 from moesim.study.scores import Errors, coverage_of, errors_of, summary_of
 from moesim.study.validate import Profiles, predicted
 from moesim.study.validation import Prediction, TableKind, table_kinds
+from moesim.study.validation.machines import presets_of, unknown_system
 
 FOLDS = 10
 """Parts of a table with more than ``SINGLY`` rows of which one is held back at a time, instead of single rows."""
 
 SINGLY = 40
+
+WORST = 100.0
+"""Per cent: a model that is off by more than this on average on the rows that it was just fitted to describes something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,16 +163,36 @@ def _rows_of(kind: TableKind, tables: Sequence[Measured], known: Sequence[TableK
         if kind_of(table.name, known) is not kind:
             continue
         try:
-            rows, _, _ = usable_rows(kind, table, beside(kind, table.name, tables))
-            if not count(rows):
+            usable, _, left = usable_rows(kind, table, beside(kind, table.name, tables))
+            if not count(usable):
                 raise CalibrationError("no row of the table can be used")
         except (MoesimError, *SLIPS) as error:
             unused.append(Unused(file=table.name, reason=told(error)))
+            continue
+        unused += [Unused(file=table.name, reason=f"{_rows(item.rows)} left out: {item.reason}") for item in left]
+        rows, strangers = _known_systems(kind, usable)
+        unused += [Unused(file=table.name, reason=f"{_rows(size)} left out: {reason}") for reason, size in strangers.items()]
+        if not count(rows):
             continue
         parts.append(rows)
         names.append(table.name)
     shared = [name for name in parts[0] if all(name in part for part in parts)] if parts else []
     return join([{name: part[name] for name in shared} for part in parts]), " + ".join(names)
+
+
+def _rows(number: int) -> str:
+    return f"{number} row" if number == 1 else f"{number} rows"
+
+
+def _known_systems(kind: TableKind, rows: Rows) -> tuple[Rows, dict[str, int]]:
+    """Return the rows of GPUs that have a data sheet, and how many others there are, by the reason why nothing can be fitted to them."""
+    column = getattr(kind, "system_column", "")
+    if column not in rows:
+        return rows, {}
+    systems = words(rows, column)
+    known = presets_of(systems) != ""
+    names, sizes = np.unique(systems[~known], return_counts=True)
+    return take(rows, known), {unknown_system(str(name)): int(size) for name, size in zip(names, sizes, strict=True)}
 
 
 def _stray(table: Measured, tables: Sequence[Measured], known: Sequence[TableKind]) -> bool:
@@ -204,6 +228,8 @@ def fit_table(kind: TableKind, file: str, rows: Rows, *, check: bool) -> TableFi
     sections = kind.fit(rows)
     measured = np.asarray(kind.seconds(rows), dtype=np.float64)
     inside = predicted(kind, rows, profiles_of([sections], "")) if sections else None
+    if inside is not None:
+        _check_fit(kind, rows, errors_of(measured, inside.values, kind.quantity))
     held: list[HeldBackErrors] = []
     if check and sections:
         single = count(rows) <= SINGLY
@@ -218,6 +244,19 @@ def fit_table(kind: TableKind, file: str, rows: Rows, *, check: bool) -> TableFi
         inside=summary_of(np.zeros(0) if inside is None else errors_of(measured, inside.values, kind.quantity)),
         held_back=tuple(held),
     )
+
+
+def _check_fit(kind: TableKind, rows: Rows, errors: Floats) -> None:
+    """Refuse a fit that misses its own rows."""
+    column = getattr(kind, "system_column", "")
+    systems = words(rows, column) if column in rows else np.full(count(rows), "the table")
+    for system in np.unique(systems).tolist():
+        own = np.abs(errors[(systems == system) & np.isfinite(errors)])
+        if len(own) and own.mean() > WORST:
+            raise CalibrationError(
+                f"the model misses the rows of {system} that it was just fitted to by {own.mean():.0f} % on average: it does not describe "
+                "them; check units and sizes, or leave these rows out"
+            )
 
 
 def _errors(way: str, groups: NDArray[np.str_], measured: Floats, guess: Prediction, quantity: str) -> HeldBackErrors:

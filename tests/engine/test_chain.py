@@ -61,7 +61,9 @@ def assert_same(one, other, *, links=None):
                 np.testing.assert_allclose(values, expected, rtol=links, err_msg=f"{name}.{column}")
             else:
                 np.testing.assert_array_equal(values, expected, err_msg=f"{name}.{column}")
-    assert {**one.facts["sharing"], "repeated": 0} == {**other.facts["sharing"], "repeated": 0}
+    shared, expected = one.facts["sharing"], other.facts["sharing"]
+    assert shared["drain_ratio"] == pytest.approx(expected["drain_ratio"], rel=1e-12)  # from bytes and seconds of links
+    assert {**shared, "drain_ratio": 0, "repeated": 0} == {**expected, "drain_ratio": 0, "repeated": 0}
     for metric, values in one.samples.items():
         np.testing.assert_allclose(values, other.samples[metric], rtol=0 if links is None else links, err_msg=metric)
 

@@ -119,9 +119,8 @@ def test_the_figures_are_those_of_the_recordings():
 @pytest.mark.parametrize("name", ["training-aux-0.001-seed-0.json", "training-bias-0.01-seed-0.json"])
 def test_the_figures_are_those_of_the_preset(name):
     recorded = read_recorded(RECORDINGS / name)
-    found = np.mean(
-        [windows(predict(recorded, steps=100, seed=seed, preset=FIGURES["preset"]).maxvio, 100) for seed in FIGURES["seeds"]], axis=0
-    )
+    played = [predict(recorded, steps=100, seed=seed, preset=FIGURES["preset"]).maxvio for seed in FIGURES["seeds"]]
+    found = np.mean([windows(values, 100) for values in played], axis=0)
     np.testing.assert_allclose(ROWS[name]["predicted"][:2], found, rtol=2e-3)
 
 

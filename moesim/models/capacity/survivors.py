@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Ints
 from moesim.facts.routing import Kept, LayerRouting, count_routes
+from moesim.models.compiled_loops import is_whole, loops_for
 
 
 def keep_first(routing: LayerRouting, limit: Ints, order: Ints) -> Bools:
@@ -65,6 +66,10 @@ def keep_in_queues(keep: Bools, queue: Ints, length: Ints, room: Ints, order: In
     """
     full = length > room
     if not full.any():
+        return keep
+    loops = loops_for(keep, queue, length, room, order)
+    if loops is not None and all(is_whole(array) for array in (queue, length, room, order)):
+        loops.keep_lowest(keep.reshape(-1), queue.reshape(-1), length, room, order.reshape(-1))
         return keep
     queue_of = np.cumsum(full, dtype=np.int64) - 1
     contested = np.flatnonzero(keep.ravel() & np.take(full, queue.ravel(), mode="clip"))
@@ -156,7 +161,7 @@ def leave(
     ids = routing.ids
     fully_dropped = None
     if keep is not None and ids is not None:
-        fully_dropped = int(np.count_nonzero((ids >= 0).any(axis=1) & ~keep.any(axis=1)))
+        fully_dropped = int(np.count_nonzero(_any_choice(ids >= 0) & ~_any_choice(keep)))
         signed = signed_type(ids.dtype)
         ids = settled(np.where(keep, ids.astype(signed, copy=False), np.asarray(-1, dtype=signed)))
         if weights is not None:
@@ -174,6 +179,14 @@ def leave(
         sent=Kept(routing=routing, dropped=none, padding=none) if at_receiver else None,
         room=room,
     )
+
+
+def _any_choice(flags: Bools) -> Bools:
+    """Return bool[T], whether any of bool[T, k] is true: column by column, because rows are short."""
+    found = np.zeros(len(flags), dtype=np.bool_)
+    for column in flags.T:
+        found |= column
+    return found
 
 
 def signed_type(dtype: np.dtype[Any]) -> np.dtype[Any]:

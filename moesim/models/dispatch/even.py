@@ -14,6 +14,7 @@ from moesim.facts.contracts import Bind
 from moesim.facts.placement import Placement
 from moesim.facts.routing import Assignment, Kept, LayerRouting
 from moesim.facts.scenario import Setting
+from moesim.models.compiled_loops import loops_for
 from moesim.models.dispatch.replicas import destinations, replicas_of
 
 
@@ -82,6 +83,11 @@ def split_evenly(kept: Kept, placement: Placement, *, moe_layer: int, ranks: int
 
 def _slots(routing: LayerRouting, replicas: Ints, first: Ints, by_expert: Ints, offset: Ints) -> NDArray[Any]:
     ids = routing.need_ids("dispatch 'even'")
+    loops = loops_for(ids, routing.token_start, replicas, first, by_expert, offset)
+    if loops is not None and ids.dtype == np.int32:
+        turns: NDArray[Any] = loops.turns(ids, routing.token_start, replicas, first, by_expert, offset)
+        turns.flags.writeable = False
+        return turns
     known = np.array(ids >= 0, order="C")  # C order, so that the flat view of the result below is a view
     expert = np.where(known, ids, 0)
     slots = np.where(known, by_expert[np.minimum(first, len(by_expert) - 1)][expert], -1).astype(np.int32, order="C")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.base.errors import FidelityError
 from moesim.facts.arrays import Bools, Ints
 from moesim.facts.routing import Assignment
+from moesim.models.compiled_loops import loops_for
 
 
 def copies_per_route(assignment: Assignment) -> Ints:
@@ -46,6 +49,12 @@ def copies_per_token(assignment: Assignment, who: str, *, own: bool = False) -> 
     gpus = len(assignment.slot_counts)
     if stays_home(assignment):
         return np.zeros((gpus, gpus), dtype=np.int64)
+    loops = loops_for(*_plain(assignment))
+    if loops is not None:
+        copies: Ints = loops.tokens_between(*_plain(assignment))
+        if not own:
+            np.fill_diagonal(copies, 0)
+        return copies
     source, columns = destinations(assignment, who)
     flat = np.zeros(gpus * gpus, dtype=np.int64)
     for choice, first in first_of_each(columns):
@@ -54,6 +63,14 @@ def copies_per_token(assignment: Assignment, who: str, *, own: bool = False) -> 
     if not own:
         np.fill_diagonal(tokens, 0)
     return tokens
+
+
+def _plain(assignment: Assignment) -> tuple[NDArray[Any], ...]:
+    """Return slots, bounds of tokens and destinations as compiled loops take them; an empty array where they cannot."""
+    slots = assignment.slots
+    if slots is None or slots.dtype != np.int32 or assignment.kept.routing.ids is None:
+        return (np.zeros(0),)
+    return slots, assignment.kept.routing.token_start, np.ascontiguousarray(assignment.destination, dtype=np.int64)
 
 
 def stays_home(assignment: Assignment) -> bool:

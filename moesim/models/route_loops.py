@@ -1,0 +1,165 @@
+"""Loops over single routes, compiled: which stay in full queues, which slot each takes, which GPUs a token goes to.
+
+Each gives what the plain NumPy code does that calls it, bit for bit; that code is what runs where nothing can be compiled, for few routes
+and for arrays of other types.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, types
+
+from moesim.facts.arrays import Bools, Ints
+from moesim.models.sharing.bottleneck_groups import Whole32
+
+_WHOLE = types.Array(types.int64, 1, "C", readonly=True)
+_TABLE = types.Array(types.int64, 2, "C", readonly=True)
+_IDS = types.Array(types.int32, 2, "C", readonly=True)
+_FLAGS = types.Array(types.boolean, 1, "C")
+
+SHORT = 16
+"""Words that are sorted one by one."""
+ROUNDS = 48
+"""Partitions after which a queue is sorted instead: so many happen only where an order was made to defeat the choice of pivots."""
+
+
+@njit(types.void(types.Array(types.int64, 1, "C"), types.int64, types.int64, types.int64), cache=True)
+def _lowest_first(words: Ints, first: int, last: int, many: int) -> None:
+    """Move the ``many`` lowest of ``words[first : last]`` to the front (C. A. R. Hoare, "Algorithm 65: Find", CACM 4(7), 1961)."""
+    target, end = first + many, last
+    rounds = 0
+    last -= 1
+    while last - first > SHORT:
+        rounds += 1
+        if rounds > ROUNDS:
+            words[first : last + 1] = np.sort(words[first : last + 1])
+            return
+        low, middle, high = words[first], words[(first + last) // 2], words[last]
+        pivot = max(min(low, middle), min(max(low, middle), high))
+        i, j = first, last
+        while i <= j:
+            while words[i] < pivot:
+                i += 1
+            while words[j] > pivot:
+                j -= 1
+            if i <= j:
+                words[i], words[j] = words[j], words[i]
+                i += 1
+                j -= 1
+        if target <= j:
+            last = j
+        elif target >= i:
+            first = i
+        else:
+            return
+    for place in range(first + 1, min(last + 1, end)):
+        word = words[place]
+        before = place - 1
+        while before >= first and words[before] > word:
+            words[before + 1] = words[before]
+            before -= 1
+        words[before + 1] = word
+
+
+@njit(types.void(_FLAGS, _WHOLE, _WHOLE, _WHOLE, _WHOLE), cache=True)
+def keep_lowest(keep: Bools, queue: Ints, length: Ints, room: Ints, order: Ints) -> None:
+    """Take from ``keep`` what :func:`moesim.models.capacity.survivors.keep_in_queues` drops; all arrays are flat.
+
+    Raises
+    ------
+    ValueError
+        If a queue does not have the length that it should have.
+    """
+    queues = len(length)
+    begin = np.empty(queues, dtype=np.int64)
+    total = 0
+    for number in range(queues):
+        begin[number] = -1
+        if length[number] > room[number]:
+            begin[number] = total
+            total += length[number]
+    end = begin.copy()
+    # The order, from -2**31 on, before the place of the route: no two words are equal.
+    words = np.empty(total, dtype=np.int64)
+    for route in range(len(keep)):
+        if not keep[route]:
+            continue
+        number = queue[route]
+        if number < 0 or number >= queues:
+            raise ValueError("a route stands in a queue that does not exist")
+        if begin[number] >= 0:
+            if end[number] >= begin[number] + length[number]:
+                raise ValueError("more routes stand in a queue than it is long")
+            words[end[number]] = ((order[route] - (1 << 31)) << 32) | route
+            end[number] += 1
+    for number in range(queues):
+        if begin[number] < 0:
+            continue
+        first, last, space = begin[number], begin[number] + length[number], max(room[number], 0)
+        if end[number] != last:
+            raise ValueError("fewer routes stand in a queue than it is long")
+        if space > 0:
+            _lowest_first(words, first, last, space)
+        for place in range(first + space, last):
+            keep[words[place] & 0xFFFFFFFF] = False
+
+
+@njit(types.Array(types.int64, 2, "C")(_IDS, _WHOLE, _TABLE), cache=True)
+def tokens_between(slots: Whole32, token_start: Ints, destination: Ints) -> Ints:
+    """Return int[G, G], one copy per token and GPU that holds at least one of its slots, its own GPU included.
+
+    Raises
+    ------
+    ValueError
+        If a slot does not exist.
+    """
+    gpus = len(destination)
+    copies = np.zeros((gpus, gpus), dtype=np.int64)
+    seen = np.full(gpus, -1, dtype=np.int64)
+    for source in range(gpus):
+        for token in range(token_start[source], token_start[source + 1]):
+            for choice in range(slots.shape[1]):
+                slot = slots[token, choice]
+                if slot >= destination.shape[1]:
+                    raise ValueError("a route has a slot that does not exist")
+                if slot >= 0:
+                    to = destination[source, slot]
+                    if seen[to] != token:
+                        seen[to] = token
+                        copies[source, to] += 1
+    return copies
+
+
+@njit(types.Array(types.int32, 2, "C")(_IDS, _WHOLE, _WHOLE, _WHOLE, _WHOLE, _WHOLE), cache=True)
+def turns(ids: Whole32, token_start: Ints, number: Ints, first: Ints, by_expert: Ints, offset: Ints) -> Whole32:
+    """Return int32[T, k], the slot of each route when the replicas of an expert take turns, -1 where there is no route.
+
+    Parameters
+    ----------
+    ids : int32[T, k]
+    token_start : int[G + 1]
+    number, first : int[E]
+        Replicas of each expert, and where they begin in ``by_expert`` int[S], the slots.
+    offset : int[G]
+        Turns that each source begins with.
+
+    Raises
+    ------
+    ValueError
+        If an expert does not exist or has no slot.
+    """
+    slots = np.empty(ids.shape, dtype=np.int32)
+    turn = np.empty(len(number), dtype=np.int64)
+    for source in range(len(offset)):
+        turn[:] = offset[source]
+        for token in range(token_start[source], token_start[source + 1]):
+            for choice in range(ids.shape[1]):
+                expert = ids[token, choice]
+                if expert < 0:
+                    slots[token, choice] = -1
+                    continue
+                if expert >= len(number) or number[expert] < 1:
+                    raise ValueError("an expert that is chosen has no slot")
+                slots[token, choice] = by_expert[first[expert] + turn[expert] % number[expert]]
+                turn[expert] += 1
+    return slots
