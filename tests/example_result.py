@@ -230,6 +230,7 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "waiting_s": waits,
         "gradient_s": np.zeros(GPUS),
         "gradient_exposed_s": np.zeros(GPUS),
+        "bubble_s": np.zeros(GPUS),
         "idle_s": mean_time - computing - waits - moving["dispatch"] - moving["combine"],
         "weight_bytes": np.full(GPUS, 9.1e9),
         "peak_memory_bytes": 9.1e9 + rows.max(axis=(0, 1)) * ROW_BYTES,

@@ -19,7 +19,7 @@ COMMANDS = {
     "sensitivity": Lazy("moesim.cli.sensitivity:command", "Say which inputs move the answer, and which change nothing."),
     "network": Lazy("moesim.cli.network:command", "Play traffic on the cluster alone, and find the bottleneck."),
     "place": Lazy("moesim.cli.place:command", "Plan a placement of experts from their loads."),
-    "report": Lazy("moesim.cli.report:command", "Draw the report of finished runs."),
+    "report": Lazy("moesim.cli.report:command", "Draw the report of finished runs and studies."),
     "trace": Lazy("moesim.cli.trace:command", "Look into recorded routing, or write synthetic routing."),
     "measure": Lazy("moesim.cli.measure:command", "Measure kernels, exchanges and layers with PyTorch."),
     "calibrate": Lazy("moesim.cli.calibrate:command", "Fit models to measurements, and write a profile."),

@@ -40,15 +40,12 @@ Exit codes: 0 fine, 1 a rank died (what was measured is kept and marked partial)
 def testbed(**options: Any) -> None:
     """Prepare, predict, measure, compare."""
     folder = Path(options["out"])
+    if options["clean"]:
+        _clean()
+        return
     from moesim.lab.testbed import need_testbed
 
     need_testbed()
-    if options["clean"]:
-        from moesim.lab.namespaces import remove_left_behind
-
-        gone = remove_left_behind()
-        click.echo(f"removed {len(gone)} testbeds" if gone else "nothing was left behind", err=True)
-        return
     from moesim.desk import folder as places
     from moesim.desk.summary import to_json
     from moesim.desk.testbed_files import NAMES, tables
@@ -84,6 +81,19 @@ def testbed(**options: Any) -> None:
 
 def _say(text: str) -> None:
     click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
+
+
+def _clean() -> None:
+    """Remove what killed runs have left behind; before anything makes a testbed, for that removes it as well."""
+    from moesim.base.errors import UsageError
+    from moesim.lab.namespaces import remove_left_behind, why_not_even_remove
+
+    reason = why_not_even_remove()
+    if reason:
+        raise UsageError(f"there can be no testbed here, and so none to remove: {reason}")
+    gone = remove_left_behind()
+    many = "1 testbed" if len(gone) == 1 else f"{len(gone)} testbeds"
+    click.echo(f"removed {many}" if gone else "nothing was left behind", err=True)
 
 
 def _predict(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,9 @@ OWNERS = {
     "why.json": "why",
     "memory.json": "memory",
 }
-"""What only one command writes, and which command that is."""
+"""What only one command writes, and which command that is; ``cells`` belongs to all commands that write one of :data:`RESUMED`."""
+
+RESUMED = frozenset({"cells.csv", "plan.json", "sensitivity.json"})
 
 _HINTS = {
     errno.ENOSPC: "; free some space or choose another folder with -o",
@@ -143,8 +145,9 @@ def protect(folder: Path, names: frozenset[str]) -> None:
         would be overwritten, and a sweep could not be taken up again.
     """
     if any((folder / mark).is_file() for mark in MARKS):
+        own = any(name in OWNERS and (folder / name).exists() for name in names)  # plans, too, keep cells
         for mine, command in OWNERS.items():
-            if names and not {mine, f"{mine}.csv"} & names and (folder / mine).exists():
+            if names and not own and not {mine, f"{mine}.csv"} & names and (folder / mine).exists():
                 raise UsageError(f"{folder} holds results of another command (moesim {command}); choose another folder with -o")
         return
     there = sorted(name for name in names if (folder / name).exists())

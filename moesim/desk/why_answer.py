@@ -31,6 +31,7 @@ def answer(found: Explanation) -> dict[str, Any]:
         "seed": result.scenario.seed,
         "steps": steps,
         "step_time": base,
+        "net_step_time": found.seconds,
         "critical_path": {name: dict(shares) for name, shares in found.shares.items()},
         "waiting": [
             {
@@ -48,7 +49,7 @@ def answer(found: Explanation) -> dict[str, Any]:
                 "sentence": what_if.sentence,
                 "step_time": what_if.step_time,
                 "gain": what_if.gain,
-                "gain_share": None if what_if.gain is None else what_if.gain / base,
+                "gain_share": None if what_if.gain is None else what_if.gain / found.seconds,
                 "error": what_if.error,
             }
             for what_if in found.what_ifs
@@ -61,7 +62,10 @@ def text(told: Mapping[str, Any]) -> str:
     """Return the answer as text."""
     base = told["step_time"]
     many = "one step" if told["steps"] == 1 else f"mean of {told['steps']} steps"
-    lines = [f"{told['name']}: a step takes {format_quantity(base, 's')} ({many})", "", "The critical path of a step"]
+    stalls = told["net_step_time"] - base
+    # Below a billionth it is rounding.
+    also = f", and {format_quantity(stalls, 's')} of stalls while experts move" if stalls > 1e-9 * base else ""
+    lines = [f"{told['name']}: a step takes {format_quantity(base, 's')}{also} ({many})", "", "The critical path of a step"]
     for name, heading in SHARES.items():
         shares = told["critical_path"][name]
         if not shares:
@@ -73,7 +77,8 @@ def text(told: Mapping[str, Any]) -> str:
             rest = sum(list(shares.values())[SHOWN:])
             rows.append([f"{more} more", format_quantity(rest, "s"), f"{100 * rest / base:.1f} %"])
         lines += aligned(rows, left={0}, indent="    ")
-    lines += ["", "What it would be worth to take away (the same steps simulated without)"]
+    with_stalls = "; stalls included" if also else ""
+    lines += ["", f"What it would be worth to take away (the same steps simulated without{with_stalls})"]
     rows = []
     for what_if in told["what_ifs"]:
         if what_if["gain"] is None:

@@ -1,14 +1,15 @@
 """A step in which every GPU does one thing after another: its events, worked out between two that anybody else can notice.
 
-SimPy owns the clock. Where nothing is planned but the step itself, and nothing is on its way, nobody else can notice when a rank arrives or leaves:
-these events, some thousands a step, are then found by compiled code (:mod:`moesim.models.sharing.rank_chains`), and SimPy hears each time
-that all ranks have left a leg of an exchange. Every other step is played by :class:`~moesim.engine.lanes.StepRun`, one process per lane, and gives
-the same results to the last bit where both can play it.
+SimPy owns the clock. Where nothing is planned but the step itself, and nothing is on its way, nobody else can notice when a rank arrives or
+leaves: these events, some thousands a step, are then found by compiled code (:mod:`moesim.models.sharing.rank_chains`), and SimPy hears
+each time that all ranks have left a leg of an exchange. Every other step is played by :class:`~moesim.engine.lanes.StepRun`, one process
+per lane, and gives the same results to the last bit where both can play it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -97,9 +98,11 @@ def _tasks(works: tuple[Work, ...], exchanges: dict[int, Exchange], load: StepLo
     launch = np.zeros(len(works))
     seconds = np.zeros((len(works), gpus))
     last = len(works) - 1
+    first_leg = {index: leg for leg, index in reversed(list(enumerate(legs)))}
+    many = Counter(legs)
     for index in range(len(works) - 1, -1, -1):
         if index in exchanges:
-            tasks[index] = 1, np.searchsorted(legs, index), legs.count(index)
+            tasks[index] = 1, first_leg[index], many[index]
             launch[index] = exchanges[index].launch_of(works[index].phase)
             last = index - 1
         else:

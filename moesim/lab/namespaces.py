@@ -85,8 +85,8 @@ class Fabric:
         return self.ranks // self.per_node if self.per_node else 0
 
 
-def why_not() -> str:
-    """Return why this machine cannot hold a testbed; empty if nothing speaks against it."""
+def why_not_even_remove() -> str:
+    """Return why this machine cannot so much as remove a testbed's namespaces; empty if nothing speaks against it."""
     if sys.platform != "linux":
         return "network namespaces are a part of Linux, and this is another system"
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
@@ -94,6 +94,17 @@ def why_not() -> str:
         return f"{' and '.join(missing)} of iproute2 cannot be found; install the package iproute2"
     if os.geteuid() != 0:
         return "making network namespaces takes root; run this command as root, or under 'sudo'"
+    return ""
+
+
+def why_not() -> str:
+    """Return why this machine cannot hold a testbed; empty if nothing speaks against it.
+
+    It tries one, which first removes what killed runs left behind.
+    """
+    reason = why_not_even_remove()
+    if reason:
+        return reason
     probe = Testbed(Fabric(name="probe", ranks=2))
     try:
         with probe:

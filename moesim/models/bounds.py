@@ -212,12 +212,14 @@ def no_communication(program: Program, durations: Mapping[Work, Floats], groups:
         raise UsageError(f"{gpus} GPUs do not divide into {groups} groups")
     finished: list[Floats] = []
     lane_free: dict[tuple[int, str], Floats] = {}
+    nothing = np.zeros(gpus)
     of_stage = gpus // program.stages
     sent: dict[Work, Floats] = {}
     for task in program.tasks:
-        ready = lane_free.get((task.stage, task.lane), np.zeros(gpus))
+        ready = lane_free.get((task.stage, task.lane), nothing)
         for earlier in task.after:
-            ready = np.maximum(ready, finished[earlier])
+            if finished[earlier] is not ready:
+                ready = np.maximum(ready, finished[earlier])
         if task.work.phase in COLLECTIVES:
             last = ready.reshape(groups, gpus // groups).max(axis=1)
             end = np.repeat(last, gpus // groups)

@@ -162,6 +162,10 @@ def _rows_of(kind: TableKind, tables: Sequence[Measured], known: Sequence[TableK
     for table in tables:
         if kind_of(table.name, known) is not kind:
             continue
+        alien = _known_systems(kind, table.rows)
+        if alien[1] and not count(alien[0]):  # told first: what else is odd about such a table does not matter
+            unused += [Unused(file=table.name, reason=reason) for reason in alien[1]]
+            continue
         try:
             usable, _, left = usable_rows(kind, table, beside(kind, table.name, tables))
             if not count(usable):
@@ -187,7 +191,7 @@ def _rows(number: int) -> str:
 def _known_systems(kind: TableKind, rows: Rows) -> tuple[Rows, dict[str, int]]:
     """Return the rows of GPUs that have a data sheet, and how many others there are, by the reason why nothing can be fitted to them."""
     column = getattr(kind, "system_column", "")
-    if column not in rows:
+    if column not in rows or any(len(part) != count(rows) for part in rows.values()):
         return rows, {}
     systems = words(rows, column)
     known = presets_of(systems) != ""

@@ -42,6 +42,7 @@ def fit(
     names: Sequence[str],
     *,
     times: int = 8,
+    seeds: Sequence[int] = (0,),
     evaluations: int = 100,
     play: Callable[[Callable[[Recorded], float], Sequence[Recorded]], list[float]] | None = None,
     progress: Callable[[int, float, Law], None] | None = None,
@@ -57,6 +58,8 @@ def fit(
         Constants to fit; their present values must be more than 0.
     times : int
         Recorded steps for each step that is played.
+    seeds : sequence of int
+        Of predictions, which are averaged.
     evaluations : int
         How many laws are tried.
     play : callable, optional
@@ -93,7 +96,7 @@ def fit(
 
     def trial(place: Floats) -> float:
         tried = _unpacked(law, names, place)
-        errors = (play or _one_by_one)(_Error(tried, times), recordings)
+        errors = (play or _one_by_one)(_Error(tried, times, tuple(seeds)), recordings)
         found = float(np.mean(errors))
         if found < best[0][0]:
             best[0] = (found, tried)
@@ -119,11 +122,13 @@ class _Error:
 
     law: Law
     times: int
+    seeds: tuple[int, ...]
 
     def __call__(self, recorded: Recorded) -> float:
-        course = predict(recorded, times=self.times, seed=recorded.seed, **constants_of(coarser(self.law, self.times)))
+        constants = constants_of(coarser(self.law, self.times))
+        courses = [predict(recorded, times=self.times, seed=seed, **constants).maxvio for seed in self.seeds]
         steps = len(recorded.course.maxvio)
-        distance = np.abs(np.log(windows(course.maxvio, steps) / windows(recorded.course.maxvio, steps)))
+        distance = np.abs(np.log(windows(np.mean(courses, axis=0), steps) / windows(recorded.course.maxvio, steps)))
         return float(np.minimum(distance, 0.8).mean())
 
 

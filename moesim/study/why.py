@@ -25,7 +25,7 @@ LINKS, LAYERS, GPUS = 3, 3, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhatIf:
-    """One change and the step time with it; ``gain`` is what it takes off, s (below 0 if the step gets slower)."""
+    """One change and the step time with it, stalls of rebalances included; ``gain`` is what it takes off, s (below 0 if slower)."""
 
     name: str
     sentence: str
@@ -48,6 +48,8 @@ class Explanation:
         Mean seconds of a step on the critical path: by ``phase``, ``gpu``, ``layer``, ``link`` and ``experts``.
     waiting : Table
         Who kept whom waiting, over all measured steps.
+    seconds : float
+        Mean step time with the stalls of rebalances between steps, s: what gains are taken from. Stalls are on no step's path.
     what_ifs : sequence of WhatIf
         What each change is worth, the largest gain first.
     """
@@ -56,6 +58,7 @@ class Explanation:
     path: tuple[Link, ...]
     shares: Mapping[str, Mapping[str, float]]
     waiting: Table
+    seconds: float
     what_ifs: tuple[WhatIf, ...]
 
 
@@ -87,7 +90,7 @@ def explain(scenario: Scenario, *, read_trace: Callable[..., Trace], progress: C
     changes = _changes(scenario, result, shares)
     if progress is not None:
         progress(1, len(changes) + 1)
-    base = float(steps["step_time_s"].mean())
+    base = _with_stalls(result)
     tried = []
     for number, (name, sentence, changed) in enumerate(changes):
         tried.append(_try(name, sentence, changed, base, read_trace))
@@ -95,7 +98,7 @@ def explain(scenario: Scenario, *, read_trace: Callable[..., Trace], progress: C
             progress(number + 2, len(changes) + 1)
     tried += _bounds(result, base)
     tried.sort(key=lambda what_if: (what_if.gain is None, -(what_if.gain or 0.0), what_if.name))
-    return Explanation(result=result, path=tuple(path), shares=shares, waiting=waiting_chains(spans), what_ifs=tuple(tried))
+    return Explanation(result=result, path=tuple(path), shares=shares, waiting=waiting_chains(spans), seconds=base, what_ifs=tuple(tried))
 
 
 def _try(name: str, sentence: str, changed: Scenario, base: float, read_trace: Callable[..., Trace]) -> WhatIf:
@@ -103,20 +106,27 @@ def _try(name: str, sentence: str, changed: Scenario, base: float, read_trace: C
         other = simulate(changed, read_trace=read_trace)
     except MoesimError as error:  # a change may not suit a scenario; the others still answer
         return WhatIf(name=name, sentence=sentence, step_time=None, gain=None, error=str(error))
-    seconds = float(other.tables["steps"]["step_time_s"].mean())
+    seconds = _with_stalls(other)
     return WhatIf(name=name, sentence=sentence, step_time=seconds, gain=base - seconds)
 
 
+def _with_stalls(result: Result) -> float:
+    """Return the mean step time and what rebalances stall per step, s."""
+    value = result.metrics["net_step_time"].value
+    return float(result.tables["steps"]["step_time_s"].mean()) if value is None else value
+
+
 def _bounds(result: Result, base: float) -> list[WhatIf]:
-    """Return the two bounds that every run has anyway, as changes."""
+    """Return the two bounds that every run has anyway, as changes; neither takes the stalls of rebalances away."""
     found = []
+    stalls = base - float(result.tables["steps"]["step_time_s"].mean())
     for metric, name, sentence in (
         ("step_time_if_balanced", "all layers even", "every expert and every GPU has the same load"),
         ("step_time_if_no_communication", "no communication", "nothing has to travel and nobody waits"),
     ):
         value = result.metrics[metric].value
         if value is not None:
-            found.append(WhatIf(name=name, sentence=sentence, step_time=value, gain=base - value))
+            found.append(WhatIf(name=name, sentence=sentence, step_time=value + stalls, gain=base - stalls - value))
     return found
 
 

@@ -33,7 +33,8 @@ def log(device="NVIDIA H100 80GB HBM3", ranks=8, host="node1", test="alltoall_pe
         time = seconds(size, ranks) * 1e6
         rate = size / time / 1e3
         lines.append(
-            f"{size:12d} {size // 64:13d}     float    none      -1 {time:8.2f} {rate:7.2f} {rate:7.2f}      0 {time:8.2f} {rate:7.2f} {rate:7.2f}    N/A"
+            f"{size:12d} {size // 64:13d}     float    none      -1 {time:8.2f} {rate:7.2f} {rate:7.2f}      0 "
+            f"{time:8.2f} {rate:7.2f} {rate:7.2f}    N/A"
         )
     return "\n".join([*lines, "# Out of bounds values : 0 OK", "# Avg bus bandwidth    : 99.9"]) + "\n"
 
@@ -216,3 +217,57 @@ def test_a_profile_that_cannot_be_written_is_told_after_the_answer(folder, tmp_p
     assert "cannot write" in done.stderr
     assert "h100-sxm: 1 section" in done.stdout
     assert not Path(tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", ["alltoall_2.log", "a2a-8.log", "h100_all_to_all_perf_n8.txt", "AllToAll.H100.out"])
+def test_the_name_of_a_file_says_that_its_log_is_an_all_to_all(folder, tmp_path, name):
+    (folder / name).write_text(log(test=""), encoding="utf-8")  # older programs print no name of the test
+    done = run(folder, "-o", tmp_path / "p.yaml", "--no-check")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("name", ["all_reduce_2.log", "reduce-scatter.log", "call_to_allen.log"])
+def test_other_names_do_not(folder, tmp_path, name):
+    (folder / name).write_text(log(test=""), encoding="utf-8")
+    assert run(folder, "-o", tmp_path / "p.yaml").exit_code == 2
+
+
+def test_rows_of_a_gpu_without_a_data_sheet_are_named_among_what_was_not_used(folder, tmp_path):
+    (folder / "alltoall_h100.log").write_text(log(), encoding="utf-8")
+    (folder / "alltoall_v100.log").write_text(log(device="Tesla V100-SXM2"), encoding="utf-8")
+    done = run(folder, "-o", tmp_path / "p.yaml", "--no-check", "--format", "json")
+    assert done.exit_code == 0, done.output
+    (unused,) = json.loads(done.stdout)["unused"]
+    assert "v100" in unused["file"]
+    assert "no GPU preset goes by the system name 'Tesla V100-SXM2'" in unused["reason"]
+
+
+def test_rows_of_such_a_gpu_among_others_are_counted(folder, tmp_path):
+    rows = "".join(f"{gpu},8,{size},{seconds(size) * 1e6}\n" for gpu in ("h200_sxm", "v100") for size in SIZES)
+    (folder / "nccl_alltoall_mine.csv").write_text("system,num_gpus,bytes_per_rank,time_us\n" + rows, encoding="utf-8")
+    done = run(folder, "-o", tmp_path / "p.yaml", "--no-check", "--format", "json")
+    assert done.exit_code == 0, done.output
+    (unused,) = json.loads(done.stdout)["unused"]
+    assert unused["reason"].startswith(f"{len(SIZES)} rows left out: no GPU preset goes by the system name 'v100'")
+    assert read_profile(tmp_path / "p.yaml").sections["nccl_all_to_all"].rows == len(SIZES)
+
+
+def test_rows_that_were_left_out_of_a_fit_are_named(folder, tmp_path):
+    head = "system,num_gpus,bytes_per_rank,time_us\n"
+    good = "".join(f"h200_sxm,8,{size},{seconds(size) * 1e6}\n" for size in SIZES)
+    (folder / "nccl_alltoall_mine.csv").write_text(f"{head}{good}h200_sxm,8,,9\nh200_sxm,8,4096,-1\n", encoding="utf-8")
+    done = run(folder, "-o", tmp_path / "p.yaml", "--no-check", "--format", "json")
+    assert done.exit_code == 0, done.output
+    reasons = [item["reason"] for item in json.loads(done.stdout)["unused"]]
+    assert any("bytes_per_rank is empty" in reason for reason in reasons)
+    assert any("negative" in reason for reason in reasons)
+
+
+def test_times_that_have_nothing_to_do_with_sizes_are_refused(folder, tmp_path):
+    # 128 MiB in the 10 us of 1 KiB would be 13 TB/s; the best fit at the link's peak is off by hundreds of per cent.
+    rows = "".join(f"h200_sxm,8,{2**power},10\n" for power in range(10, 28))
+    (folder / "nccl_alltoall_mine.csv").write_text("system,num_gpus,bytes_per_rank,time_us\n" + rows, encoding="utf-8")
+    done = run(folder, "-o", tmp_path / "p.yaml")
+    assert done.exit_code == 2
+    assert "misses the rows of h200_sxm" in done.output
+    assert not (tmp_path / "p.yaml").exists()

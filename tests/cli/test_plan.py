@@ -67,7 +67,7 @@ def test_the_folder_holds_all_candidates_and_the_front():
     assert done.exit_code == 0
     assert "nodes=1, ep=4 meets every target, each with 95 % confidence, for 4 GPUs" in done.stdout
     names = {path.name for path in Path("out").iterdir()}
-    assert names == {"plan.json", "candidates.csv", "pareto.png", "pareto.svg", "cells"}
+    assert names == {"plan.json", "candidates.csv", "pareto.png", "pareto.svg", "report.html", "cells"}
     rows = list(csv.DictReader(io.StringIO(Path("out/candidates.csv").read_text())))
     assert [row["status"] for row in rows].count("meets") == 3
     assert float(rows[0]["step_time_low"]) < float(rows[0]["step_time"]) < float(rows[0]["step_time_high"])
@@ -160,7 +160,7 @@ def test_what_is_excluded_is_no_candidate():
         (["small.yaml", "parallel.ep=4,8", "--target", "step_time <= 1 s", "--price", "h100-sxm=-2"], "more than 0"),
         (["small.yaml", "parallel.ep=3,5", "--target", "step_time <= 1 s"], "none of the 2 candidates can be played"),
         (["small.yaml", "paralel.ep=4,8", "--target", "step_time <= 1 s"], "unknown key 'paralel'"),
-        (["small.yaml", "parallel.epp=4,8", "--target", "step_time <= 1 s"], "did you mean 'ep'"),
+        (["small.yaml", "parallel.epp=4,8", "--target", "step_time <= 1 s"], "did you mean 'pp'"),
         (["small.yaml", "parallel.ep=4,8", "steps=2", "--target", "step_time <= 1 s"], "one step shows nothing with 95 %"),
         (["small.yaml", "parallel.ep=4,8", "--target", "step_time <= 1 s", "--price", "h200-sxm=2"], "no price of the GPU 'h100-sxm'"),
         (["planned.yaml", "plan.exclude=[{cluster.nodes: 7}]"], "excludes nothing: cluster.nodes never is 7"),

@@ -80,7 +80,14 @@ def test_other_metrics_and_files():
     done = invoke("small.yaml", *FAST, "policy.capacity.factor=0.5..1.5", "--metric", "drop_rate", "-o", "out")
     assert done.exit_code == 0
     assert "policy.capacity.factor moves drop rate most" in done.stdout
-    assert {path.name for path in Path("out").iterdir()} == {"sensitivity.json", "sensitivity.csv", "tornado.png", "tornado.svg", "cells"}
+    assert {path.name for path in Path("out").iterdir()} == {
+        "sensitivity.json",
+        "sensitivity.csv",
+        "tornado.png",
+        "tornado.svg",
+        "report.html",
+        "cells",
+    }
     (row,) = csv.DictReader(io.StringIO(Path("out/sensitivity.csv").read_text()))
     assert float(row["at_low"]) > float(row["at_high"])
 

@@ -10,9 +10,9 @@ from scenario_texts import SMALL
 
 from moesim.desk.compare_words import change, corrected, price, told, winner
 from moesim.desk.comparing import ask, conclude
-from moesim.desk.report.points import front
 from moesim.desk.report.comparison.page import drawings, page
 from moesim.desk.report.comparison.panels import together
+from moesim.desk.report.points import front
 from moesim.desk.study_cells import play
 from moesim.study.compare import Difference, Winner
 

@@ -94,9 +94,7 @@ def test_a_step_at_once_is_the_step_of_processes(name, ep, monkeypatch) -> None:
 @given(seed=st.integers(0, 2**32 - 1), tokens=st.integers(1, 30), alpha=st.floats(0.0, 3.0), phase=st.sampled_from(["decode", "training"]))
 def test_any_routing_gives_the_same_step_both_ways(seed, tokens, alpha, phase) -> None:
     # Few tokens: ranks that send or receive nothing, and ranks that come while others are still in the exchange before.
-    scenario = world(
-        seed=seed, workload=Workload(phase=phase, tokens_per_gpu=tokens), routing=plugin("source", "power_law")(alpha=alpha)
-    )
+    scenario = world(seed=seed, workload=Workload(phase=phase, tokens_per_gpu=tokens), routing=plugin("source", "power_law")(alpha=alpha))
     assert_same(play(scenario), by_processes(scenario), links=1e-12)
 
 

@@ -46,6 +46,7 @@ def test_every_kind_is_registered_and_builds_from_its_defaults():
         "nvl_rack": 72,
         "nvlink_nodes": 8,
         "one_switch": 8,
+        "shaped_hosts": 8,
         "torus": 16,
     }
 

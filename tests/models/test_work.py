@@ -116,7 +116,10 @@ def test_every_gpu_pays_for_its_own_tokens(phase, direction):
     assert (together.flops[2], together.moved[2]) == (0.0, 0.0)
     # Flops are proportional to tokens; bytes are not, since weights are read once: 700 tokens share one read with each other.
     assert together.flops[1] == 700 * together.flops[0]
-    assert together.moved[0] < together.moved[3] < 3 * together.moved[0]
+    if phase == "attention_core":  # it has no weights
+        assert together.moved[3] == 3 * together.moved[0]
+    else:
+        assert together.moved[0] < together.moved[3] < 3 * together.moved[0]
 
 
 def test_latent_experts_project_on_the_token_s_own_gpu():

@@ -67,13 +67,10 @@ def waves_of_rows(rows: Ints, ladder: Sequence[int], column_tiles: int, sms: int
     waves: the tiles of height h or more come first, so they touch ``ceil(count / sms)`` waves.
     """
     tiles, height = row_tiles(rows, ladder)
-    total = np.zeros(tiles.shape[0])
-    below = 0
-    for level in ladder:
-        reaching = np.where(height >= level, tiles, 0).sum(axis=1) * column_tiles
-        total += (level - below) * -(-reaching // sms)
-        below = level
-    return total
+    levels = np.asarray(ladder, dtype=np.int64)
+    reaching = np.where(height >= levels[:, None, None], tiles, 0).sum(axis=2) * column_tiles
+    steps = np.diff(levels, prepend=0)
+    return np.asarray((steps[:, None] * -(-reaching // sms)).sum(axis=0), dtype=np.float64)
 
 
 def waves_of_depths(depths: Ints, tiles: int, sms: int) -> Floats:

@@ -38,7 +38,13 @@ class Padded(Transport):
 
     def begin(self, setting: Setting) -> Carrier:
         """Return the exchange of one run."""
-        return Carrier(plan=self, price=self.price(setting.model.dispatch_width), port=self.port(setting), held_sms=self.held_sms(setting), count=_count)
+        return Carrier(
+            plan=self,
+            price=self.price(setting.model.dispatch_width),
+            port=self.port(setting),
+            held_sms=self.held_sms(setting),
+            count=_count,
+        )
 
 
 def buffer_padding(assignment: Assignment, who: str) -> Ints:

@@ -144,7 +144,7 @@ def advance(
     chosen : int[T, k]
         What the gate chose; -1 for nothing.
     counted : int[E]
-        Routes that experts learned from: those kept, where a rule drops.
+        Routes that feed back: those chosen, or those kept.
     group : int[T]
         Over which tokens the balance loss is taken.
     top_k : int
@@ -170,7 +170,7 @@ def advance(
     if balance or z:
         slope = _slope(logits, chosen if plain else None, domain, len(state.domains), group, top_k, balance, z, scoring)
         # All of a domain's gradients move its own offsets; together they move those of the layer.
-        push -= _limited(law.gain * slope.sum(axis=0), law.limit)
+        push -= _limited(law.gain * _with_common(slope.sum(axis=0), law.common), law.limit)
         local -= _limited(law.gain * slope, law.limit)
     state.offsets = state.offsets * (1.0 - law.decay) + push + law.drift * walk[0]
     state.domains = state.domains * (1.0 - law.decay) + local + law.domain_drift * walk[1:]
@@ -184,6 +184,11 @@ def advantage(counts: Ints) -> Floats:
     """
     mean = counts.mean(axis=-1, keepdims=True)
     return np.asarray(np.divide(2.0 * (counts - mean), counts + mean, out=np.zeros(counts.shape), where=counts + mean > 0))
+
+
+def _with_common(slope: Floats, common: float) -> Floats:
+    """Return float[E], the gradient with its mean over experts multiplied."""
+    return np.asarray(slope + (common - 1.0) * slope.mean())
 
 
 def _limited(change: Floats, limit: float | None) -> Floats:

@@ -42,6 +42,9 @@ class Law:
         them, so most of it is in the last layers: there, tokens of a young model have most in common.
     gain : float
         A gradient of a loss with respect to the offset of an expert moves it by ``-gain`` times the gradient.
+    common : float
+        How many times as far a gradient moves all offsets of a layer together as one against the others. Every weight of a router agrees on
+        that direction, and an optimiser like Adam moves each by its full step. It matters to the z-loss, which is soon satisfied by it.
     limit : float or None
         The most that gradients move an offset in a step: an optimiser like Adam divides gradients by their own size. None: no limit.
     decay : float
@@ -67,6 +70,7 @@ class Law:
     fading: float | None = None
     depth: float = 1.0
     gain: float = 1.0
+    common: float = 1.0
     limit: float | None = None
     decay: float = 1e-3
     drift: float = 1e-3
@@ -108,6 +112,7 @@ LAWS: dict[str, Law] = {
         fading=30.0,
         depth=4.7,
         gain=0.993,
+        common=30.0,
         decay=2e-4,
         drift=5e-4,
         domain_drift=1e-4,

@@ -2,9 +2,9 @@
 
 Every rank goes through the same tasks, one after another: kernels, whose seconds are known, and exchanges, each of one or more *legs*
 (stages of an all-to-all), in which a pair of ranks starts when both are there and a rank is done when all are there and its own bytes
-have moved. Where nothing else happens on the machine, what comes next follows from these numbers alone. This file plays it, event by event and
-in the order in which :class:`moesim.engine.lanes.StepRun` and :class:`moesim.engine.collective.Collective` would, which say why each thing
-is as it is; floats are added in the same order too, so that both give the same results to the last bit.
+have moved. Where nothing else happens on the machine, what comes next follows from these numbers alone. This file plays it, event by event
+and in the order in which :class:`moesim.engine.lanes.StepRun` and :class:`moesim.engine.collective.Collective` would, which say why each
+thing is as it is; floats are added in the same order too, so that both give the same results to the last bit.
 
 No clock stands here: times are handed in and out, and whoever owns the clock is told each time that all ranks have left a leg.
 """
@@ -24,7 +24,20 @@ from numba import njit
 from moesim.facts.arrays import Bools, Floats, Ints
 from moesim.models.sharing import bottleneck_groups as kernel
 from moesim.models.sharing.bottleneck_groups import (
-    CANDIDATE, CAPACITY, COMPONENT, ENDS, FIRST, LAST, PARTS, QUEUED, SERVICE, THROUGH, TOTAL, Whole32, admit, advance
+    CANDIDATE,
+    CAPACITY,
+    COMPONENT,
+    ENDS,
+    FIRST,
+    LAST,
+    PARTS,
+    QUEUED,
+    SERVICE,
+    THROUGH,
+    TOTAL,
+    Whole32,
+    admit,
+    advance,
 )
 
 COLLECTIVE, LAST_OF, LEGS = range(3)
@@ -55,8 +68,8 @@ class Ranks(NamedTuple):
 
     ``tasks`` int[T, 3], ``launch`` float[T] (s before an exchange offers its first byte), ``seconds`` float[T, G] of kernels, ``size``
     float[K, G, G] bytes, ``barrier`` int[K]. ``slot`` is int[2, 2, G], ``group_whole`` int[2, 2, G / W]. ``cause`` and
-    ``cause_s`` [G, W + 1] list for whom a rank has waited in its leg, ``span_cause`` and ``span_s`` in its exchange. Written for the record:
-    ``leg_real`` float[3, K, G] (arrival, end, waiting), ``leg_moving`` float[K, G / W] (s in which any byte was on its way),
+    ``cause_s`` [G, W + 1] list for whom a rank has waited in its leg, ``span_cause`` and ``span_s`` in its exchange. Written for the
+    record: ``leg_real`` float[3, K, G] (arrival, end, waiting), ``leg_moving`` float[K, G / W] (s in which any byte was on its way),
     ``leg_began`` int[K, G / W] (the place of the leg among all that began), ``leg_left`` int[K] (ranks that have left it), ``task_real``
     float[3, T, G] (start, end, waiting), ``task_whole`` int[2, T, G] (whom it waited for longest, and the place of the task among all
     that ended). ``pending`` int[G] counts flows on their way; ``batch_pair`` and ``batch_leg`` hold those of this instant.
@@ -342,8 +355,8 @@ def _play_with(core: str) -> Callable[..., int]:
         binding: Bools, routes: Whole32, port_routes: Whole32, latency: Floats, by_port: Ints, through: Floats, woken: Ints, none: Floats,
         tasks: Ints, launch: Floats, seconds: Floats, size: Floats, barrier: Ints, rank_whole: Ints, rank_real: Floats, slot: Ints,
         group_whole: Ints, moving_since: Floats, cause: Ints, cause_s: Floats, span_cause: Ints, span_s: Floats, leg_real: Floats,
-        leg_moving: Floats, leg_began: Ints, leg_left: Ints, task_real: Floats, task_whole: Ints, pending: Ints, batch_pair: Ints, batch_leg: Ints,
-        whole: Ints, real: Floats
+        leg_moving: Floats, leg_began: Ints, leg_left: Ints, task_real: Floats, task_whole: Ints, pending: Ints, batch_pair: Ints,
+        batch_leg: Ints, whole: Ints, real: Floats
     ) -> int:
         """Let things happen until all ranks have left a leg; return what has become of it.
 

@@ -61,7 +61,10 @@ class Training:
         How the router chooses while it trains: ``topk``, ``loss_free``, ``quantile``, ``noisy_topk``, ``input_jitter`` and so on. The
         scenario's own ``policy.gate`` stays ``as_given``.
     capacity : plug-in
-        What is dropped before experts learn and gates count; give it the rule of ``policy.capacity``. ``null`` drops nothing.
+        What is dropped before gates count; give it the rule of ``policy.capacity``. ``null`` drops nothing.
+    learn_from : str
+        Which routes feed back: those ``chosen`` (in recorded trainings, dropping tokens did not make experts less attractive), or those
+        ``kept``.
     auxiliary : float or list
         Coefficient of the balance loss, or its corners ``[[step, coefficient], ...]``.
     scope : str
@@ -89,7 +92,7 @@ class Training:
         A change of the mixture.
     scale, growth, experts_start, domain_start, kinds, kind_share, sequence_share : number or null
         How the router starts, and what tokens have in common; see :class:`moesim.models.router.law.Law`.
-    feedback, domain_feedback, drive, fading, depth, gain, limit, decay, drift, domain_drift : number or null
+    feedback, domain_feedback, drive, fading, depth, gain, common, limit, decay, drift, domain_drift : number or null
         How fast the router changes, in logits and training steps; likewise.
     scores : bool
         Keep float32[T, E] logits in every layer.
@@ -103,6 +106,7 @@ class Training:
 
     gate: Annotated[Any, PluginOf("gate", "topk")] = field(default_factory=_default("gate", "topk"))
     capacity: Annotated[Any, PluginOf("capacity")] = field(default_factory=_default("capacity", "dropless"))
+    learn_from: Annotated[str, Choice(("chosen", "kept"))] = "chosen"
     auxiliary: Coefficient = ((0, 0.0),)
     scope: Annotated[str, Choice(SCOPES)] = "micro_batch"
     z: Coefficient = ((0, 0.0),)
@@ -128,6 +132,7 @@ class Training:
     fading: Positive | None = None
     depth: Positive | None = None
     gain: NotNegative | None = None
+    common: NotNegative | None = None
     limit: Positive | None = None
     decay: Annotated[float, Number(0.0, 1.0)] | None = None
     drift: NotNegative | None = None

@@ -118,7 +118,7 @@ class _Layer:
             logits=np.asarray(chosen.need_scores("a router that trains")),
             domain=tokens.domain,
             chosen=np.asarray(chosen.need_ids("a router that trains"), dtype=np.int64),
-            counted=kept.routing.counts.sum(axis=0),
+            counted=(kept.routing if source.learn_from == "kept" else chosen).counts.sum(axis=0),
             group=self._group,
             top_k=model.top_k,
             balance=at_step(source.auxiliary, step),

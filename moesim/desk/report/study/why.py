@@ -70,7 +70,9 @@ def answer(content: Mapping[str, Any]) -> str:
     best = next((one for one in content["what_ifs"] if (one["gain"] or 0.0) > 0), None)
     base = content["step_time"]
     phases = content["critical_path"]["phase"]
-    said = [f"A step takes {show(base, 's')}."]
+    stalls = content.get("net_step_time", base) - base
+    also = f", and {show(stalls, 's')} of stalls while experts move" if stalls > 1e-9 * base else ""
+    said = [f"A step takes {show(base, 's')}{also}."]
     if phases:
         first = next(iter(phases))
         said.append(f"Most of its critical path is {_phase(first)}, {show(phases[first], 's')}.")
@@ -91,8 +93,8 @@ def worth(content: Mapping[str, Any]) -> Drawing | None:
         gain = one["gain"]
         said = f"{one['name']}: {show(one['step_time'], 's')}, {_change(one['gain_share'])}; {one['sentence']}"
         colour = style.ACCENT if gain >= 0 else style.ALERT
-        found.append(Bar(name=one["name"], pieces=((abs(gain) / content["step_time"], colour),),
-                         start=min(0.0, gain / content["step_time"]), text=said))  # fmt: skip
+        found.append(Bar(name=one["name"], pieces=((abs(one["gain_share"]), colour),),
+                         start=min(0.0, one["gain_share"]), text=said))  # fmt: skip
     return Drawing(
         name="worth",
         title="What it would be worth to take away",
