@@ -8,6 +8,7 @@ from typing import Any
 
 from moesim.base.units import format_quantity
 from moesim.desk.network_text import aligned
+from moesim.engine.warnings import left_alone
 from moesim.facts.scenario import Scenario
 from moesim.study.memory import MemoryNeed
 
@@ -17,7 +18,7 @@ WORDS = {"p50": "in half of the steps", "p99": "in 99 %", "max": "at most"}
 
 def answer(scenario: Scenario, need: MemoryNeed) -> dict[str, Any]:
     """Return everything in SI units."""
-    return {"schema": 1, "name": scenario.name, "seed": scenario.seed, **asdict(need)}
+    return {"schema": 1, "name": scenario.name, "seed": scenario.seed, **asdict(need), "warnings": left_alone(scenario)}
 
 
 def text(told: Mapping[str, Any]) -> str:
@@ -55,6 +56,7 @@ def text(told: Mapping[str, Any]) -> str:
     lines += aligned([head, *rows], left=set(), indent="  ")
     if len(order) > SHOWN:
         lines.append(f"  and {len(order) - SHOWN} GPUs that need less")
+    lines += [f"Warning: {warning}" for warning in told["warnings"]]
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from simpy.events import EventPriority
 
 from moesim.base.errors import LawBroken, UsageError
-from moesim.engine.periods import Periods, Ticket
+from moesim.engine.periods import Periods
+from moesim.engine.ticket import Ticket
 from moesim.engine.verifying import Inputs
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster

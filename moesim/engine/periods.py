@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import LawBroken
 from moesim.engine.repeats import FEWEST, Period, Repeats
+from moesim.engine.ticket import Replay, Ticket
 from moesim.engine.verifying import Inputs, Verifying
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.scenario import Sharing
@@ -20,26 +21,6 @@ from moesim.models.sharing.core import Core, Lendable, make_core
 from moesim.models.sharing.modes import EXACT, MODES, Mode, choose_mode
 
 Whole32 = NDArray[np.int32]
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """Flows that were handed over together; ``ids`` are the core's numbers of them once it has them."""
-
-    flows: Inputs
-    ids: Ints | None = None
-    period: int = -1
-
-
-@dataclass(slots=True)
-class _Replay:
-    """A period that happens again: who is told what when is known."""
-
-    period: Period
-    tickets: list[Ticket]
-    flows: Inputs
-    counters: Ints
-    place: int = 0
 
 
 @dataclass(slots=True)
@@ -82,7 +63,7 @@ class Periods:
         self._changes = 0
         self._repeats = Repeats() if sharing.repeats else None
         self._record: _Record | None = None
-        self._replay: _Replay | None = None
+        self._replay: Replay | None = None
         self._overdue: list[int] = []
         self._verifying: Verifying | None = None
         self._counted: dict[str, int] = {}
@@ -345,10 +326,10 @@ class Periods:
         if period is None:
             self._record = _Record(key, Period(), name_of, self._core.busy.copy(), self._core.through.copy())
             return False
-        self._replay = _Replay(period, tickets, flows, known)
+        self._replay = Replay(period, tickets, flows, known)
         return True
 
-    def _advance_replay(self, replay: _Replay, horizon: float, pending: Ints) -> tuple[float, list[int]]:
+    def _advance_replay(self, replay: Replay, horizon: float, pending: Ints) -> tuple[float, list[int]]:
         local, names = replay.period.ends[replay.place]
         if self.began + local > horizon:
             self.reached = horizon

@@ -33,7 +33,7 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], 
         outside_profile(scenario.exchange, scenario, cluster),
         outside_kernels(scenario.compute, scenario, cluster),
         *_routing(scenario),
-        *_variants(scenario),
+        *left_alone(scenario),
     ]
     return tuple(sentence for sentence in found if sentence)
 
@@ -82,7 +82,8 @@ def _routing(scenario: Scenario) -> list[str]:
     return sentences
 
 
-def _variants(scenario: Scenario) -> list[str]:
+def left_alone(scenario: Scenario) -> list[str]:
+    """Say which parts of a scenario no single run plays: its matrix and its variants."""
     found = []
     if scenario.matrix:
         found.append("the matrix was left alone: this run is of the values above it; 'moesim sweep' runs all of its cells")

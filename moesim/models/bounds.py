@@ -234,5 +234,5 @@ def no_communication(program: Program, durations: Mapping[Work, Floats], groups:
             sent[task.work] = end
         finished.append(end)
         lane_free[task.stage, task.lane] = end
-    stages = [slice(task.stage * of_stage, (task.stage + 1) * of_stage) for task in program.tasks]
-    return float(max(end[mine].max() for end, mine in zip(finished, stages, strict=True)))
+    # Nothing on a lane ends before what stands before it.
+    return float(max(end[stage * of_stage : (stage + 1) * of_stage].max() for (stage, _), end in lane_free.items()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, types
+from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Ints
 from moesim.models.sharing.bottleneck_groups import Whole32
@@ -16,6 +17,9 @@ _WHOLE = types.Array(types.int64, 1, "C", readonly=True)
 _TABLE = types.Array(types.int64, 2, "C", readonly=True)
 _IDS = types.Array(types.int32, 2, "C", readonly=True)
 _FLAGS = types.Array(types.boolean, 1, "C")
+_FLAGS_OF_TOKENS = types.Array(types.boolean, 2, "C", readonly=True)
+
+Singles = NDArray[np.float32]
 
 SHORT = 16
 """Words that are sorted one by one."""
@@ -102,6 +106,24 @@ def keep_lowest(keep: Bools, queue: Ints, length: Ints, room: Ints, order: Ints)
             _lowest_first(words, first, last, space)
         for place in range(first + space, last):
             keep[words[place] & 0xFFFFFFFF] = False
+
+
+@njit(types.int64(types.Array(types.int32, 2, "C"), types.Array(types.float32, 2, "C"), _FLAGS_OF_TOKENS), cache=True)
+def strike(ids: Whole32, weights: Singles, keep: Bools) -> int:
+    """Write -1 for the routes that are not kept, with weight 0; return how many tokens had routes and have none left."""
+    emptied = 0
+    for token in range(ids.shape[0]):
+        had = left = False
+        for choice in range(ids.shape[1]):
+            had |= ids[token, choice] >= 0
+            if keep[token, choice]:
+                left = True
+            else:
+                ids[token, choice] = -1
+                weights[token, choice] = 0.0
+        if had and not left:
+            emptied += 1
+    return emptied
 
 
 @njit(types.Array(types.int64, 2, "C")(_IDS, _WHOLE, _TABLE), cache=True)

@@ -48,3 +48,8 @@ def test_a_limit_of_nothing_is_refused(file, limit):
     result = CliRunner().invoke(main, ["memory", file, "--limit", limit])
     assert result.exit_code == 2
     assert f"--limit: {limit} is no memory" in result.stderr
+
+
+def test_variants_that_are_not_looked_at_are_named(file):
+    told = CliRunner().invoke(main, ["memory", file, "steps=2"]).stdout
+    assert "Warning: the variants under compare (dropless, tight) were checked, but this run is of the policy above them only" in told

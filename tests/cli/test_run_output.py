@@ -22,7 +22,7 @@ from moesim.cli import run as run_command
 from moesim.desk import folder as places
 from moesim.desk.columns import COLUMNS
 from moesim.desk.result_files import load
-from moesim.engine import simulate as engine
+from moesim.study import uncertainty
 
 
 def invoke(*words: object) -> Result:
@@ -40,7 +40,7 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             scenario=given, tables=tables, metrics=made.metrics, warnings=made.warnings, assumptions=made.assumptions, facts=made.facts
         )
 
-    monkeypatch.setattr(engine, "simulate", simulate)
+    monkeypatch.setattr(uncertainty, "simulate", simulate)
     monkeypatch.setattr("moesim.models.sharing.core.needs_compiling", lambda: False)  # on a fresh machine it would say so on stderr
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "example.yaml"
@@ -130,7 +130,7 @@ def test_a_full_disk_costs_no_result(scenario: Path, tmp_path: Path, monkeypatch
 
 def test_a_file_in_the_way_is_found_before_the_run(scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "taken").write_text("mine")
-    monkeypatch.setattr(engine, "simulate", None)
+    monkeypatch.setattr(uncertainty, "simulate", None)
     result = invoke("run", scenario, "--format", "json", "-o", tmp_path / "taken")
     assert (result.exit_code, result.stdout, (tmp_path / "taken").read_text()) == (2, "", "mine")
     assert "taken" in result.stderr
@@ -140,7 +140,7 @@ def test_a_file_in_the_way_is_found_before_the_run(scenario: Path, tmp_path: Pat
 
 def test_a_folder_with_the_users_files_is_refused_before_the_run(scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario.rename(tmp_path / "scenario.yaml")
-    monkeypatch.setattr(engine, "simulate", None)
+    monkeypatch.setattr(uncertainty, "simulate", None)
     result = invoke("run", tmp_path / "scenario.yaml", "-o", tmp_path)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "choose another folder" in result.stderr

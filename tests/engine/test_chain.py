@@ -104,7 +104,7 @@ def test_flows_that_outgrow_the_tables_of_the_core_change_nothing(monkeypatch) -
     grown = {"tables": 0, "lists": 0}
     for name, what in (("_room", "tables"), ("make_room", "lists")):
 
-        def counted(self, *given, inner=getattr(groups.GroupsCore, name), what=what):
+        def counted(self, *given, inner=getattr(groups.GroupsCore, name), what=what):  # noqa: B008
             grown[what] += 1
             return inner(self, *given)
 
@@ -144,7 +144,7 @@ def test_other_steps_are_played_by_processes(name, monkeypatch) -> None:
 
 
 def test_weights_that_move_beside_a_step_are_noticed(monkeypatch) -> None:
-    # System: EPLB moves experts after the first step while the second runs. The steps in which something else moves are played by processes.
+    # System: EPLB moves experts after the first step while the second runs. Steps in which something else moves are played by processes.
     scenario = world(
         steps=6,
         workload=Workload(phase="decode", tokens_per_gpu=40),

@@ -161,11 +161,7 @@ def leave(
     ids = routing.ids
     fully_dropped = None
     if keep is not None and ids is not None:
-        fully_dropped = int(np.count_nonzero(_any_choice(ids >= 0) & ~_any_choice(keep)))
-        signed = signed_type(ids.dtype)
-        ids = settled(np.where(keep, ids.astype(signed, copy=False), np.asarray(-1, dtype=signed)))
-        if weights is not None:
-            weights = settled(np.where(keep, weights, np.asarray(0, dtype=weights.dtype)))
+        ids, weights, fully_dropped = _struck(ids, weights, keep)
     if counts is None:
         counts = routing.counts if ids is None else count_routes(ids, routing.token_start, routing.experts)
     left = replace(routing, counts=counts, ids=ids, weights=weights)
@@ -179,6 +175,21 @@ def leave(
         sent=Kept(routing=routing, dropped=none, padding=none) if at_receiver else None,
         room=room,
     )
+
+
+def _struck(ids: NDArray[Any], weights: NDArray[Any] | None, keep: Bools) -> tuple[NDArray[Any], NDArray[Any] | None, int]:
+    """Return ids with -1 and weights with 0 for the routes that are not kept, and how many tokens had routes and have none left."""
+    loops = loops_for(ids, keep)
+    if loops is not None and ids.dtype == np.int32 and weights is not None and weights.dtype == np.float32:
+        left, weights_left = ids.copy(), np.array(weights, order="C")
+        emptied: int = loops.strike(left, weights_left, keep)
+        return settled(left), settled(weights_left), emptied
+    emptied = int(np.count_nonzero(_any_choice(ids >= 0) & ~_any_choice(keep)))
+    signed = signed_type(ids.dtype)
+    ids = settled(np.where(keep, ids.astype(signed, copy=False), np.asarray(-1, dtype=signed)))
+    if weights is not None:
+        weights = settled(np.where(keep, weights, np.asarray(0, dtype=weights.dtype)))
+    return ids, weights, emptied
 
 
 def _any_choice(flags: Bools) -> Bools:

@@ -40,7 +40,7 @@ class Lendable(Core, Protocol):
         ...
 
     def lend(self) -> tuple[Any, ...]:
-        """Return the arrays of :data:`moesim.models.sharing.bottleneck_groups.ADVANCE_TAKES`, and bool[K], the links that may become full."""
+        """Return the arrays that ``bottleneck_groups.ADVANCE_TAKES`` lists, and bool[K], the links that may become full."""
         ...
 
     def take_back(self, top: int, live: int, now: float, *, fresh: bool) -> None:

@@ -284,7 +284,7 @@ class GroupsCore:
         return not self.live and not self._weighted and not len(self._state.capped)
 
     def lend(self) -> tuple[Any, ...]:
-        """Return the arrays of :data:`~moesim.models.sharing.bottleneck_groups.ADVANCE_TAKES`, and bool[K], the links that may become full."""
+        """Return the arrays that ``bottleneck_groups.ADVANCE_TAKES`` lists, and bool[K], the links that may become full."""
         return (*self._to_advance, self._binding)
 
     def take_back(self, top: int, live: int, now: float, *, fresh: bool) -> None:

@@ -8,7 +8,7 @@ thing is as it is; floats are added in the same order too, so that both give the
 
 No clock stands here: times are handed in and out, and whoever owns the clock is told each time that all ranks have left a leg.
 """
-# ruff: noqa: PLR0917 - compiled functions take arrays by position
+# ruff: noqa: PLR0917, PLR0912, PLR0915, C901 - compiled functions take arrays by position, and a call inside a loop copies them all
 # Signatures of compiled functions name some forty arrays; the formatter would give each a line of its own.
 # fmt: off
 
