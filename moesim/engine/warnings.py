@@ -30,6 +30,7 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], 
         without_compiler(shared),
         _memory(cluster, tables),
         _oversubscription(scenario, tables),
+        _schedule(scenario),
         outside_profile(scenario.exchange, scenario, cluster),
         outside_kernels(scenario.compute, scenario, cluster),
         *_routing(scenario),
@@ -56,6 +57,17 @@ def _oversubscription(scenario: Scenario, tables: Mapping[str, Table]) -> str:
     if factor <= 1 or links["bytes"][links["link_class"] == "uplink"].sum() > 0:
         return ""
     return f"oversubscription ({factor:g}) changed nothing: no byte left its leaf; more leaves (fewer nodes_per_leaf) would make it matter"
+
+
+def _schedule(scenario: Scenario) -> str:
+    kind, model = scenario.schedule.kind, scenario.model
+    if kind not in {"shared_expert", "two_batch", "one_f_one_b"}:
+        return ""
+    if scenario.parallel.ep == 1:
+        return f"schedule {kind} hides exchanges, and parallel.ep 1 has none: it hid nothing"
+    if kind == "shared_expert" and not model.shared_width:
+        return f"schedule shared_expert changed nothing: {model.name} has no shared experts; two_batch hides exchanges of any model"
+    return ""
 
 
 def _routing(scenario: Scenario) -> list[str]:

@@ -36,6 +36,8 @@ EXPECTED = {
     "what-does-imbalance-cost": (8, 3, {"nvlink": 16, "nic": 16}, 2, 64, set()),
     "what-does-padding-cost": (8, 1, {"nvlink": 16}, 4, 8, set()),
     "what-does-real-routing-cost": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
+    "how-does-balancing-develop": (4, 1, {"nvlink": 8}, 2, 16, set()),
+    "which-balancing-strength": (4, 1, {"nvlink": 8}, 2, 16, set()),
     "which-policy-for-which-imbalance": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
     "which-policy-for-a-recorded-trace": (8, 5, {"nvlink": 16, "nic": 16, "uplink": 4}, 26, 64, {"dense layers", "shared experts"}),
     "which-capacity-factor": (8, 1, {"nvlink": 16}, 26, 64, {"dense layers", "shared experts"}),

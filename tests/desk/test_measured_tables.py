@@ -143,5 +143,5 @@ def test_every_shipped_table_is_read_without_a_complaint():
 
     tables, unread = read_folder(Path(__file__).parents[1] / "data" / "measured")
     assert len(tables) >= 25
-    assert [name for name, _ in unread] == ["README.md"]
+    assert {name.rpartition("/")[2] for name, _ in unread} == {"README.md"}
     assert [table.name for table in tables if table.refused] == []
