@@ -21,7 +21,7 @@ from moesim.study.training_courses import Course, order, predict, score
 from moesim.study.training_fit import fit
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDINGS = ROOT / "tests" / "data" / "measured" / "training"
+RECORDINGS = ROOT / "tests" / "data" / "trainings"
 FIGURES = ROOT / "tests" / "data" / "training_figures.json"
 PICTURE = ROOT / "docs" / "images" / "training.png"
 PRESET = "small-lm"

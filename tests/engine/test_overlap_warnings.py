@@ -15,6 +15,7 @@ WORLD = Scenario(
     cluster=plugin("topology", "one_switch")(gpus=2),
     parallel=Parallel(ep=2),
     workload=Workload(tokens_per_gpu=8, phase="training"),
+    routing=plugin("source", "uniform")(),
     schedule=plugin("schedule", "shared_expert")(),
 )
 ALONE = dataclasses.replace(WORLD.model, shared_experts=0, shared_width=0)

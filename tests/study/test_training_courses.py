@@ -17,7 +17,7 @@ from moesim.study.training_courses import Course, Recorded, Strategy, order, pre
 from moesim.study.training_fit import coarser, constants_of, fit
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORDINGS = ROOT / "tests" / "data" / "measured" / "training"
+RECORDINGS = ROOT / "tests" / "data" / "trainings"
 FIGURES = json.loads((ROOT / "tests" / "data" / "training_figures.json").read_text(encoding="utf-8"))
 ROWS = {row["file"]: row for row in FIGURES["runs"]}
 

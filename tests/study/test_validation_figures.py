@@ -112,9 +112,9 @@ def test_every_table_of_the_folder_is_on_the_page(figures, tables):
     named = {item["table"] for item in figures["held_back"]}
     for table in tables:
         stem = table.name.rpartition(".")[0]
-        assert stem in named or stem.startswith("routing_deepseek") or stem == "testbed/moe_fwd_calibration" or "expert_counts" in stem, (
-            stem
-        )
+        # What a table is predicted from, and the sealed papers of a run of the testbed, are no tables of their own.
+        beside = stem == "testbed/moe_fwd_calibration" or table.name.endswith(".json") or "expert_counts" in stem
+        assert stem in named or stem.startswith("routing_deepseek") or beside, stem
 
 
 @pytest.mark.parametrize("name", CHEAP)

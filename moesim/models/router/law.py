@@ -97,7 +97,7 @@ class Law:
 
 LAWS: dict[str, Law] = {
     "assumed": Law(),
-    # Fitted to four recorded trainings of a small language model (tests/data/measured/training); docs/models/training.md says how.
+    # Fitted to four recorded trainings of a small language model (tests/data/trainings); docs/models/training.md says how.
     "small-lm": Law(
         scale=0.15,
         growth=0.0185,
