@@ -94,7 +94,7 @@ def test_a_constant_is_found_again():
     tried = []
     found = fit([recorded], replace(true, feedback=4e-3), ["feedback"], times=1, evaluations=14, progress=lambda *what: tried.append(what))
     assert found.feedback == pytest.approx(true.feedback, rel=0.1)
-    assert len(tried) == 14
+    assert 1 < len(tried) <= 14  # it may stop before when nothing changes any more
     assert min(error for _, error, _ in tried) < tried[0][1] / 4
 
 
