@@ -36,6 +36,11 @@ from moesim.facts.scenario import Parallel, Policy, Rebalance, Scenario, Sharing
 from moesim.models.placement.file import WrittenSlots
 from moesim.models.topology.wiring import Vertex, WiredLink, Wiring
 
+LINKED = frozenset(
+    {"attention", "gpu", "wiring", "vertex", "wiredlink", "parallel", "workload", "sharing", "policy", "rebalance", "writtenslots"}
+)
+"""Sections that have a heading of their own on the page of scenarios."""
+
 FOLDER = Path(__file__).parent / "reference"
 MARK = "<!-- Written by docs/generate.py from the code. Do not edit: change the code and run it again. -->\n\n"
 PROTOCOLS = {
@@ -177,7 +182,9 @@ def accepts(annotation: Any) -> str:
         elif isinstance(marker, Preset):
             words.append(f"a [preset](presets.md) or a [mapping](scenario.md#{marker.cls.__name__.lower()})")
         elif dataclasses.is_dataclass(bare(choice)):
-            words.append(f"a [mapping](scenario.md#{bare(choice).__name__.lower()})")
+            # Sections of plug-ins have no heading on the page of scenarios: only those that the page has are linked.
+            name = bare(choice).__name__.lower()
+            words.append(f"a [mapping](scenario.md#{name})" if name in LINKED else "a mapping")
         else:
             words.append(takes(choice))
     return " or ".join(words)
