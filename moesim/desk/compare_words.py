@@ -32,7 +32,8 @@ def winner(found: Winner) -> str:
     if found.name is None:
         if found.low is None and found.margin is not None:
             return f"No winner: {found.best} has the {word} {label(found.by)}, and one piece of evidence cannot tell it from chance."
-        return f"No winner: {listed(found.tied)} are not distinguishable by {label(found.by)}; {found.best} has the {word}."
+        who = f"{found.best} and {found.next} share" if found.margin == 0 else f"{found.best} has"
+        return f"No winner: {listed(found.tied)} are not distinguishable by {label(found.by)}; {who} the {word}."
     by = "" if found.per_cent is None else f" ({abs(found.per_cent):.2g} %)"
     between = ""
     if found.low is not None and found.high is not None and found.high > found.low:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -193,15 +194,21 @@ def _pairing(comparison: Comparison) -> list[str]:
 
 
 def _of_runs(played: Mapping[str, Played]) -> list[str]:
-    """Return the warnings of all runs, each once with the variants that it is about."""
-    said: dict[str, list[str]] = {}
+    """Return the warnings of all runs, each once with the variants that it is about; those that differ in numbers only are one."""
+    said: dict[str, dict[str, list[str]]] = {}
     for name, variant in played.items():
         for answer in variant.answers:
             for sentence in answer.warnings:
-                names = said.setdefault(sentence, [])
+                alike = said.setdefault(re.sub(r"\d+(\.\d+)?", "0", sentence), {})
+                names = alike.setdefault(sentence, [])
                 if name not in names:
                     names.append(name)
-    return [_of(names, sentence, played) for sentence, names in said.items()]
+    return [_of(list(dict.fromkeys(name for names in alike.values() for name in names)), _once(alike), played) for alike in said.values()]
+
+
+def _once(alike: Mapping[str, object]) -> str:
+    first, others = next(iter(alike)), len(alike) - 1
+    return first if not others else f"{first}; {_count(others, 'more warning')} like it, with other numbers"
 
 
 def _of(names: Sequence[str], sentence: str, played: Mapping[str, Played]) -> str:

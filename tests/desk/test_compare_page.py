@@ -193,5 +193,7 @@ def test_a_winner_in_words():
     assert winner(won) == "a wins by step time: 2.00 ms (5 %) better than b, interval 1.00 – 3.00 ms."
     tied = dataclasses.replace(won, name=None, tied=("a", "b", "c"), distinguishable=False)
     assert winner(tied) == "No winner: a, b and c are not distinguishable by step time; a has the lowest."
+    equal = dataclasses.replace(tied, margin=0.0, low=0.0, high=0.0)
+    assert winner(equal) == "No winner: a, b and c are not distinguishable by step time; a and b share the lowest."
     alone = dataclasses.replace(tied, low=None, high=None)
     assert winner(alone) == "No winner: a has the lowest step time, and one piece of evidence cannot tell it from chance."

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,3 +159,13 @@ def test_a_variant_that_changes_nothing_is_named(small):
     outcome = answered(ask(small, SPEEDY, ["twin:policy.capacity=null"], replicates=2))
     assert outcome.comparison.differences["twin"]["step_time"].value == 0
     assert [warning for warning in outcome.warnings if "nothing" in warning] == ["twin changes nothing: every metric is that of dropless"]
+
+
+def test_warnings_that_differ_in_numbers_only_are_said_once(small):
+    question = ask(small, SPEEDY, replicates=2)
+    texts = ["hot: GPU 1 has 2.5 times the mean", "hot: GPU 3 has 4 times the mean", "hot: GPU 3 has 4 times the mean", "cold: GPU 1"]
+    answers = [replace(play(cell), warnings=(text,)) for cell, text in zip(question.cells(), texts, strict=True)]
+    found = conclude(question, answers).warnings
+    assert [line for line in found if "GPU" in line] == [
+        "hot: GPU 1 has 2.5 times the mean; 1 more warning like it, with other numbers", "tight: cold: GPU 1"
+    ]  # fmt: skip
