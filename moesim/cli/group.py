@@ -120,8 +120,9 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, MoesimError):
         return error.exit_code, f"Error: {error}"
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return 2, f"Error: {where}{(error.strerror or str(error)).lower()}"
+        # Without a file it is a stream: what was printed did not arrive, and that is nobody's bad input.
+        where = f"{error.filename}: " if error.filename else "cannot print the result: "
+        return 2 if error.filename else 1, f"Error: {where}{(error.strerror or str(error)).lower()}"
     if isinstance(error, MemoryError):
         return 1, f"Error: not enough memory: {error}; fewer workload.tokens_per_gpu, GPUs or layers need less"
     kind = type(error).__name__

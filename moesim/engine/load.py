@@ -198,7 +198,8 @@ def _load_layer(
         given = split(chosen, tokens, f"a schedule with {microbatches} micro-batches")
     parts = tuple(_load_part(setting, policies, placement, part, directions, local, step, moe_layer) for part in given)
     whole = parts[0][0] if microbatches == 1 else _merged(chosen, [load for load, _ in parts], tokens)
-    if isinstance(policies.choose, Learn):
+    # A protocol takes far longer to check than an attribute, and this is asked for every layer of every step.
+    if hasattr(policies.choose, "learn") and isinstance(policies.choose, Learn):
         policies.choose.learn(whole.kept, step=step, moe_layer=moe_layer)
     return _Loaded(whole=whole, parts=parts)
 
@@ -279,12 +280,15 @@ def _check_exchange(exchange: Exchange, assignment: Assignment, step: int, moe_l
     """
     rows = assignment.routes_at()
     np.fill_diagonal(rows, 0)
-    for phase, stages, wanted in (("dispatch", exchange.dispatch, rows), ("combine", exchange.combine, rows.T)):
-        for side, axis in (("sends", 1), ("receives", 0)):
+    out, back = rows.sum(axis=1), rows.sum(axis=0)
+    for phase, stages, wanted in (("dispatch", exchange.dispatch, (out, back)), ("combine", exchange.combine, (back, out))):
+        for side, axis, asked in (("sends", 1, wanted[0]), ("receives", 0, wanted[1])):
             moved = sum((stage.bytes.sum(axis=axis) for stage in stages), np.zeros(len(rows)))
-            for gpu in np.flatnonzero((wanted.sum(axis=axis) > 0) & (moved <= 0))[:1].tolist():
+            missing = (asked > 0) & (moved <= 0)
+            if missing.any():
+                gpu = int(missing.argmax())
                 raise LawBroken(
-                    f"law L2 (bytes): step {step}, MoE layer {moe_layer}: GPU {gpu} {side} {wanted.sum(axis=axis)[gpu]} rows in {phase}, "
+                    f"law L2 (bytes): step {step}, MoE layer {moe_layer}: GPU {gpu} {side} {asked[gpu]} rows in {phase}, "
                     "but the exchange moves no bytes for it"
                 )
 

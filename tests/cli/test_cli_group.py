@@ -129,3 +129,10 @@ def test_a_closed_pipe_is_no_complaint():
     process.stderr.close()
     process.wait()
     assert errors == b""
+
+
+def test_a_stream_that_takes_no_more_is_a_failed_run_and_a_file_is_bad_input():
+    from moesim.cli.group import explain
+
+    assert explain(OSError(28, "No space left on device")) == (1, "Error: cannot print the result: no space left on device")
+    assert explain(PermissionError(13, "Permission denied", "x.yaml")) == (2, "Error: x.yaml: permission denied")

@@ -101,9 +101,9 @@ def make_core(mode: Mode, capacity: Floats, *, hops: int, pairs: int, follows: I
 
 
 def needs_compiling() -> bool:
-    """Return true if the next run has to compile the exact core, which takes some seconds, once."""
+    """Return true if the next run has to compile the exact core, or the steps that are played with it, which takes some seconds, once."""
     if not can_compile():
         return False
-    from moesim.models.sharing.groups import is_cached
+    from moesim.models.sharing import groups, rank_chains
 
-    return not is_cached()
+    return not (groups.is_cached() and rank_chains.is_cached())

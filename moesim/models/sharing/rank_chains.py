@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -474,3 +475,10 @@ def _play_with(core: str) -> Callable[..., int]:
 
 
 play = _play_with(_compiled_core())
+
+
+def is_cached() -> bool:
+    """Return whether the compiled code of :func:`play` lies on disk."""
+    # numba offers no public way to ask where it keeps compiled code.
+    folder = Path(str(getattr(play, "_cache").cache_path))  # noqa: B009
+    return any(folder.glob("rank_chains.*play-*.nbi"))

@@ -27,10 +27,7 @@ def _dealt(
     """Return the step whose tokens are these tokens of the trace, in the order of their GPUs."""
 
     def part(array: NDArray[Any] | None, layer: int, dtype: Any) -> NDArray[Any] | None:
-        if array is None:
-            return None
-        here = array[:, layer]
-        return np.ascontiguousarray(here[tokens] if isinstance(tokens, slice) else here.take(tokens, axis=0), dtype=dtype)
+        return None if array is None else np.ascontiguousarray(array[tokens, layer], dtype=dtype)
 
     def layer(index: int) -> LayerRouting:
         ids = part(trace.ids, index, np.int32)
