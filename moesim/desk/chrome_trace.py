@@ -105,7 +105,11 @@ def _about(gpu: int, name: str, /, *, thread: int = 0, **args: Any) -> dict[str,
 
 
 def _slice(span: dict[str, Any], track: int, name: str, start: int, end: int, args: dict[str, Any]) -> dict[str, Any]:
-    # A nanosecond count divided by 1000 has at most three decimals, so microseconds keep the rounding.
+    # A nanosecond count divided by 1000 has at most three decimals, so microseconds keep the rounding. Readers add the duration to the
+    # start, in floating point: where their sum would pass the end, and with it the start of the next slice, a nanosecond is left out.
+    length = end - start
+    while length and start / 1000 + length / 1000 > end / 1000:
+        length -= 1
     return {
         "ph": "X",
         "pid": span["gpu"],
@@ -113,7 +117,7 @@ def _slice(span: dict[str, Any], track: int, name: str, start: int, end: int, ar
         "name": name,
         "cat": span["phase"],
         "ts": start / 1000,
-        "dur": (end - start) / 1000,
+        "dur": length / 1000,
         "args": args,
     }
 

@@ -39,8 +39,8 @@ def slices_by_track(found: list[dict[str, Any]]) -> dict[tuple[int, int], list[t
     return tracks
 
 
-def assert_nested(spans: list[tuple[int, int, str]]) -> None:
-    open_until: list[int] = []
+def assert_nested(spans: list[tuple[int, int, str]] | list[tuple[float, float, str]]) -> None:
+    open_until: list[float] = []
     for start, end, name in sorted(spans, key=lambda span: (span[0], -span[1])):
         while open_until and open_until[-1] <= start:
             open_until.pop()
@@ -52,6 +52,20 @@ def test_slices_of_a_track_nest_strictly(trace: list[dict[str, Any]]) -> None:
     tracks = slices_by_track(trace)
     assert len(tracks) == 2 * GPUS
     for spans in tracks.values():
+        assert_nested(spans)
+
+
+def as_readers_add(found: list[dict[str, Any]]) -> dict[tuple[int, int], list[tuple[float, float, str]]]:
+    """Ends as a viewer gets them: start plus duration, in floating point. Sums that pass the next start make it stack neighbours."""
+    tracks = defaultdict(list)
+    for event in found:
+        if event["ph"] == "X":
+            tracks[event["pid"], event["tid"]].append((event["ts"], event["ts"] + event["dur"], event["name"]))
+    return tracks
+
+
+def test_slices_nest_in_the_floating_point_of_a_viewer(trace: list[dict[str, Any]]) -> None:
+    for spans in as_readers_add(trace).values():
         assert_nested(spans)
 
 
@@ -136,7 +150,7 @@ def test_tasks_that_overlap_on_a_lane_still_nest(drawn: list[tuple[int, int, boo
     )
     gpus = Table(columns={"gpu": np.array([0]), "node": np.array([0])})
     found = list(events(table, gpus))
-    for spans in slices_by_track(found).values():
+    for spans in (*slices_by_track(found).values(), *as_readers_add(found).values()):
         assert_nested(spans)
     assert sum(event["ph"] == "X" and event["name"] != "waiting" for event in found) == count
 
