@@ -1,9 +1,11 @@
-"""Does a sweep keep the cores busy? The same cells on one core and on all, one after the other, from start to end of the command.
+"""Does a sweep keep the cores busy? The same cells on one core and on all, by turns, from start to end of the command.
 
     python benchmarks/sweep.py [--cells 1000] [--rounds 1]
 
-Prints seconds, cells per second, the ratio, and the largest memory of a process. The load of the machine is printed before each run: with
-others at work, the ratio says nothing.
+Prints, for each run, its seconds, those of the processor, cells per second, and ``busy``: seconds of the processor by second, which is how
+many cores it kept at work. Then the ratio of cells per second, of the best round of each. With others at work the clock measures them too,
+and this ratio and ``busy`` say little. Seconds of the processor still say what two cores could give at most: less than twice as much only
+by what workers need beyond the same cells in one process. That bound is printed, too.
 """
 
 from __future__ import annotations
@@ -41,16 +43,30 @@ def swept(cells: int, cores: set[int]) -> dict[str, float]:
         where = ["--executor", "inline"] if len(cores) == 1 else ["-j", str(len(cores))]
         command = [sys.executable, "-m", "moesim", "sweep", "scenario.yaml", *words, *where, "-o", "out", "--quiet", "--format", "csv"]
         load = os.getloadavg()[0]
-        before = os.sched_getaffinity(0)
+        before, used = os.sched_getaffinity(0), _processor()
         os.sched_setaffinity(0, cores)
         began = time.perf_counter()
         try:
             subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
         finally:
             os.sched_setaffinity(0, before)
-        seconds = time.perf_counter() - began
+        seconds, processor = time.perf_counter() - began, _processor() - used
         played = json.loads((Path(folder) / "out" / "meta.json").read_text())["played"]
-    return {"cores": len(cores), "cells": played, "seconds": seconds, "cells_per_second": played / seconds, "load_before": load}
+    return {
+        "cores": len(cores),
+        "cells": played,
+        "seconds": seconds,
+        "processor": processor,
+        "cells_per_second": played / seconds,
+        "busy": processor / seconds,
+        "load_before": load,
+    }
+
+
+def _processor() -> float:
+    """Return the processor seconds of all commands so far, with those of their workers."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -61,14 +77,20 @@ def main() -> None:
     options = parser.parse_args()
     every = sorted(os.sched_getaffinity(0))
     swept(4, set(every))  # compiles what has to be compiled, and fills the disk's cache
-    best = {1: 0.0, len(every): 0.0}
-    for _ in range(options.rounds):
-        for cores in (set(every[:1]), set(every)):
+    swept(4, set(every))  # compiles what has to be compiled, and fills the disk's cache
+    best: dict[int, dict[str, float]] = {}
+    for turn in range(options.rounds):
+        for cores in (set(every[:1]), set(every)) if turn % 2 == 0 else (set(every), set(every[:1])):
             found = swept(options.cells, cores)
-            best[len(cores)] = max(best[len(cores)], found["cells_per_second"])
+            if found["cells_per_second"] > best.get(len(cores), {"cells_per_second": 0.0})["cells_per_second"]:
+                best[len(cores)] = found
             print(json.dumps({name: round(value, 3) for name, value in found.items()}), flush=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"{len(every)} cores: {best[len(every)] / best[1]:.2f} x one core; the largest process held {peak:.0f} MiB")
+    one, many = best[1], best[len(every)]
+    ratio = many["cells_per_second"] / one["cells_per_second"]
+    most = len(every) * one["processor"] / one["cells"] / (many["processor"] / many["cells"])
+    print(f"{len(every)} cores: {ratio:.2f} x one core by the clock; at most {most:.2f} x by seconds of the processor")
+    print(f"the largest process held {peak:.0f} MiB")
 
 
 if __name__ == "__main__":

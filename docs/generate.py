@@ -32,12 +32,29 @@ from moesim.facts import contracts
 from moesim.facts.gpu import Gpu
 from moesim.facts.gpu_figures import FIGURES
 from moesim.facts.model import Attention, MoeModel
+from moesim.facts.ranks import Ranks, RankStep
 from moesim.facts.scenario import Parallel, Policy, Rebalance, Scenario, Sharing, Workload
+from moesim.facts.training import Training
 from moesim.models.placement.file import WrittenSlots
 from moesim.models.topology.wiring import Vertex, WiredLink, Wiring
 
 LINKED = frozenset(
-    {"attention", "gpu", "wiring", "vertex", "wiredlink", "parallel", "workload", "sharing", "policy", "rebalance", "writtenslots"}
+    {
+        "attention",
+        "gpu",
+        "wiring",
+        "vertex",
+        "wiredlink",
+        "parallel",
+        "workload",
+        "sharing",
+        "policy",
+        "rebalance",
+        "writtenslots",
+        "ranks",
+        "rankstep",
+        "training",
+    }
 )
 """Sections that have a heading of their own on the page of scenarios."""
 
@@ -267,6 +284,15 @@ def scenario_page() -> str:
         "## workload",
         prose(Workload),
         keys(Workload),
+        "### ranks",
+        prose(Ranks),
+        keys(Ranks),
+        "### rankstep",
+        prose(RankStep),
+        keys(RankStep),
+        "## training",
+        prose(Training),
+        keys(Training),
         "## routing, exchange, compute, schedule",
         CHOICES,
         "## sharing",

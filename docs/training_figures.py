@@ -1,6 +1,7 @@
 """Predict every recorded training with the preset ``small-lm`` and write what came out.
 
     python docs/training_figures.py          predict, write tests/data/training_figures.json and the picture
+    python docs/training_figures.py --anchors    write the published facts again, and nothing else
     python docs/training_figures.py --fit    fit the constants again first, and print them; moesim/models/router/law.py holds them
 
 Takes some minutes. The page docs/validation.md has the table (docs/validation_page.py), docs/models/training.md the picture.
@@ -17,6 +18,7 @@ import numpy as np
 
 from moesim.desk.training_record import read_recorded
 from moesim.models.router.law import LAWS
+from moesim.study.training_anchors import anchors
 from moesim.study.training_courses import Course, order, predict, score
 from moesim.study.training_fit import fit
 
@@ -28,6 +30,7 @@ PRESET = "small-lm"
 FITTED = ("none-seed-0", "aux-0.01-seed-0", "aux-0.1-seed-1", "bias-0.001-seed-0")
 """Recordings that the constants were fitted to; all others are held back."""
 NAMES = ("kind_share", "sequence_share", "feedback", "domain_feedback", "drive", "fading", "depth", "gain", "drift")
+LAYERS = 4
 SEEDS = (101, 102)
 """Of predictions; a prediction is the mean of these runs, and none is a seed of a recording."""
 
@@ -58,6 +61,7 @@ def row_of(path, recorded, found):
         "end": few((found.end_predicted, found.end_recorded)),
         "idle": few((found.idle_predicted, found.idle_recorded)),
         "dropped": few((found.dropped_predicted, found.dropped_recorded)),
+        "lost": [list(found.lost_predicted), list(found.lost_recorded)],
         "predicted": few(found.predicted),
         "recorded": few(found.recorded),
     }
@@ -69,7 +73,16 @@ def summary_of(rows, told, wrong):
     for role in ("fitted", "held back"):
         mine = [row for row in rows if row["role"] == role]
         errors = [abs(one / other - 1) for row in mine for one, other in zip(row["predicted"], row["recorded"], strict=True)]
-        found[role] = {"runs": len(mine), "median": round(100 * float(np.median(errors)), 2)}
+        lost = [[set(row["lost"][side]) for row in mine] for side in (0, 1)]
+        both = sum(len(one & other) for one, other in zip(*lost, strict=True))
+        found[role] = {
+            "runs": len(mine),
+            "median": round(100 * float(np.median(errors)), 2),
+            "layers": sum(LAYERS for _ in mine),
+            "lost_both": both,
+            "lost_predicted_only": sum(map(len, lost[0])) - both,
+            "lost_recorded_only": sum(map(len, lost[1])) - both,
+        }
     return found
 
 
@@ -98,11 +111,19 @@ def draw(rows):
     figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
 
 
+def told_anchors():
+    return [{name: getattr(item, name) for name in ("fact", "source", "published", "found", "holds", "chosen")} for item in anchors()]
+
+
 def tell(number, error, law):
     print(number, f"{error:.4f}", {name: f"{getattr(law, name):.3g}" for name in NAMES}, flush=True)
 
 
 def main() -> None:
+    if "--anchors" in sys.argv[1:]:
+        figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+        FIGURES.write_text(json.dumps(figures | {"anchors": told_anchors()}, indent=1) + "\n", encoding="utf-8")
+        return
     paths = sorted(RECORDINGS.glob("training-*.json"))
     recordings = {name_of(path): read_recorded(path) for path in paths}
     with ProcessPoolExecutor() as pool:
@@ -110,15 +131,19 @@ def main() -> None:
             print(fit([recordings[name] for name in FITTED], LAWS[PRESET], NAMES, times=4, evaluations=60,
                       play=lambda function, items: list(pool.map(function, items)), progress=tell))  # fmt: skip
             return
-        jobs = {path: [pool.submit(predicted, path, seed) for seed in SEEDS] for path in paths}
-        courses = {path: mean_of([job.result() for job in found]) for path, found in jobs.items()}
+        # A prediction knows the strategy and not the seed of a recording: those of one strategy have one prediction.
+        first = {}
+        for path in paths:
+            first.setdefault(recordings[name_of(path)].strategy, path)
+        jobs = {strategy: [pool.submit(predicted, path, seed) for seed in SEEDS] for strategy, path in first.items()}
+        played = {strategy: mean_of([job.result() for job in found]) for strategy, found in jobs.items()}
+        courses = {path: played[recordings[name_of(path)].strategy] for path in paths}
     scores = {name_of(path): score(course, recordings[name_of(path)].course) for path, course in courses.items()}
     rows = [row_of(path, recordings[name_of(path)], scores[name_of(path)]) for path in paths]
     rows.sort(key=lambda row: (row["role"] != "fitted", row["strategy"], row["seed"]))
     told, wrong = order(scores)
-    FIGURES.write_text(
-        json.dumps({"preset": PRESET, "seeds": SEEDS, "summary": summary_of(rows, told, wrong), "runs": rows}, indent=1) + "\n"
-    )
+    content = {"preset": PRESET, "seeds": SEEDS, "summary": summary_of(rows, told, wrong), "anchors": told_anchors(), "runs": rows}
+    FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw(rows)
 
 

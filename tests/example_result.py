@@ -158,7 +158,10 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "gradient_exposed_s": np.zeros(STEPS),
         "exposed_communication_s": transfer["dispatch"] + transfer["combine"] + wait,
         "slowed_s": np.zeros(STEPS),
-        **{name: np.zeros(STEPS) for name in ("tensor_s", "recompute_s", "optimiser_s", "hand_over_s", "pipeline_s", "bubble_s")},
+        **{
+            name: np.zeros(STEPS)
+            for name in ("tensor_s", "recompute_s", "optimiser_s", "hand_over_s", "pipeline_s", "bubble_s", "unequal_ranks_s")
+        },
     }
     step_of, layer_of = np.repeat(np.arange(STEPS), LAYERS), np.tile(np.arange(LAYERS), STEPS)
     by_expert = loads.sum(axis=2)
@@ -184,12 +187,15 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "dispatch_library_bytes": off.sum(axis=(2, 3)).ravel() * ROW_BYTES / GPUS,
         "combine_library_bytes": off.sum(axis=(2, 3)).ravel() * ROW_BYTES / GPUS,
         "copies": copies.sum(axis=(2, 3)).ravel(),
+        "nodes": copies.sum(axis=(2, 3)).ravel(),
         "idle_experts": np.zeros(STEPS * LAYERS, dtype=np.int64),
+        "stagnant_experts": np.zeros(STEPS * LAYERS, dtype=np.int64),
         "idle_longest": np.zeros(STEPS * LAYERS, dtype=np.int64),
         "load_cv": np.full(STEPS * LAYERS, 0.25),
         "load_entropy": np.full(STEPS * LAYERS, 0.96875),
         "load_correlation": np.full(STEPS * LAYERS, 0.75),
         "source_information": np.full(STEPS * LAYERS, 0.0625),
+        "domain_information": np.full(STEPS * LAYERS, np.nan),
         "aux_loss": np.full(STEPS * LAYERS, np.nan),
         "aux_loss_sequence": np.full(STEPS * LAYERS, np.nan),
         "aux_loss_batch": np.full(STEPS * LAYERS, np.nan),
@@ -230,6 +236,8 @@ def example_tables(seed: int = 5) -> dict[str, Table]:
         "waiting_s": waits,
         "gradient_s": np.zeros(GPUS),
         "gradient_exposed_s": np.zeros(GPUS),
+        "tensor_s": np.zeros(GPUS),
+        "optimiser_s": np.zeros(GPUS),
         "bubble_s": np.zeros(GPUS),
         "idle_s": mean_time - computing - waits - moving["dispatch"] - moving["combine"],
         "weight_bytes": np.full(GPUS, 9.1e9),

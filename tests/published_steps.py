@@ -1,4 +1,8 @@
-"""Predictions of steps that others published, with shipped defaults; ``python tests/published_steps.py`` prints all of them."""
+"""Predictions of steps that others published, with shipped defaults.
+
+python tests/published_steps.py            print all of them, phase by phase (minutes)
+python tests/published_steps.py --write    write them to tests/data/published_predictions.json too, which the validation page shows
+"""
 
 import json
 import sys
@@ -15,7 +19,9 @@ from moesim.engine.simulate import simulate
 from moesim.facts.model import Attention, MoeModel
 from moesim.facts.scenario import Parallel, Scenario, Workload
 
-FACTS = json.loads((Path(__file__).parent / "data" / "published_steps.json").read_text(encoding="utf-8"))
+DATA = Path(__file__).parent / "data"
+FACTS = json.loads((DATA / "published_steps.json").read_text(encoding="utf-8"))
+PREDICTIONS = DATA / "published_predictions.json"
 EXCHANGES = {
     "a2a": {"deduplicate": False, "start": "barrier"},  # counts are exchanged first
     "deepep": {"deduplicate": True},
@@ -73,9 +79,36 @@ def errors(dtype):
     return found
 
 
-def pair_of_chunks():
-    """Return milliseconds of the pair, of its exchanges, and of those that something is computed beside, on GPU 0."""
-    scenario = read_scenario(DUALPIPE, file="dualpipe", folder=".")
+HERO = """
+name: one MoE layer of EP 64
+model:
+  name: hero
+  layers: 1
+  moe_layers: [0]
+  hidden: 3072
+  dispatch_width: 3072
+  experts: 192
+  top_k: 4
+  expert_width: 6272
+  attention: {heads: 1, score_width: 128.0, projection_parameters: 0, cache_bytes_per_token: 0}
+cluster: {kind: nvl_rack, gpus: 64, gpu: gb200-nvl72}
+parallel: {ep: 64}
+workload: {tokens_per_gpu: 65536, context: 1}
+routing: {kind: balanced}
+exchange: {kind: direct, deduplicate: false}
+"""
+
+
+def holding(sms):
+    """Return what makes communication hold so many SMs; 0 for none."""
+    return (f"exchange.communication_sms={sms}",) if sms else ()
+
+
+@cache
+def pair_of_chunks(sms=0, tokens=8192):
+    """Return milliseconds of a pair of chunks on GPU 0: its span, its exchanges, what is hidden of them, and each phase by itself."""
+    changed = (*holding(sms), f"workload.tokens_per_gpu={tokens}")
+    scenario = read_scenario(DUALPIPE, file="dualpipe", folder=".", overrides=changed)
     spans = simulate(scenario, read_trace=read_trace, keep_spans=True).tables["spans"]
     spans = spans.where(spans["gpu"] == 0)
     # The first micro-batch backward beside the second one forward.
@@ -88,24 +121,79 @@ def pair_of_chunks():
         return 1e3 * covered(start[order], stop[order])
 
     exchanging, computing = spans["lane"] == "communication", spans["lane"] == "compute"
-    hidden = busy(exchanging) + busy(computing) - busy(exchanging | computing)
-    return 1e3 * (end - begin), busy(exchanging), hidden
+    found = {"span": 1e3 * (end - begin), "exchanges": busy(exchanging), "computing": busy(computing)}
+    found["hidden"] = found["exchanges"] + found["computing"] - busy(exchanging | computing)
+    for phase in ("attention", "gate", "shared", "experts", "dispatch", "combine"):
+        for way in ("forward", "backward"):
+            found[f"{phase} {way}"] = busy((spans["phase"] == phase) & (spans["direction"] == way))
+    return found
+
+
+@cache
+def layer_with_and_without_overlap(sms=0, tokens=65536):
+    """Return milliseconds of a layer of marin's EP 64 shape, without overlap and in two halves, and the share of exchanges saved."""
+
+    def played(*changed):
+        scenario = read_scenario(HERO, file="hero", folder=".", overrides=(f"workload.tokens_per_gpu={tokens}", *changed))
+        return simulate(scenario, read_trace=read_trace).metrics
+
+    plain, halves = played(), played("schedule.kind=two_batch", *holding(sms))
+    return 1e3 * plain["step_time"].value, 1e3 * halves["step_time"].value, halves["overlap_realised"].value
+
+
+def rows():
+    """Return what was published beside what is predicted: source, quantity, published, predicted, unit, bound of the error in per cent."""
+    found = []
+    for dtype, bound in (("bf16", 16), ("fp8", 38)):
+        for (case, way), error in errors(dtype).items():
+            told = FACTS["moe_perf"]["cases"][case][f"{way}_ms"]
+            found.append(("Megatron-Core moe_perf", f"{case}, {way}", told, told * (1 + error), "ms", bound))
+    told = FACTS["dualpipe_trace"]
+    # DeepSeek gives 20 of the 132 SMs to communication (arXiv:2412.19437, section 3.2.2).
+    for sms, how, bounds in ((0, "no SMs held", (20, 35, 10, 25, 12)), (20, "20 SMs held", (10, 35, 10, 15, 8))):
+        trace = pair_of_chunks(sms)
+        computing = told["span_ms"] - told["communication_ms"] + told["hidden_ms"]
+        kernels = told["communication_ms"] * (1 - told["notify_share"])
+        found += [
+            ("DeepSeek, EP 64 trace", f"forward beside backward chunk, {how}", told["span_ms"], trace["span"], "ms", bounds[0]),
+            ("DeepSeek, EP 64 trace", f"exchanges, {how}", told["communication_ms"], trace["exchanges"], "ms", bounds[1]),
+            ("DeepSeek, EP 64 trace", f"exchanges without notifying, {how}", kernels, trace["exchanges"], "ms", bounds[2]),
+            ("DeepSeek, EP 64 trace", f"computing, at most, {how}", computing, trace["computing"], "ms", bounds[3]),
+            ("DeepSeek, EP 64 trace", f"hidden, {how}", 100 * told["hidden_ms"] / told["communication_ms"],
+             100 * trace["hidden"] / trace["exchanges"], "%", bounds[4]),
+        ]  # fmt: skip
+        found += [
+            ("DeepSeek, EP 64 trace", f"{phase}, {how}", None, value, "ms", None)
+            for phase, value in trace.items()
+            if phase not in ("span", "exchanges", "computing", "hidden")
+        ]
+    told = FACTS["marin_overlap"]
+    for sms, how in ((0, "no SMs held"), (20, "20 SMs held")):
+        plain, halves, realised = layer_with_and_without_overlap(sms)
+        what = f"gain of overlap, {how}"
+        found.append(("marin, one layer of EP 64", what, told["measured"], plain / halves, "x", 10 if not sms else 3))
+        found.append(("marin, one layer of EP 64", f"exchanges saved by overlap, {how}", 100 * told["realised"], 100 * realised, "%", None))
+    found.append(
+        ("Megatron-Bridge, Qwen3-30B-A3B", "a step without and with overlap", FACTS["qwen3_overlap"]["without_s"], None, "s", None)
+    )
+    return found
 
 
 def main():
+    found = rows()
     lines = []
-    for dtype in ("bf16", "fp8"):
-        found = errors(dtype)
-        for (case, way), error in found.items():
-            told = FACTS["moe_perf"]["cases"][case][f"{way}_ms"]
-            lines.append(f"{case:30} {way:9} published {told:7.2f} ms, predicted {told * (1 + error):7.2f} ms, {error:+.0%}")
-        lines.append(f"{dtype}: mean absolute error {np.abs(list(found.values())).mean():.1%}, bias {np.mean(list(found.values())):+.1%}")
-    span, exchange, hidden = pair_of_chunks()
-    told = FACTS["dualpipe_trace"]
-    lines.append(f"pair of chunks: published {told['span_ms']} ms, predicted {span:.1f} ms")
-    lines.append(f"  exchange: published {told['communication_ms']} ms, predicted {exchange:.1f} ms")
-    lines.append(f"  hidden: published {told['hidden_ms'] / told['communication_ms']:.0%}, predicted {hidden / exchange:.0%}")
+    for source, what, told, predicted, unit, bound in found:
+        said = "not published" if told is None else f"published {told:8.3f} {unit}"
+        mine = "not predicted" if predicted is None else f"predicted {predicted:8.3f} {unit}"
+        error = "" if told is None or predicted is None else f", {100 * (predicted / told - 1):+.1f} % (bound {bound} %)"
+        lines.append(f"{source}: {what:48} {said}, {mine}{error}")
     sys.stdout.write("\n".join(lines) + "\n")
+    if "--write" in sys.argv[1:]:
+        names = ("source", "what", "published", "predicted", "unit", "bound_percent")
+        plain = [
+            {name: round(value, 4) if isinstance(value, float) else value for name, value in zip(names, row, strict=True)} for row in found
+        ]
+        PREDICTIONS.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,12 @@ import pytest
 import moesim.testing
 from moesim.base.registry import SLOTS, kinds
 from moesim.desk.presets.profiles import profile_preset
+from moesim.facts.profile import Profile
 from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace
+from moesim.models.compute.looped import FORMATS
 from moesim.models.compute.table import ExpertTimes
+from moesim.models.fitted.expert_loop import ExpertLoop
 from moesim.models.placement.file import WrittenSlots
 from moesim.models.topology.nvlink_nodes import NvlinkNodes
 from moesim.models.topology.wiring import wiring_of
@@ -27,13 +30,25 @@ def _ours() -> dict[tuple[str, str], type]:
 
 PLUGINS = _ours()
 
+LOOPED = Profile(
+    name="mine",
+    gpu="a CPU",
+    made="2026-11",
+    sections={
+        f"expert_loop.loop.{dtype}": ExpertLoop(launch=1e-5, per_expert=1e-5, memory_rate=1e10, compute_rate=5e10, sharpness=2.0).section()
+        for dtype in FORMATS.values()
+    },
+)
+
 # Instances for kinds that cannot be made without arguments, or whose defaults would not show what they do in a short check.
 EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("compute", "calibrated"): {"fitted": profile_preset("h200-sxm")},
+    ("compute", "looped"): {"fitted": LOOPED},
     ("compute", "table"): {"experts": ExpertTimes(rows=(1, 4, 64), forward=(1e-3, 9e-4, 5e-3))},
     ("source", "recorded"): {"trace": "tiny.npz"},
     ("source", "imbalance"): {"workload": "W2_hot_rank"},
     ("capacity", "megatron"): {"factor": 1.25},
+    ("capacity", "scheduled"): {"of": kinds("capacity")["megatron"](factor=1.0), "factor": ((0, 2.0), (3, 1.0))},
     ("placement", "biased"): {"redundant": 4, "window": 3, "interval": 4},
     ("placement", "eplb"): {"redundant": 4, "window": 3, "interval": 4},
     ("placement", "eplb_sglang"): {"redundant": 4, "window": 3, "interval": 4, "layers_per_chunk": 1},

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 IDLE = 0.01
 """An expert with less than this share of the mean load counts as idle."""
+STAGNANT = 0.1
+"""And with less than this share as stagnant: it has some tokens, but hardly learns. Where the line is drawn is our choice."""
 
 
 def entropy(loads: ArrayLike) -> float:
@@ -32,6 +34,12 @@ def idle(loads: ArrayLike) -> NDArray[np.bool_]:
     return np.asarray(values < IDLE * values.mean())
 
 
+def stagnant(loads: ArrayLike) -> NDArray[np.bool_]:
+    """Return bool[E], the experts with less than a tenth of the mean load, idle ones among them; none where there is no load."""
+    values: NDArray[np.float64] = np.asarray(loads, dtype=np.float64)
+    return np.asarray(values < STAGNANT * values.mean())
+
+
 def correlation(loads: ArrayLike, before: ArrayLike) -> float:
     """Return Pearson's correlation of two float[E] loads; NaN if either is even."""
     now: NDArray[np.float64] = np.asarray(loads, dtype=np.float64)
@@ -41,8 +49,8 @@ def correlation(loads: ArrayLike, before: ArrayLike) -> float:
     return float((now * then).sum()) / scale if scale else math.nan
 
 
-def source_information(counts: ArrayLike) -> float:
-    """Return the mutual information of where a route starts and which expert it goes to, in bits, from int[G, E] routes.
+def mutual_information(counts: ArrayLike) -> float:
+    """Return what the row of a route says about its column, in bits, from int[G, E] routes: of GPUs, or of domains, to experts.
 
     Notes
     -----

@@ -40,6 +40,7 @@ HELP = """Measure kernels, exchanges and layers with PyTorch, on whatever device
   moesim measure compute                experts, grouped GEMM, gate, permute
   moesim measure exchange --ranks 4     all-to-alls between 4 ranks
   moesim measure layer --ranks 4        an expert-parallel layer, forward and backward
+  moesim measure overlap --ranks 4      experts beside an all-to-all, and each alone
   moesim measure training               routers of small language models, under each strategy
   moesim measure show layer.json        print a measurement again
 
@@ -180,6 +181,42 @@ def layer(**options: Any) -> None:
         backward=not options["forward_only"],
     )
     _measure([Job(kind="layer", cases=cases, **settings(options, device, sizes.repeats), backend=options["backend"])], ranks, options)
+
+
+@command.command()
+@common
+@click.option("--ranks", type=click.IntRange(2, 1024), help="Processes; by default one per GPU, or one per core, at most 4.")
+@click.option("--shape", metavar="HxWxExK", help="Hidden size, expert width, experts of all ranks, top-k (which does not matter here).")
+@click.option("--rows", metavar="N,N,...", help="Rows that a rank computes.")
+@click.option("--sizes", metavar="S,S,...", help="Bytes that a rank sends, such as 1M,16M.")
+@click.option("--dtype", type=click.Choice(DTYPES[:3]), help="Number format; float32 on a CPU, bfloat16 on a GPU.")
+@click.option("--kernel", type=click.Choice(KERNELS[:4]), default="auto", show_default=True, help="How experts are computed.")
+@click.option(
+    "--posting", type=click.Choice(POSTINGS), default="receives_first", show_default=True, help="Own or the library's all-to-all."
+)
+@click.option("--backend", type=click.Choice(["auto", "gloo", "nccl"]), default="auto", show_default=True, help="What moves bytes.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where ranks meet; by default a free port.")
+def overlap(**options: Any) -> None:
+    """Measure how much experts and an all-to-all slow each other down."""
+    _need()
+    ranks, device = _ranks(options)
+    from moesim.lab.job import Job
+    from moesim.lab.plans import defaults, overlap_cases
+
+    sizes = defaults(device, quick=options["quick"])
+    asked = shapes(options["shape"]) or (sizes.layer_shape,)
+    if len(asked) > 1:
+        raise UsageError("measure overlap takes one --shape; run it once for each")
+    cases = overlap_cases(
+        asked[0],
+        ranks,
+        rows=whole("--rows", options["rows"]) or sizes.overlap_rows,
+        sizes=sizes_of(options["sizes"]) or sizes.overlap_sizes,
+        dtype=options["dtype"] or ("bfloat16" if device == "cuda" else "float32"),
+        kernel=options["kernel"],
+        posting=options["posting"],
+    )
+    _measure([Job(kind="overlap", cases=cases, **settings(options, device, sizes.repeats), backend=options["backend"])], ranks, options)
 
 
 @command.command()

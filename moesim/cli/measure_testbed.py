@@ -13,14 +13,14 @@ import click
 
 HELP = """Measure all-to-alls and MoE layers between ranks on shaped links, after predicting every case.
 
-Ranks are processes in network namespaces of this machine, joined by virtual links of 100 or 200 Mbit/s that really fill up: in a star,
+Ranks are processes in network namespaces of this machine, joined by virtual links of 50 to 200 Mbit/s that really fill up: in a star,
 and in nodes with a slow shared uplink. The predictions are written first, with a hash of their own content; then real PyTorch ranks move
 real bytes; then both stand side by side. Needs Linux, root, iproute2 and the extra "measure". Everything that is made is removed again,
 and so is what a killed run has left behind.
 
 \b
   moesim measure testbed --quick        about a minute, 14 cases
-  moesim measure testbed -o FOLDER      about a quarter of an hour on two quiet cores, 168 cases
+  moesim measure testbed -o FOLDER      about twenty minutes on two quiet cores, 168 cases
 
 Exit codes: 0 fine, 1 a rank died (what was measured is kept and marked partial), 2 there can be no testbed here, 3 an error exceeds
 --most-exchange or --most-layer.
@@ -58,7 +58,8 @@ def testbed(**options: Any) -> None:
     if options["predict_only"]:
         click.echo(f"{len(document['cases'])} predictions in {folder / 'predictions.json'}, hash {document['sha256']}", err=True)
         return
-    from moesim.lab.testbed import ignoring_interrupts, measure
+    from moesim.lab.signals import ignoring_interrupts
+    from moesim.lab.testbed import measure
     from moesim.study.testbed.outcome import compared
 
     measured = measure(document, seed=options["seed"], progress=_say)
@@ -106,19 +107,20 @@ def _predict(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     from moesim.desk.sealed import sealed
     from moesim.desk.summary import to_json
     from moesim.lab.testbed import prepare
-    from moesim.study.testbed.plan import PROBE, full_plan, predictions, quick_plan
+    from moesim.study.testbed.plan import POSTING_PROBE, PROBE, REFERENCE_ROWS, full_plan, predictions, quick_plan
 
     plan = quick_plan() if options["quick"] else full_plan()
     repeats = options["repeats"] or plan.repeats
     known = prepare(
         [asdict(fabric) for fabric in plan.fabrics],
         [asdict(case) for case in plan.layers],
-        probe=PROBE, seed=options["seed"], repeats=repeats, quick=options["quick"], progress=_say,
+        exchanging=tuple(dict.fromkeys(case.fabric for case in plan.exchanges)), probe={**PROBE, "pair_bytes": POSTING_PROBE},
+        seed=options["seed"], repeats=repeats, quick=options["quick"], progress=_say,
     )  # fmt: skip
     cores = len(os.sched_getaffinity(0))
     document = sealed(
         {
-            "schema": 1,
+            "schema": 2,
             "what": "moesim testbed prediction",
             "moesim": __version__,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -129,6 +131,8 @@ def _predict(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             "cases": predictions(plan, known, cores),
             "calibration": known["calibration"],
             "probes": known["probes"],
+            "posting": known["posting"],
+            "reference_rows": REFERENCE_ROWS,
             "environment": known["environment"],
         }
     )
@@ -142,11 +146,15 @@ def _table(found: Mapping[str, Any]) -> str:
     lines = [f"{'case':{width}}  predicted  measured    error  repeats"]
     for case in found["cases"]:
         both = f"{case['predicted_s'] * 1e3:6.1f} ms  {case['median_s'] * 1e3:6.1f} ms"
-        lines.append(f"{case['name']:{width}}  {both}  {case['error_pct']:+5.1f} %  {case['repeats']}")
+        speed = f"  {case['at_speed']['error_pct']:+5.1f} % for cores at {case['at_speed']['slowdown']:.2f}" if "at_speed" in case else ""
+        lines.append(f"{case['name']:{width}}  {both}  {case['error_pct']:+5.1f} %  {case['repeats']}{speed}")
     lines.append("")
     for sort, errors in found["sorts"].items():
         others = "; ".join(f"{name} {item['mean_abs_pct']:.1f} %" for name, item in errors["baselines"].items())
         lines.append(f"{sort}: {errors['n']} cases, mean {errors['mean_abs_pct']:.1f} %, worst {errors['worst_pct']:.1f} %  ({others})")
+        if "at_speed" in errors:
+            known = errors["at_speed"]
+            lines.append(f"  for the speed of the cores at the time: mean {known['mean_abs_pct']:.1f} %, worst {known['worst_pct']:.1f} %")
     order = found["order"]
     if order["pairs"]:
         lines.append(f"order of layer cases: {order['wrong']} of {order['pairs']} pairs the other way round")
@@ -160,6 +168,7 @@ def _missed(found: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
         layer = case["sort"].startswith("layer")
         most = options["most_layer"] if layer else options["most_exchange"]
         counted = layer or ("below" not in case["sort"] and "own" not in case["sort"])
-        if most is not None and counted and abs(case["error_pct"]) > most:
-            missed.append(f"{case['name']}: off by {case['error_pct']:+.1f} %, more than {most:g} %")
+        error = case.get("at_speed", case)["error_pct"]
+        if most is not None and counted and abs(error) > most:
+            missed.append(f"{case['name']}: off by {error:+.1f} %, more than {most:g} %")
     return missed

@@ -70,5 +70,7 @@ def command(*, file: str, overrides: tuple[str, ...], limit: str | None, out: st
 
         said = sheet(told)
     else:
-        said = text(told)
+        import shutil
+
+        said = text(told, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text(told)
     tell(said, told, "memory", folder)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
+
+from moesim.cli.study_options import Options, give, playing, study_options
 
 HELP = """Find the cheapest candidate that meets the targets, and say what keeps cheaper ones out.
 
@@ -28,17 +32,7 @@ Exit code 3 if no candidate meets the targets; then the nearest miss is named.
 @click.option("--confidence", type=click.FloatRange(0.5, 0.999999), help="With which a target must be met; 0.95 if not said.")
 @click.option("--replicates", type=click.IntRange(1, 1000), help="Seeds that each candidate is played with.")
 @click.option("--all", "everything", is_flag=True, help="Simulate dearer candidates too, for the whole Pareto front.")
-@click.option("-o", "--out", metavar="FOLDER", help="Where results go; out/<name of the scenario>-planned if not given.")
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to print the result."
-)
-@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; as many as there are cores if not given.")
-@click.option(
-    "--executor", default="auto", show_default=True, metavar="KIND",
-    help="Where runs are played: inline, processes, dask, dask://host:port, or auto (inline if the rest takes a few seconds only).",
-)  # fmt: skip
-@click.option("--no-report", is_flag=True, help="Do not draw report.html.")
-@click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
+@study_options("planned")
 def command(
     *,
     file: str,
@@ -49,48 +43,36 @@ def command(
     confidence: float | None,
     replicates: int | None,
     everything: bool,
-    out: str | None,
-    form: str,
-    jobs: int | None,
-    executor: str,
-    no_report: bool,
-    quiet: bool,
+    **shared: Any,
 ) -> None:
     """Find the cheapest candidate that meets the targets."""
-    from pathlib import Path
-
-    from moesim.base.errors import SimulationError, UsageError
-    from moesim.cli.study_output import counted, say
-    from moesim.desk import folder as places
-    from moesim.desk.cell_store import Store
-    from moesim.desk.plan_ask import ask, summaries
+    from moesim.base.errors import SimulationError
+    from moesim.desk.plan_ask import ask, playable, summaries
     from moesim.desk.plan_files import NAMES, candidates_csv, content, deliver
     from moesim.desk.plan_words import table
-    from moesim.desk.summary import to_json
     from moesim.study.plan import find
 
-    if out is not None and not out.strip():
-        raise UsageError("-o names no folder")
-    asked = ask(
-        file, overrides, targets=targets, prices=prices, minimise=minimise, confidence=confidence, replicates=replicates
+    options = Options(**shared)
+    options.check()
+    asked = playable(
+        ask(file, overrides, targets=targets, prices=prices, minimise=minimise, confidence=confidence, replicates=replicates)
     )  # fmt: skip
-    if asked.first_problem:
-        raise UsageError(f"none of the {len(asked.candidates)} candidates can be played: {asked.candidates[0].name}: {asked.first_problem}")
-    folder = Path(out) if out is not None else Path("out") / f"{places.slug(asked.name)}-planned"
-    places.prepare(folder, NAMES)
-    with counted("planning", quiet=quiet) as told:
-        store = Store(folder / "cells", executor=executor, jobs=jobs, told=told)
+    folder = options.folder(asked.name, "planned")
+    with playing(options, folder, NAMES, "plan") as store:
         found = find(
             asked.candidates, asked.plan.targets, store, objective=asked.plan.objective, confidence=asked.plan.confidence,
             summaries=summaries(), everything=everything,
         )  # fmt: skip
-
-    def text(width: int, colour: bool) -> str:
-        if form == "json":
-            return to_json(content(asked, found))
-        return candidates_csv(asked, found) if form == "csv" else table(asked.name, found, asked.plan, folder, width=width, colour=colour)
-
-    say(text, asked.warnings, lambda: deliver(asked, found, folder, report=not no_report), folder=folder, quiet=quiet)
+    give(
+        options,
+        folder,
+        store,
+        content=lambda: content(asked, found),
+        sheet=lambda: candidates_csv(asked, found),
+        table=lambda width, colour: table(asked.name, found, asked.plan, folder, width=width, colour=colour),
+        warnings=asked.warnings,
+        deliver=lambda: deliver(asked, found, folder, report=not options.no_report),
+    )
     if found.chosen is None:
         if found.nearest is None:
             failed = next((one for one in found.judged if one.status == "failed"), None)

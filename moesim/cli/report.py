@@ -10,7 +10,7 @@ import click
 def command(folders: tuple[str, ...]) -> None:
     """Draw report.html of every FOLDER again, from its files alone.
 
-    A FOLDER is what run, sweep, plan, sensitivity, why or memory wrote. The page of a comparison is drawn by compare alone.
+    A FOLDER is what run, compare, sweep, plan, sensitivity, why or memory wrote.
     """
     from pathlib import Path
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
+
+from moesim.cli.study_options import Options, give, playing, study_options
 
 HELP = """Vary the inputs of FILE and say which move the answer, and which change nothing.
 
@@ -23,53 +27,27 @@ shares in its variance are Sobol indices. If FILE has variants under "compare:",
 @click.option("--metric", metavar="METRIC", help="What is looked at; step_time if not said.")
 @click.option("--spread", type=click.FloatRange(0.0, 0.99, min_open=True), help="How far inputs without a range go; 0.2 if not said.")
 @click.option("--samples", type=click.IntRange(min=0), help="Base samples of the Sobol indices, a power of two; none if not said.")
-@click.option("-o", "--out", metavar="FOLDER", help="Where results go; out/<name of the scenario>-sensitivity if not given.")
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to print the result."
-)
-@click.option("--jobs", type=click.IntRange(min=1), help="Worker processes; as many as there are cores if not given.")
-@click.option(
-    "--executor", default="auto", show_default=True, metavar="KIND",
-    help="Where runs are played: inline, processes, dask, dask://host:port, or auto (inline if the rest takes a few seconds only).",
-)  # fmt: skip
-@click.option("--no-report", is_flag=True, help="Do not draw report.html.")
-@click.option("--quiet", is_flag=True, help="Print no progress and no warnings.")
+@study_options("sensitivity")
 def command(
-    *,
-    file: str,
-    overrides: tuple[str, ...],
-    metric: str | None,
-    spread: float | None,
-    samples: int | None,
-    out: str | None,
-    form: str,
-    jobs: int | None,
-    executor: str,
-    no_report: bool,
-    quiet: bool,
-) -> None:
+    *, file: str, overrides: tuple[str, ...], metric: str | None, spread: float | None, samples: int | None, **shared: Any
+) -> None:  # fmt: skip
     """Say which inputs move the answer, and which change nothing."""
-    from pathlib import Path
-
-    from moesim.base.errors import UsageError
-    from moesim.cli.study_output import counted, say
-    from moesim.desk import folder as places
-    from moesim.desk.cell_store import Store
     from moesim.desk.sensitivity_ask import ask, study
     from moesim.desk.sensitivity_words import NAMES, content, csv_text, deliver, table
-    from moesim.desk.summary import to_json
 
-    if out is not None and not out.strip():
-        raise UsageError("-o names no folder")
+    options = Options(**shared)
+    options.check()
     question = ask(file, overrides, metric=metric, spread=spread, samples=samples)
-    folder = Path(out) if out is not None else Path("out") / f"{places.slug(question.scenario.name)}-sensitivity"
-    places.prepare(folder, NAMES)
-    with counted("varying", quiet=quiet) as told:
-        found = study(question, Store(folder / "cells", executor=executor, jobs=jobs, told=told))
-
-    def text(width: int, colour: bool) -> str:
-        if form == "json":
-            return to_json(content(found))
-        return csv_text(found) if form == "csv" else table(found, folder, width=width, colour=colour)
-
-    say(text, found.warnings, lambda: deliver(found, folder, report=not no_report), folder=folder, quiet=quiet)
+    folder = options.folder(question.scenario.name, "sensitivity")
+    with playing(options, folder, NAMES, "sensitivity") as store:
+        found = study(question, store)
+    give(
+        options,
+        folder,
+        store,
+        content=lambda: content(found),
+        sheet=lambda: csv_text(found),
+        table=lambda width, colour: table(found, folder, width=width, colour=colour),
+        warnings=found.warnings,
+        deliver=lambda: deliver(found, folder, report=not options.no_report),
+    )

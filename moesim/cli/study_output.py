@@ -77,15 +77,16 @@ def tell(said: str, told: Mapping[str, Any], command: str, folder: Path | None) 
 
 @contextmanager
 def counted(what: str, *, quiet: bool, total: int | None = None) -> Iterator[Callable[[object], None] | None]:
-    """Give a function that counts finished runs on a terminal."""
+    """Give a function that counts finished runs on a terminal; with their number, the bar also shows the time left."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     with Progress(
-        TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn(),
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("runs" if total is None else "runs, left:"),
+        TimeElapsedColumn() if total is None else TimeRemainingColumn(),
         console=Console(stderr=True), transient=True,
     ) as bar:  # fmt: skip
         task = bar.add_task("runs", total=total)

@@ -28,7 +28,13 @@ LEAST = 256_000_000
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to print the result."
 )
-@click.option("--metric", "shown", multiple=True, metavar="NAME", help="A metric that the table shows; give it several times for several.")
+@click.option(
+    "--metric",
+    "shown",
+    multiple=True,
+    metavar="NAME",
+    help="A metric to show in the table and in the pictures; give it several times for several.",
+)
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="Worker processes; as many as there are cores if not given.")
 @click.option(
     "--executor",
@@ -61,9 +67,10 @@ def command(
     one value over the file. A cell that is finished in FOLDER is not simulated again: after an interruption, the same command goes on.
     Exits with 1 if a cell failed.
     """
+    from dataclasses import replace
     from pathlib import Path
 
-    from moesim.base.errors import UsageError
+    from moesim.base.errors import ResultError, UsageError
     from moesim.base.units import parse_quantity
     from moesim.desk import folder as places
     from moesim.desk.memory_share import memory_share
@@ -104,7 +111,13 @@ def command(
         context.exit(130)
     if progress.kept and not quiet:
         click.echo(f"{progress.kept} of {len(plan)} cells were finished already", err=True)
-    write_sweep(plan, sweep, folder, meta, report=not no_report)
+    sweep = replace(sweep, shown=shown)
+    try:
+        write_sweep(plan, sweep, folder, meta, report=not no_report)
+    except ResultError:
+        if form == "table":  # a full disk costs files, and not the answer; the other two forms are such files
+            _print(sweep, folder, form, shown)
+        raise
     _print(sweep, folder, form, shown)
     if sweep.failed:
         click.echo(failures(sweep), err=True)

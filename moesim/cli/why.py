@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to print the answer."
 )
+@click.option(
+    "--each", type=click.IntRange(min=0), default=3, show_default=True,
+    help="How many single links, layers and GPUs are looked at, those with the most time on the critical path; a run each.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="Print no progress.")
-def command(*, file: str, overrides: tuple[str, ...], out: str | None, form: str, quiet: bool) -> None:
+def command(*, file: str, overrides: tuple[str, ...], out: str | None, form: str, each: int, quiet: bool) -> None:
     """Say why a step of the scenario in FILE takes as long as it does, and what would help.
 
     Follows the critical path of every step (whose computing, which transfers, over which link), adds up who kept whom waiting, and
@@ -48,7 +52,7 @@ def command(*, file: str, overrides: tuple[str, ...], out: str | None, form: str
         if screen:
             click.echo(f"\r{done} of {total} runs" + ("\n" if done == total else ""), nl=False, err=True)
 
-    told = answer(explain(scenario, read_trace=read, progress=progress))
+    told = answer(explain(scenario, read_trace=read, progress=progress, each=each))
     if form == "json":
         from moesim.desk.summary import to_json
 

@@ -33,6 +33,14 @@ class Store:
         Worker processes.
     told : callable, optional
         Called with each answer as it comes.
+
+    Attributes
+    ----------
+    found, kept : int
+        Runs whose answers were in the folder already, and those with the ones that were written there since.
+    unkept : str
+        Why answers are no longer written into the folder; empty as long as they are. The study goes on in memory: a full disk costs the
+        runs that would have been kept, and not the answer.
     """
 
     def __init__(
@@ -42,9 +50,10 @@ class Store:
         self.executor = executor
         self.jobs = jobs
         self.told = told
-        self.played = 0
         self.found = 0
+        self.kept = 0
         self.known: dict[str, Answer] = {}
+        self.unkept = ""
         self._each: float | None = None
         if folder is not None:
             places.make(folder)
@@ -59,6 +68,7 @@ class Store:
             if kept is not None:
                 self.known[cell.digest] = kept
                 self.found += 1
+                self.kept += 1
             else:
                 todo[cell.digest] = cell
         if todo:
@@ -77,9 +87,12 @@ class Store:
 
     def _take(self, answer: Answer) -> None:
         self.known[answer.digest] = answer
-        self.played += 1
-        if self.folder is not None and answer.done:
-            write_answer(self.folder, answer)
+        if self.folder is not None and answer.done and not self.unkept:
+            try:
+                write_answer(self.folder, answer)
+                self.kept += 1
+            except ResultError as error:
+                self.unkept = str(error)
         if self.told is not None:
             self.told(answer)
 

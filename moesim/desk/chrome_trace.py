@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moesim.base.errors import UsageError
-from moesim.facts.program import COMMUNICATES, GRADIENTS
+from moesim.facts.program import COMMUNICATES, GRADIENTS, PIPELINE
 from moesim.facts.record import Result, Table
 
 NAMES = {"attention": "attn", "experts": "mlp"}
@@ -23,6 +23,8 @@ NAMES = {"attention": "attn", "experts": "mlp"}
 
 DIRECTIONS = {"forward": "F", "backward": "B", "recompute": "R"}
 LANES = ("compute", "communication", GRADIENTS)
+OF_LANES = {GRADIENTS: " of gradients", PIPELINE: " to the next stage"}
+"""What a counter of bytes says of the lane that sends them, where it is not that of tokens."""
 THREADS = 100
 """Threads reserved for each lane of a GPU."""
 
@@ -137,7 +139,7 @@ def _slices(span: dict[str, Any], start: int, end: int, track: int) -> Iterator[
     moving = end - start - waited
     if moving > 0:
         # Bytes per nanosecond are gigabytes per second: the mean rate of this GPU over the transferring part.
-        of = " of gradients" if span["lane"] == GRADIENTS else ""
+        of = OF_LANES.get(span["lane"], "")
         rate = {"ph": "C", "pid": span["gpu"], "tid": 0, "name": f"mean send rate{of} (GB/s)"}
         yield rate | {"ts": (start + waited) / 1000, "args": {"GB/s": round(span["bytes"] / moving, 3)}}
         yield rate | {"ts": end / 1000, "args": {"GB/s": 0}}

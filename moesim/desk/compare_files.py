@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,18 @@ import numpy as np
 
 import moesim
 from moesim.desk import folder as places
+from moesim.desk.cell_files import file_of, write_answer
 from moesim.desk.compare_runs import BLOCKS
+from moesim.desk.compare_shown import JSON, shown_of
+from moesim.desk.compare_words import evidence
 from moesim.desk.comparing import Outcome
 from moesim.desk.scenario_text import digest, dump
+from moesim.desk.study_folder import CELLS, META, REPORT, meta
 from moesim.desk.summary import SCHEMA, metric, to_json
 from moesim.study.compare import HEADLINES
 from moesim.study.many import ALPHA
 
-JSON = "comparison.json"
-NAMES = frozenset({JSON, "variants.csv", "differences.csv", "report.html", "meta.json"})
+NAMES = frozenset({JSON, "variants.csv", "differences.csv", REPORT, META})
 
 
 def content(outcome: Outcome) -> dict[str, Any]:
@@ -57,11 +59,15 @@ def content(outcome: Outcome) -> dict[str, Any]:
             "same_choices": comparison.same_choices[runs.name],
             "scenario": paths[runs.name],
             "scenario_digest": digest(outcome.scenario(runs.name)),
+            "gpu_memory": float(outcome.scenario(runs.name).cluster.build().gpu.memory),
+            "source": outcome.scenario(runs.name).routing.kind,
+            "cells": [answer.digest for answer in played.answers],
         }
     return {
         "schema": SCHEMA,
         "name": question.name,
         "version": moesim.__version__,
+        "evidence": evidence(outcome),
         "baseline": comparison.baseline,
         "variants": variants,
         "differences": {
@@ -107,16 +113,16 @@ def scenario_paths(outcome: Outcome) -> dict[str, str]:
     return taken
 
 
-def deliver(outcome: Outcome, folder: str | Path, *, report: bytes | None = None) -> None:
-    """Write a comparison's folder.
+def deliver(outcome: Outcome, folder: str | Path, *, report: bool = True) -> None:
+    """Write a comparison's folder: the answer first and the page last.
 
     Parameters
     ----------
     outcome : Outcome
     folder : path
         Paths inside the scenarios are written relative to where they stand.
-    report : bytes, optional
-        The page; without, one of an earlier comparison is removed.
+    report : bool
+        Whether to draw the page; without, one of an earlier comparison is removed.
 
     Raises
     ------
@@ -126,21 +132,27 @@ def deliver(outcome: Outcome, folder: str | Path, *, report: bytes | None = None
     folder = Path(folder)
     paths = scenario_paths(outcome)
     places.make(folder / "variants")
-    meta = {"moesim": moesim.__version__, "python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()}
     old = _old_scenarios(folder)
-    # meta.json marks the folder as moesim's, so that a comparison that stopped half-way can be repeated into it; then the answer.
-    places.put(folder / "meta.json", to_json(meta).encode())
+    # meta.json marks the folder as that of a comparison, so that one that stopped half-way can be repeated into it; then the answer.
+    places.put(folder / META, to_json(meta("compare")).encode())
     places.put(folder / JSON, to_json(content(outcome)).encode())
     places.put(folder / "differences.csv", differences_csv(outcome).encode())
     places.put(folder / "variants.csv", variants_csv(outcome).encode())
+    texts = {name: dump(outcome.scenario(name), folder=(folder / path).parent) for name, path in paths.items()}
     for name, path in paths.items():
-        places.put(folder / path, dump(outcome.scenario(name), folder=(folder / path).parent).encode())
+        places.put(folder / path, texts[name].encode())
     for path in old - set(paths.values()):
         places.drop(folder / path)
-    if report is None:
-        places.drop(folder / "report.html")
-    else:
-        places.put(folder / "report.html", report)
+    places.make(folder / CELLS)
+    for answer in [answer for played in outcome.played.values() for answer in played.answers]:  # of these the page can be drawn again
+        if not file_of(folder / CELLS, answer.digest).is_file():
+            write_answer(folder / CELLS, answer)
+    if not report:
+        places.drop(folder / REPORT)
+        return
+    from moesim.desk.report.comparison.page import page
+
+    places.put(folder / REPORT, page(shown_of(outcome, version=moesim.__version__, texts=texts)).encode())
 
 
 def _old_scenarios(folder: Path) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from moesim.desk.compare_runs import SEEDS, Runs
 from moesim.desk.comparing import Outcome
@@ -10,6 +11,9 @@ from moesim.desk.words import SHARES, label, show
 from moesim.facts.record import Value
 from moesim.study.compare import HEADLINES, Difference, Winner
 from moesim.study.difference import BETTER, UNDECIDED, WORSE
+
+if TYPE_CHECKING:
+    from moesim.desk.compare_shown import Shown
 
 SIGNS: Mapping[str, str] = {BETTER: "▲", WORSE: "▼", UNDECIDED: "○"}
 """A shape for each verdict, so that none is told by colour alone."""
@@ -41,7 +45,7 @@ def winner(found: Winner) -> str:
     return f"{found.name} wins by {label(found.by)}: {show(found.margin, found.unit, share=share)}{by} better than {found.next}{between}."
 
 
-def price(outcome: Outcome) -> str:
+def price(outcome: Outcome | Shown) -> str:
     """Say what the winner drops, and who is best without; empty if the winner drops nothing."""
     comparison = outcome.comparison
     best, by = comparison.winner.best, comparison.winner.by

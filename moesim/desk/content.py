@@ -6,7 +6,7 @@ from typing import Any
 
 from moesim.base.errors import PluginError, Problem, did_you_mean
 
-READERS = ("wiring", "placement", "expert_times", "profile")
+READERS = ("wiring", "placement", "expert_times", "ranks", "profile")
 """Words that :class:`~moesim.base.fields.ReadFile` may name; ``profile/WORD`` reads the sections of a profile that begin with WORD."""
 
 
@@ -46,6 +46,10 @@ def read_content(reader: str, path: str, keys: dict[str, Any]) -> tuple[Any, lis
         from moesim.desk.expert_times import read_expert_times
 
         return read_expert_times(path, keys)
+    if reader == "ranks":
+        from moesim.desk.rank_files import read_ranks
+
+        return read_ranks(path, keys)
     if reader.partition("/")[0] == "profile":
         from moesim.desk.profile_files import content_of_profile
 

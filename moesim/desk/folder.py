@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import unicodedata
@@ -16,7 +17,7 @@ MARKS = ("meta.json", "summary.json", "network.json", "validation.json", "plan.j
 
 OWNERS = {
     "steps.csv": "run",
-    "cells": "sweep",
+    "cells.csv": "sweep",
     "comparison.json": "compare",
     "plan.json": "plan",
     "sensitivity.json": "sensitivity",
@@ -25,9 +26,7 @@ OWNERS = {
     "why.json": "why",
     "memory.json": "memory",
 }
-"""What only one command writes, and which command that is; ``cells`` belongs to all commands that write one of :data:`RESUMED`."""
-
-RESUMED = frozenset({"cells.csv", "plan.json", "sensitivity.json"})
+"""A file that only one command writes, and which command that is. Studies that can be taken up again also say it in ``meta.json``."""
 
 _HINTS = {
     errno.ENOSPC: "; free some space or choose another folder with -o",
@@ -128,6 +127,18 @@ def drop(path: Path) -> None:
         raise ResultError(f"cannot remove {path} of an earlier run: {reason(error)}") from None
 
 
+def owner_of(folder: Path) -> str:
+    """Return the command that wrote into a folder, as its ``meta.json`` or its files tell; empty where nothing does."""
+    try:
+        data = json.loads((folder / "meta.json").read_bytes())
+    except (OSError, ValueError):
+        data = None
+    study = data.get("study") if isinstance(data, dict) else None
+    if study in OWNERS.values():
+        return str(study)
+    return next((command for name, command in OWNERS.items() if (folder / name).exists()), "")
+
+
 def protect(folder: Path, names: frozenset[str]) -> None:
     """Refuse a folder in which a run would overwrite files that are not results.
 
@@ -145,10 +156,9 @@ def protect(folder: Path, names: frozenset[str]) -> None:
         would be overwritten, and a sweep could not be taken up again.
     """
     if any((folder / mark).is_file() for mark in MARKS):
-        own = any(name in OWNERS and (folder / name).exists() for name in names)  # plans, too, keep cells
-        for mine, command in OWNERS.items():
-            if names and not own and not {mine, f"{mine}.csv"} & names and (folder / mine).exists():
-                raise UsageError(f"{folder} holds results of another command (moesim {command}); choose another folder with -o")
+        owner = owner_of(folder)
+        if names and owner and owner not in {OWNERS[name] for name in names if name in OWNERS}:
+            raise UsageError(f"{folder} holds results of another command (moesim {owner}); choose another folder with -o")
         return
     there = sorted(name for name in names if (folder / name).exists())
     if there:

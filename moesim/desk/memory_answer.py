@@ -6,14 +6,26 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from moesim.base.units import format_quantity
+from moesim.base.units import DIMENSIONS, format_quantity
 from moesim.desk.network_text import aligned
+from moesim.desk.words import show
 from moesim.engine.warnings import left_alone
 from moesim.facts.scenario import Scenario
 from moesim.study.memory import MemoryNeed
 
 SHOWN = 16
+WIDE = 150
+"""From this many columns on, buffers and activations have their quantiles in the table as well."""
 WORDS = {"p50": "in half of the steps", "p99": "in 99 %", "max": "at most"}
+PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimiser": "optimiser states",
+    "activations": "activations of tokens",
+    "expert_rows": "rows of experts: dispatch buffers, results, and between",
+    "cache": "keys and values",
+    "rebalanced": "experts copied for a batch",
+}
 
 
 def answer(scenario: Scenario, need: MemoryNeed) -> dict[str, Any]:
@@ -21,35 +33,36 @@ def answer(scenario: Scenario, need: MemoryNeed) -> dict[str, Any]:
     return {"schema": 1, "name": scenario.name, "seed": scenario.seed, **asdict(need), "warnings": left_alone(scenario)}
 
 
-def text(told: Mapping[str, Any]) -> str:
-    """Return the answer as text."""
+def text(told: Mapping[str, Any], width: int = WIDE) -> str:
+    """Return the answer as text; on a narrow terminal the table has less."""
     repeated = "" if told["independent"] == told["steps"] else f", {told['independent']} of them with tokens of their own"
     lines = [f"{told['name']}: memory over {told['steps']} step{'' if told['steps'] == 1 else 's'}{repeated}", ""]
-    most = {name: _bytes(told["any_gpu"][name]) for name in WORDS}
+    most = headline(told)
     lines.append("The GPU that needs most in a step: " + ", ".join(f"{most[name]} {words}" for name, words in WORDS.items()))
     buffer, mean = told["buffer_rows"], told["mean_rows"]
-    times = {name: f"{buffer[name]:,.0f} rows ({buffer[name] / mean if mean else 0:.2f} x the mean)" for name in WORDS}
+    sizes = {name: _bytes(told["buffer"][name]) for name in WORDS}
+    times = {name: f"{buffer[name]:,.0f} rows, {sizes[name]} ({buffer[name] / mean if mean else 0:.2f} x the mean)" for name in WORDS}
     factors = ", ".join(f"{times[name]} {words}" for name, words in WORDS.items())
     lines.append(f"The fullest receive buffer of any layer: {factors}")
     if told["limit"] is not None:
         chance = told["out_of_memory"]
         lines.append(
-            f"More than {_bytes(told['limit'])} on some GPU: {100 * chance['value']:.3g} % of the steps "
+            f"More than {most['limit']} on some GPU: {100 * chance['value']:.3g} % of the steps "
             f"(between {100 * chance['low']:.3g} % and {100 * chance['high']:.3g} % at 95 %)"
         )
-    lines += ["", "GPU by GPU"]
-    head = ["GPU", "weights", "rows p50", "p99", "max", "buffer max", "activations max", "total p50", "p99", "max"]
+    lines += [*limits(told), "", *_breakdown(told["fullest"]), "", "GPU by GPU"]
+    parts = ("buffer", "activations", "total")
+    shown = {name: ("p50", "p99", "max") if width >= WIDE or name == "total" else ("max",) for name in parts}
+    head = ["GPU", "weights", "rows p50", "p99", "max"]
+    for name in parts:
+        head += [f"{name} {shown[name][0]}", *shown[name][1:]]
     if told["limit"] is not None:
         head.append("runs out")
     rows = []
     order = sorted(told["gpus"], key=lambda gpu: (-gpu["total"]["max"], gpu["gpu"]))
     for gpu in order[:SHOWN]:
         row = [str(gpu["gpu"]), _bytes(gpu["weights"]), *(f"{gpu['rows'][name]:,.0f}" for name in ("p50", "p99", "max"))]
-        row += [
-            _bytes(gpu["buffer"]["max"]),
-            _bytes(gpu["activations"]["max"]),
-            *(_bytes(gpu["total"][name]) for name in ("p50", "p99", "max")),
-        ]
+        row += [_bytes(gpu[name][quantile]) for name in parts for quantile in shown[name]]
         if told["limit"] is not None:
             row.append(f"{100 * gpu['out_of_memory']['value']:.3g} %")
         rows.append(row)
@@ -58,6 +71,48 @@ def text(told: Mapping[str, Any]) -> str:
         lines.append(f"  and {len(order) - SHOWN} GPUs that need less")
     lines += [f"Warning: {warning}" for warning in told["warnings"]]
     return "\n".join(lines) + "\n"
+
+
+def _breakdown(fullest: Mapping[str, Any]) -> list[str]:
+    """Return what the GPU that needs most holds."""
+    known = {words: float(fullest[name]) for name, words in PARTS.items() if fullest[name] > 0}
+    total = sum(known.values())
+    rows = [[words, _bytes(size), f"{100 * size / total:.1f} %"] for words, size in known.items()]
+    head = f"What GPU {fullest['gpu']} holds, which needs most, in step {fullest['step']}"
+    return [head, *aligned([*rows, ["together", _bytes(total), ""]], left={0}, indent="  ")]
+
+
+def headline(told: Mapping[str, Any]) -> dict[str, str]:
+    """Return ``p50``, ``p99`` and ``max`` of the GPU that needs most, and the limit, with as many digits as tell them apart.
+
+    Examples
+    --------
+    >>> headline({"any_gpu": {"p50": 2.151e9, "p99": 2.153e9, "max": 2.153e9}, "limit": None})
+    {'p50': '2.151 GB', 'p99': '2.153 GB', 'max': '2.153 GB'}
+    """
+    values = {name: float(told["any_gpu"][name]) for name in WORDS}
+    if told["limit"] is not None:
+        values["limit"] = float(told["limit"])
+    found = {name: show(value, "B") for name, value in values.items()}
+    for digits in (4, 5, 6):
+        if len(set(found.values())) == len(set(values.values())):
+            break
+        sizes = {name: (value, _bytes(value).split()[1]) for name, value in values.items()}
+        found = {name: f"{value / DIMENSIONS['B'].units[unit]:.{digits}g} {unit}" for name, (value, unit) in sizes.items()}
+    return found
+
+
+def limits(told: Mapping[str, Any]) -> list[str]:
+    """Return what makes a limit pointless: that weights alone do not fit, or that a GPU has less."""
+    limit = told["limit"]
+    if limit is None:
+        return []
+    weights = max(gpu["weights"] for gpu in told["gpus"])
+    if weights > limit:
+        return [f"Weights alone take {_bytes(weights)} on some GPU: whatever is routed, they do not fit into {_bytes(limit)}"]
+    if limit > told["gpu_memory"]:
+        return [f"A GPU has {_bytes(told['gpu_memory'])}: the limit of {_bytes(limit)} is more than that"]
+    return []
 
 
 def _bytes(value: float) -> str:

@@ -109,6 +109,19 @@ def ask(
     )
 
 
+def playable(asked: Asked) -> Asked:
+    """Return what was asked, or refuse it if not a single candidate can be played.
+
+    Raises
+    ------
+    UsageError
+        With what is wrong with the first candidate.
+    """
+    if asked.first_problem:
+        raise UsageError(f"none of the {len(asked.candidates)} candidates can be played: {asked.candidates[0].name}: {asked.first_problem}")
+    return asked
+
+
 def _base(file: str | os.PathLike[str], overrides: Sequence[str]) -> Scenario:
     """Load the file; one that is right but for what its candidates change is good enough."""
     try:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import moesim
-from moesim.desk import folder as places
+from moesim.desk import study_folder
 from moesim.desk.plan_ask import Asked
 from moesim.desk.plan_words import explanations, headline, in_order
-from moesim.desk.summary import SCHEMA, plain, to_json
+from moesim.desk.summary import SCHEMA
 from moesim.study.plan import Found, cost_of
 from moesim.study.plan_verdicts import Judged, Mean, Verdict
 
 JSON, CSV, FIGURE = "plan.json", "candidates.csv", "pareto"
-NAMES = frozenset({JSON, CSV, f"{FIGURE}.png", f"{FIGURE}.svg", "report.html"})
+NAMES = frozenset({JSON, CSV, f"{FIGURE}.png", f"{FIGURE}.svg", study_folder.REPORT, study_folder.META})
 
 
 def content(asked: Asked, found: Found) -> dict[str, Any]:
@@ -119,19 +119,11 @@ def deliver(asked: Asked, found: Found, folder: Path, *, figure: bool = True, re
     ResultError
         If a file cannot be written.
     """
-    places.make(folder)
+    from moesim.desk.report.study.plan import page
+
     files: dict[str, bytes] = {CSV: candidates_csv(asked, found).encode()}
     if figure:
         from moesim.desk.plan_picture import pictures
 
         files |= pictures(asked, found)
-    told = content(asked, found)
-    for name in sorted(NAMES - set(files) - {JSON, *(["report.html"] if report else [])}):
-        places.drop(folder / name)
-    for name, data in files.items():
-        places.put(folder / name, data)
-    places.put(folder / JSON, to_json(told).encode())
-    if report:
-        from moesim.desk.report.study.plan import page
-
-        places.put(folder / "report.html", page(plain(told)).encode())
+    study_folder.deliver(folder, "plan", NAMES, content(asked, found), files, answer=JSON, page=page if report else None)

@@ -134,6 +134,6 @@ def content_of_profile(path: str, prefix: str) -> tuple[Any, list[Problem]]:
     except (CalibrationError, ScenarioError) as error:
         return None, [Problem(message=str(error))]
     if not profile.sections:
-        what = f" that begins with {prefix!r}" if prefix else ""
+        what = f" that begins with {' or '.join(map(repr, prefix.split('|')))}" if prefix else ""
         return None, [Problem(message=f"the profile {profile.name!r} has no section{what}")]
     return profile, []

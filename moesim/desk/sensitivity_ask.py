@@ -236,7 +236,8 @@ def study(question: Question, play: Player) -> Studied:
     indices: list[Index] = []
     variance = 0.0
     variants = list(scenario.compare)
-    best, shares, flips = _winners(runner, variants, movers, question, better)
+    played = [swing.given for swing in swings if not swing.problem]
+    best, shares, flips = _winners(runner, variants, played, movers, question, better)
     if asked.samples and movers:
         indices, variance = sobol(movers, lambda at: runner.values(_points(movers, at), OWN), samples=asked.samples, seed=scenario.seed)
     return Studied(
@@ -271,15 +272,18 @@ def _with_problem(swing: Swing, runner: Runner) -> Swing:
 
 
 def _winners(
-    runner: Runner, variants: Sequence[str], movers: Sequence[Input], question: Question, better: str
+    runner: Runner, variants: Sequence[str], given: Sequence[Input], movers: Sequence[Input], question: Question, better: str
 ) -> tuple[str, dict[str, float], list[str]]:
-    """Return which variant is best, in which share of the points each is, and the ends of inputs at which another one is."""
+    """Return which variant is best, in which share of the points each is, and the ends of inputs at which another one is.
+
+    Inputs that the file's own policy does not feel may still move a variant, so that all are looked at, and not ``movers`` alone.
+    """
     if len(variants) < 2 or better == "neither":
         return "", {}, []
     higher = better == "higher"
     ends: list[Point] = [{}]
-    for given in movers:
-        ends += [{given.key: given.low}, {given.key: given.high}]
+    for one in given:
+        ends += [{one.key: one.low}, {one.key: one.high}]
     table = {name: runner.values(ends, name) for name in variants}
     rows = np.array([table[name] for name in variants])
     at = rows.argmax(axis=0) if higher else rows.argmin(axis=0)

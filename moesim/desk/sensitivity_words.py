@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import moesim
-from moesim.desk import folder as places
+from moesim.desk import study_folder
 from moesim.desk.sensitivity_ask import Studied
 from moesim.desk.sensitivity_inputs import text
-from moesim.desk.summary import SCHEMA, plain, to_json
+from moesim.desk.summary import SCHEMA
 from moesim.desk.words import SHARES, label, show
 from moesim.study.sensitivity import Input, Swing
 
 JSON, CSV, FIGURE = "sensitivity.json", "sensitivity.csv", "tornado"
-NAMES = frozenset({JSON, CSV, f"{FIGURE}.png", f"{FIGURE}.svg", "report.html"})
+NAMES = frozenset({JSON, CSV, f"{FIGURE}.png", f"{FIGURE}.svg", study_folder.REPORT, study_folder.META})
 
 
 def at(given: Input, value: float) -> str:
@@ -184,17 +184,8 @@ def deliver(found: Studied, folder: Path, *, report: bool = True) -> None:
     ResultError
         If a file cannot be written.
     """
+    from moesim.desk.report.study.sensitivity import page
     from moesim.desk.sensitivity_picture import pictures
 
-    places.make(folder)
     files = {CSV: csv_text(found).encode(), **pictures(found)}
-    told = content(found)
-    for name in sorted(NAMES - set(files) - {JSON, *(["report.html"] if report else [])}):
-        places.drop(folder / name)
-    for name, data in files.items():
-        places.put(folder / name, data)
-    places.put(folder / JSON, to_json(told).encode())
-    if report:
-        from moesim.desk.report.study.sensitivity import page
-
-        places.put(folder / "report.html", page(plain(told)).encode())
+    study_folder.deliver(folder, "sensitivity", NAMES, content(found), files, answer=JSON, page=page if report else None)

@@ -19,7 +19,7 @@ from moesim.desk.summary import digest, metric, plain, to_json
 from moesim.desk.sweep_cells import Plan
 from moesim.desk.tables import describe
 from moesim.facts.record import Table
-from moesim.study.sweep import PARETO, Sweep
+from moesim.study.sweep import Sweep
 
 SCHEMA = 1
 PICTURES = ("sweep-curves", "sweep-heatmap", "sweep-front")
@@ -61,9 +61,10 @@ def summarise(plan: Plan, sweep: Sweep, *, pictures: list[str], files: Mapping[s
             for answer in sweep.answers
         ],
         "changed_nothing": list(sweep.idle()),
+        "shown": list(sweep.shown),
         "done": len(sweep.done),
         "failed": len(sweep.failed),
-        "pareto": {"metrics": list(PARETO), "cells": [answer.name for answer in sweep.front()]},
+        "pareto": {"metrics": list(sweep.pareto), "cells": [answer.name for answer in sweep.front()]},
         "warnings": [{"text": text, "cells": cells} for text, cells in warnings.items()],
         "columns": describe(sweep.table()),
         "pictures": pictures,

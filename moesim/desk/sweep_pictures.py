@@ -19,7 +19,7 @@ from moesim.desk.report import style
 from moesim.desk.words import SHARES, label, show
 from moesim.facts.arrays import Floats
 from moesim.study.cell import Answer, Scalar
-from moesim.study.sweep import ABSENT, PARETO, Sweep, short_names, word
+from moesim.study.sweep import ABSENT, Sweep, short_names, word
 
 SHOWN = ("step_time", "drop_rate", "rank_max_over_mean")
 """What is drawn, where it differs between cells."""
@@ -129,7 +129,7 @@ def heatmap(sweep: Sweep) -> Figure | None:
 
 def front(sweep: Sweep) -> Figure | None:
     """Draw step time against drop rate of every cell, and the cells that no other beats in both."""
-    x, y = PARETO
+    x, y = sweep.pareto
     cells = [answer for answer in sweep.done if not math.isnan(_number(answer, x) + _number(answer, y))]
     best = sweep.front()
     if len(cells) < 2:
@@ -159,9 +159,9 @@ def front(sweep: Sweep) -> Figure | None:
 
 
 def _shown(sweep: Sweep) -> list[str]:
-    """Return the metrics of :data:`SHOWN` that have numbers and differ; step time in any case, if there is one."""
+    """Return what was asked for, and the metrics of :data:`SHOWN`, that have numbers and differ; step time in any case, if there is one."""
     found = []
-    for name in SHOWN:
+    for name in dict.fromkeys([*sweep.shown, *SHOWN]):
         values = {number for answer in sweep.done if not math.isnan(number := _number(answer, name))}
         if len(values) > 1 or (values and name == SHOWN[0]):
             found.append(name)

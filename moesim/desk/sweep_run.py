@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,21 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moesim import __version__
-from moesim.base.errors import MoesimError, Problem, ResultError, ScenarioError, UsageError
+from moesim.base.errors import MoesimError, Problem, ResultError, ScenarioError
 from moesim.desk import folder as places
 from moesim.desk.cell_files import file_of, read_answer, write_answer
 from moesim.desk.study_cells import play
-from moesim.desk.summary import to_json
+from moesim.desk.study_folder import CELLS, begin, meta
 from moesim.desk.sweep_cells import Plan
 from moesim.desk.sweep_files import NAMES
 from moesim.desk.worker import ready
 from moesim.study.cell import FAILED, Answer, Cell
 from moesim.study.pool import PROCESSES, play_all
 from moesim.study.sweep import Sweep
-
-CELLS = "cells"
-"""The folder of the answers of cells, in the folder of a sweep."""
 
 
 @dataclass(slots=True)
@@ -122,19 +117,9 @@ def prepare(folder: Path) -> str:
     UsageError
         If the folder holds something else, or cannot be written.
     """
-    places.prepare(folder, NAMES)
-    about = _about(folder)
-    others = next((name for name in ("summary.json", "network.json", "validation.json") if (folder / name).is_file()), None)
-    if about.get("study") != "sweep" and (about or others):
-        raise UsageError(f"{folder} holds results of another command; choose another folder with -o")
+    said = begin(folder, NAMES, "sweep")
     places.make(folder / CELLS)
-    earlier = about.get("moesim")
-    if earlier is None or earlier == __version__:
-        return ""
-    return (
-        f"{folder} holds cells of moesim {earlier}, and this is moesim {__version__}: all cells are played again, into new files; "
-        f"those of moesim {earlier} stay in {folder / CELLS}"
-    )
+    return said
 
 
 def run_sweep(
@@ -176,7 +161,6 @@ def run_sweep(
     """
     began = time.perf_counter()
     run = _Run(plan, folder / CELLS, progress or Progress(len(plan)))
-    places.put(folder / "meta.json", to_json(_meta()).encode())
 
     def keep(answer: Answer) -> None:
         if answer.done:
@@ -196,8 +180,8 @@ def run_sweep(
     if len(run.problems) and not run.cells:
         raise ScenarioError(list(dict.fromkeys(run.problems)))
     sweep = Sweep(name=plan.base.name, axes=plan.axes, answers=found)
-    meta = {**_meta(), "executor": executor, "jobs": jobs, "memory_per_worker_bytes": memory, "cells": len(found), "played": len(answers)}
-    return sweep, {**meta, "wall_s": time.perf_counter() - began}
+    about = {"executor": executor, "jobs": jobs, "memory_per_worker_bytes": memory, "cells": len(found), "played": len(answers)}
+    return sweep, {**meta("sweep"), **about, "wall_s": time.perf_counter() - began}
 
 
 def _kept(folder: Path, cell: Cell) -> Answer | None:
@@ -210,15 +194,3 @@ def _kept(folder: Path, cell: Cell) -> Answer | None:
     except ResultError:
         return None  # damaged, as by a power cut: it is played again, and the file replaced
     return answer.as_of(cell) if answer.done else None
-
-
-def _meta() -> dict[str, Any]:
-    return {"moesim": __version__, "study": "sweep"}
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / "meta.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from moesim.desk.words import SHARES, label, show
 from moesim.study.cell import Answer
-from moesim.study.sweep import ABSENT, PARETO, Sweep, short_names, word
+from moesim.study.sweep import ABSENT, Sweep, short_names, word
 
 SHOWN = ("step_time", "tokens_per_second", "drop_rate", "rank_max_over_mean", "waiting_time", "peak_memory")
 """Metrics that the table shows, where they differ between cells."""
@@ -35,7 +35,9 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
     from rich.console import Console
     from rich.table import Table
 
-    chosen = tuple(metrics) or tuple(name for name in SHOWN if name == SHOWN[0] or _differs(sweep, name))
+    chosen = tuple(metrics) or tuple(
+        name for name in dict.fromkeys([SHOWN[0], sweep.pareto[0], *SHOWN[1:]]) if name == SHOWN[0] or _differs(sweep, name)
+    )
     short = short_names(sweep.axes)
     needed = _needed(sweep, chosen)
     left_out: list[str] = []
@@ -70,7 +72,7 @@ def table(sweep: Sweep, folder: Path, *, metrics: Sequence[str] = (), width: int
     if not metrics and (same := _same(sweep)):
         console.print(f"the same in all cells: {same}", soft_wrap=True)
     if best:
-        console.print(f"front: no other cell is better in {label(PARETO[0])} and {label(PARETO[1])} at once", soft_wrap=True)
+        console.print(f"front: no other cell is better in {label(sweep.pareto[0])} and {label(sweep.pareto[1])} at once", soft_wrap=True)
     console.print(f"Results in {folder}", soft_wrap=True)
     return "\n".join(row.rstrip() for row in out.getvalue().splitlines()) + "\n"
 

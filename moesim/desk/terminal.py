@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesim.desk.words import PHASES, imbalance, line, show, value_of
+from moesim.desk.words import PHASES, imbalance, line, phase_seconds, show, value_of
 from moesim.facts.record import Result, Value
 from moesim.models.sharing.told import told
 
@@ -168,7 +168,7 @@ def _shares(result: Result) -> list[tuple[str, ...]]:
     gpus = result.tables["gpus"]
     if not len(gpus):
         return []
-    seconds: Mapping[str, float] = {label: float(gpus[column].mean()) for label, column in PHASES.values()}
+    seconds: Mapping[str, float] = {PHASES[name][0]: float(values.mean()) for name, values in phase_seconds(gpus).items()}
     step = value_of(result, "step_time") or sum(seconds.values())
     if not step > 0:
         return []

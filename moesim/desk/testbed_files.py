@@ -26,9 +26,12 @@ def tables(document: Mapping[str, Any], compared: Mapping[str, Any], measured: M
     found = {case["name"]: case for case in compared["cases"]}
     exchanges = [case for case in document["cases"] if case["kind"] == "exchange" and case["name"] in found and not case["change"]]
     layers = [case for case in document["cases"] if case["kind"] == "layer" and case["name"] in found]
+    posting = document.get("posting", {})
     files: dict[str, str] = {}
     if exchanges:
-        files["a2a_cases.csv"] = _csv([_exchange(case, found[case["name"]], fabrics[case["fabric"]]) for case in exchanges], document)
+        files["a2a_cases.csv"] = _csv(
+            [_exchange(case, found[case["name"]], fabrics[case["fabric"]], posting.get(case["fabric"])) for case in exchanges], document
+        )
     if layers:
         rows = [_layer(case, found[case["name"]], fabrics[case["fabric"]], document, measured) for case in layers]
         files["moe_fwd_own.jsonl"] = "".join(json.dumps(plain(row), allow_nan=False) + "\n" for row in rows)
@@ -36,7 +39,7 @@ def tables(document: Mapping[str, Any], compared: Mapping[str, Any], measured: M
     return files
 
 
-def _exchange(case: Mapping[str, Any], found: Mapping[str, Any], fabric: Mapping[str, Any]) -> dict[str, Any]:
+def _exchange(case: Mapping[str, Any], found: Mapping[str, Any], fabric: Mapping[str, Any], posting: float | None) -> dict[str, Any]:
     late = f"@{case['stagger_ms']:g}" if case["stagger_ms"] else ""
     return {
         "tag": fabric["name"] + ("-library" if case["posting"] == "library" else ""),
@@ -49,6 +52,7 @@ def _exchange(case: Mapping[str, Any], found: Mapping[str, Any], fabric: Mapping
         "kind": case["pattern"] + late,
         "bytes_per_pair": case["bytes_per_pair"],
         "reps": found["repeats"],
+        **({"alpha_s": f"{posting:.6g}"} if posting is not None else {}),
         **{name: f"{found[name]:.6g}" for name in ("median_s", "min_s", "max_s", "q25_s", "q75_s", "predicted_s")},
     }
 
@@ -67,6 +71,7 @@ def _layer(
         "pinned": 1, "a2a": "gloo" if case["posting"] == "library" else "pre", "reps": found["repeats"],
         **{name: found[name] for name in ("median_s", "min_s", "max_s", "q25_s", "q75_s", "predicted_s")},
         "dropped": measured["cases"][case["name"]]["dropped"], "kept": measured["cases"][case["name"]]["kept"],
+        **({"slowdown": found["at_speed"]["slowdown"]} if "at_speed" in found else {}),
         "counts_latency_s": probe["counts_s"], "tiny_a2a_s": probe["all_to_all_s"],
         "phases": measured["cases"][case["name"]]["phases"], "mark_median_s": measured["cases"][case["name"]]["marks_median_s"],
         "steps_s": measured["cases"][case["name"]]["seconds"],

@@ -2,10 +2,13 @@
 
 Three layouts are read. Nothing is ever unpickled.
 
-* NPZ of tokens: ``ids`` int[N, L, k]; optionally ``gate`` float[N, L, k], ``scores`` float[N, L, E], ``sample_len`` int[...], ``step`` and
-  ``source`` int[N], ``ranks`` and ``experts`` (numbers), ``layers`` (their numbers in the model), ``readme`` (text).
+* NPZ of tokens: ``ids`` int[N, L, k]; optionally ``gate`` float[N, L, k], ``scores`` float[N, L, E], ``sample_len`` int[...], ``step``,
+  ``source``, ``domain`` and ``words`` int[N], ``ranks`` and ``experts`` (numbers), ``layers`` (their numbers in the model), ``readme``
+  (text).
 * NPZ of counts: ``counts`` int[...] and ``axes``, the names of its dimensions among step, layer, source, expert; optionally ``top_k``,
-  ``experts``, ``ranks``, ``layers``, ``readme``.
+  ``experts``, ``ranks``, ``layers``, ``readme``, and the routes from the tokens of each domain: ``domain_counts`` int[steps, L, D, E]
+  (-1 in steps in which they were not noted), or, as ``moesim measure training`` writes them, ``domain_routes`` int[n, L, D, E] with their
+  steps ``looked_at`` int[n] and those of the counts ``recorded_at`` int[steps].
 * CSV of counts: columns layer, expert, token_count and optionally task, step, source; lines that start with ``#`` are comments.
 """
 
@@ -24,13 +27,17 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import TraceError, UsageError
 from moesim.desk.folder import put
-from moesim.desk.trace_checks import Where, counts_trace, tokens_trace
+from moesim.desk.trace_checks import counts_trace, tokens_trace
+from moesim.desk.trace_place import Where
 from moesim.desk.trace_size import check_size
 from moesim.desk.trace_table import read_table
 from moesim.facts.trace import Trace
 from moesim.models.source.traces import named
 
-KNOWN = ("ids", "gate", "scores", "sample_len", "step", "source", "ranks", "experts", "layers", "readme", "counts", "axes", "top_k")
+KNOWN = (
+    "ids", "gate", "scores", "sample_len", "step", "source", "domain", "ranks", "experts", "layers", "readme", "counts", "axes", "top_k",
+    "words", "domain_counts", "domain_routes", "looked_at", "recorded_at",
+)  # fmt: skip
 
 
 def read_trace(path: str | os.PathLike[str], *, task: str | None = None) -> Trace:
@@ -163,6 +170,8 @@ def _arrays(trace: Trace) -> dict[str, NDArray[Any]]:
         "sample_len": trace.sample_length,
         "step": trace.step,
         "source": trace.source,
+        "domain": trace.domain,
+        "words": trace.words,
         "ranks": trace.ranks if trace.source is not None else None,
         "layers": trace.layer_numbers,
         "experts": trace.experts if trace.experts_stated else None,
@@ -172,4 +181,5 @@ def _arrays(trace: Trace) -> dict[str, NDArray[Any]]:
         found["counts"] = trace.counts if trace.by_source else trace.counts[:, :, 0]
         found["axes"] = ["step", "layer", *(["source"] if trace.by_source else []), "expert"]
         found["top_k"] = trace.top_k or None
+        found["domain_counts"] = trace.domain_counts
     return {name: np.asarray(value) for name, value in found.items() if value is not None}

@@ -11,7 +11,7 @@ import numpy as np
 
 from moesim.base.errors import TraceError
 from moesim.base.units import format_quantity
-from moesim.desk.trace_checks import Where
+from moesim.desk.trace_place import Where
 
 LARGEST_BYTES = 4 * 2**30
 """The arrays of a trace together, unpacked."""

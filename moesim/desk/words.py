@@ -7,8 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moesim.base.units import DIMENSIONS, format_quantity
-from moesim.facts.record import Result, Value
+from moesim.facts.record import Result, Table, Value
 
 LABELS = {
     "step_time": "step time",
@@ -17,6 +20,7 @@ LABELS = {
     "tokens_per_second": "throughput",
     "waiting_share": "waiting, of the step",
     "maxvio": "MaxVio",
+    "maxvio_global": "MaxVio, global",
     "rank_max_over_mean": "GPU load, max ÷ mean",
     "expert_max_over_mean": "expert load, max ÷ mean",
     "rank_cv": "GPU load, coefficient of variation",
@@ -40,13 +44,31 @@ PHASES = {
     "dispatch": ("dispatch", "dispatch_transfer_s"),
     "combine": ("combine", "combine_transfer_s"),
     "waiting": ("waiting for peers", "waiting_s"),
+    "tensor": ("tensor-parallel exchange", "tensor_s"),
     "gradients": ("gradients, not hidden", "gradient_exposed_s"),
+    "optimiser": ("optimiser", "optimiser_s"),
+    "bubble": ("pipeline bubble", "bubble_s"),
     "idle": ("idle", "idle_s"),
 }
 """What the parts of a GPU's step are called, and their columns in ``gpus.csv``; dispatch and combine are the transfers alone."""
 
 _PREFIXES = ((1e12, 1e12, "T "), (1e9, 1e9, "G "), (1e6, 1e6, "M "), (1e4, 1e3, "k "))
 """From which value on a number of something is written with which divisor and prefix."""
+
+
+def phase_seconds(gpus: Table) -> dict[str, NDArray[np.float64]]:
+    """Return float[G] seconds of every phase, which together are a GPU's step.
+
+    Parameters
+    ----------
+    gpus : Table
+        Of a result. What a GPU idles while the pipeline runs is its bubble, and the rest of its idle time is idle.
+    """
+    none = np.zeros(len(gpus))
+    seconds = {name: np.maximum(np.asarray(gpus.columns.get(column, none), dtype=np.float64), 0.0) for name, (_, column) in PHASES.items()}
+    seconds["bubble"] = np.minimum(seconds["bubble"], seconds["idle"])
+    seconds["idle"] = seconds["idle"] - seconds["bubble"]
+    return seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +206,7 @@ def imbalance(result: Result) -> list[tuple[str, str, str, str]]:
         ("GPUs", "Σ mean ÷ Σ max", "balancedness (vLLM)", value_of(result, "balancedness_vllm")),
         ("experts", "max ÷ mean", "utilisation ratio, fullest (NeMo)", expert),
         ("experts", "(max − mean) ÷ mean", "MaxVio (loss-free balancing)", value_of(result, "maxvio")),
+        ("experts, all steps", "(max − mean) ÷ mean", "MaxVio, global (loss-free balancing)", value_of(result, "maxvio_global")),
     ]
     return [(of, formula, name, _digits(value)) for of, formula, name, value in rows if value is not None]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from moesim.facts.cluster import Cluster
 from moesim.facts.collective import GradientCalls
+from moesim.facts.ranks import Ranks
 from moesim.facts.scenario import Parallel, Scenario
 from moesim.facts.training import Training
 from moesim.models.sharing.told import assumption
@@ -47,11 +48,7 @@ def assumptions(
             "are not modelled."
         ),
         f"The schedule is {scenario.schedule.kind}: "
-        + (
-            "overlap is what its program allows; kernels do not slow each other down."
-            if overlap
-            else "communication and computation do not overlap."
-        ),
+        + (_overlap(scenario.exchange) if overlap else "communication and computation do not overlap."),
     ]
     if cluster.shares_cores:
         lines.append(
@@ -60,6 +57,8 @@ def assumptions(
         )
     if scenario.workload.phase == "training":
         lines += _training(scenario.schedule, scenario.training)
+    if scenario.workload.ranks is not None:
+        lines.append(_ranks(scenario.workload.ranks))
     lines += _spread(scenario.parallel)
     lines += [f"Model: {note}" for note in scenario.model.notes]
     lines.append("moesim predicts balance, drops and time. It does not predict loss or quality.")
@@ -96,3 +95,28 @@ def _spread(parallel: Parallel) -> list[str]:
     if parallel.tp > 1:
         lines.append("Tensor-parallel groups gather and add up between kernels, not beside them, and cut no routed experts.")
     return lines
+
+
+def _overlap(exchange: object) -> str:
+    """Return what computing beside communication costs."""
+    held = getattr(exchange, "communication_sms", None)
+    if held is None:
+        return (
+            "overlap is what its program allows; kernels do not slow each other down, which makes what it saves an upper estimate unless "
+            "communication holds no SMs (exchange.communication_sms)."
+        )
+    return f"overlap is what its program allows; kernels beside communication lose the {held} SMs that it holds."
+
+
+def _ranks(ranks: Ranks) -> str:
+    """Return how ranks differ, and what that rests on."""
+    drawn = [name for name in ("variation", "context_variation") if getattr(ranks, name)]
+    how = (
+        "have the tokens that the scenario gives"
+        if ranks.mean() is not None
+        else "differ by draws from a gamma law, an assumption"
+        if drawn
+        else "differ as the scenario says"
+    )
+    padded = "; all compute as many tokens as the fullest" if ranks.padding == "maximum" else ""
+    return f"Ranks {how}{padded}; attention takes as long as the sum of a rank's contexts asks for, however its requests divide them."

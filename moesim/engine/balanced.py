@@ -35,7 +35,9 @@ def kept_shares(load: StepLoad, top_k: int) -> Floats:
     return np.array([min(layer.kept.routing.counts.sum() / max(layer.chosen.tokens * top_k, 1), 1.0) for layer in load.layers])
 
 
-def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, tokens: int, share: float) -> float:
+def balanced_step(
+    scenario: Scenario, setting: Setting, placement: Placement, tokens: int, share: float, context: int | None = None
+) -> float:
     """Return the seconds of a step whose routes are spread evenly over experts and GPUs, everything else equal.
 
     Parameters
@@ -47,6 +49,8 @@ def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, to
         Of the step to compare with, over all GPUs; each GPU gets an equal share.
     share : float
         The share of its routes that the step keeps: even loads alone would drop fewer, and the comparison would be of more work.
+    context : int, optional
+        What a token of the step attends to on average; by default what the workload says.
 
     Notes
     -----
@@ -54,7 +58,8 @@ def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, to
     same traffic again and again.
     """
     per_gpu = max(1, round(tokens / (setting.gpus // setting.parallel.pp)))
-    even = dataclasses.replace(setting, workload=dataclasses.replace(setting.workload, tokens_per_gpu=per_gpu))
+    read = setting.workload.context if context is None else context
+    even = dataclasses.replace(setting, workload=dataclasses.replace(setting.workload, tokens_per_gpu=per_gpu, context=read, ranks=None))
     stage = stage_setting(even)
     policies = dataclasses.replace(fresh_policies(scenario, stage), choose=plugin("gate", "as_given")().begin(stage))
     machine = Machine(scenario, even, policies, placement)
@@ -64,7 +69,14 @@ def balanced_step(scenario: Scenario, setting: Setting, placement: Placement, to
     return mark.end - mark.start
 
 
-def balanced_steps(scenario: Scenario, setting: Setting, placement: Placement, tokens: Sequence[int], shares: Sequence[Floats]) -> Floats:
+def balanced_steps(
+    scenario: Scenario,
+    setting: Setting,
+    placement: Placement,
+    tokens: Sequence[int],
+    shares: Sequence[Floats],
+    context: int | None = None,
+) -> Floats:
     """Return float[steps], :func:`balanced_step` of each step; steps of equally many tokens share one, with their mean shares.
 
     Parameters
@@ -76,9 +88,12 @@ def balanced_steps(scenario: Scenario, setting: Setting, placement: Placement, t
         Of each step.
     shares : sequence of float[L]
         :func:`kept_shares` of each step.
+    context : int, optional
+        What a token of these steps attends to on average; by default what the workload says.
     """
     seconds = np.empty(len(tokens))
     for count in sorted(set(tokens)):
         same = np.flatnonzero(np.asarray(tokens) == count)
-        seconds[same] = balanced_step(scenario, setting, placement, count, float(np.mean([shares[int(step)] for step in same])))
+        share = float(np.mean([shares[int(step)] for step in same]))
+        seconds[same] = balanced_step(scenario, setting, placement, count, share, context)
     return seconds

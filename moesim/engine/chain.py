@@ -65,8 +65,8 @@ def chain_of(program: Program, load: StepLoad, *, ranks: int, gpus: int) -> Chai
     if ranks == 1 or program.stages > 1 or others or may_overlap(program) or not can_compile():
         return None
     exchanges = {index: load.part(work).exchange[work.direction] for index, work in enumerate(works) if work.phase in COLLECTIVES}
-    stages = [(index, stage) for index, exchange in exchanges.items() for stage in _stages(exchange, works[index].phase)]
-    if any(exchange.overhead or exchange.in_flight for exchange in exchanges.values()) or len(stages) * gpus * gpus * 8 > MOST_BYTES:
+    stages = [(index, stage) for index, exchange in exchanges.items() for stage in _stages(exchange, works[index].phase, ranks)]
+    if any(exchange.overhead or exchange.in_flight for exchange in exchanges.values()) or len(stages) * gpus * ranks * 8 > MOST_BYTES:
         return None
     if gpus >= MANY_GPUS and 2 * len({stage.tobytes() for _, stage in stages}) < len(stages):
         return None
@@ -78,7 +78,7 @@ def chain_of(program: Program, load: StepLoad, *, ranks: int, gpus: int) -> Chai
         by_port=np.array([int(math.isfinite(exchanges[index].port)) for index, _ in stages], dtype=np.int64),
         arrays={
             **_tasks(works, exchanges, load, [index for index, _ in stages], gpus),
-            "size": np.array([stage for _, stage in stages], dtype=np.float64).reshape(-1, gpus, gpus),
+            "size": np.array([stage for _, stage in stages], dtype=np.float64).reshape(-1, gpus, ranks),
             "barrier": np.array([int(exchanges[index].barrier) for index, _ in stages], dtype=np.int64),
             **_blank(len(works), len(stages), ranks, gpus),
         },
@@ -99,12 +99,12 @@ def rehearse(fabric: Fabric) -> None:
         pass
 
 
-def _stages(exchange: Exchange, phase: str) -> list[Floats]:
-    """Return the matrices of bytes that follow each other; all stages of a pipelined exchange are one."""
+def _stages(exchange: Exchange, phase: str, ranks: int) -> list[Floats]:
+    """Return the bytes inside groups, float[G / R, R, R], that follow each other; all stages of a pipelined exchange are one."""
     stages = exchange.dispatch if phase == "dispatch" else exchange.combine
     if not exchange.pipelined or len(stages) == 1:
-        return [stage.bytes for stage in stages]
-    return [np.sum([stage.bytes for stage in stages], axis=0)]
+        return [stage.among(ranks) for stage in stages]
+    return [np.sum([stage.among(ranks) for stage in stages], axis=0)]
 
 
 def _tasks(works: tuple[Work, ...], exchanges: dict[int, Exchange], load: StepLoad, legs: list[int], gpus: int) -> dict[str, np.ndarray]:
@@ -152,6 +152,7 @@ def _blank(tasks: int, legs: int, ranks: int, gpus: int) -> dict[str, np.ndarray
         # A rank is in one leg or in the next: so many flows can begin at one instant.
         "batch_pair": whole(2 * gpus * ranks),
         "batch_leg": whole(2 * gpus * ranks),
+        "next_up": np.full(2 << (gpus - 1).bit_length(), -1, dtype=np.int64),
     }
 
 
@@ -186,7 +187,6 @@ def _record(chain: Chain, load: StepLoad) -> StepRecord:
     return StepRecord(
         works=chain.works,
         lanes=chain.lanes,
-        ranks=chain.ranks,
         place=place,
         start=start,
         end=end,
@@ -196,7 +196,7 @@ def _record(chain: Chain, load: StepLoad) -> StepRecord:
         waited_for=peer,
         leg_task=chain.leg_task,
         leg_began=chain.arrays["leg_began"],
-        matrices=chain.arrays["size"],
+        sizes=chain.arrays["size"].reshape(len(chain.leg_task), -1, chain.ranks, chain.ranks),
         arrival=arrival,
         left=left,
         waited=waited,

@@ -21,7 +21,7 @@ from moesim.facts.trace import Trace
 from moesim.facts.training import Training
 from moesim.models.memory import OPTIMISER_BYTES, dense_parameters
 from moesim.models.parallel_memory import layers_of_stage, stage_weight_bytes
-from moesim.models.schedule.whole import step_program
+from moesim.models.schedule.whole import Staged, step_program
 from moesim.models.stages import stage_setting
 from moesim.models.work import GRADIENT_BYTES
 
@@ -69,8 +69,17 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
     if stage is None:
         return checking.problems
     setting = stage
+    if setting.workload.ranks is not None:
+        tensor = setting.parallel.tp
+        checking.attempt("workload.ranks", setting.workload.ranks.check, setting.gpus // tensor, tensor, setting.workload.tokens_per_gpu)
+        if checking.problems:
+            return checking.problems
     source_path = "routing.trace" if hasattr(scenario.routing, "trace") else "routing"
     checking.attempt(source_path, scenario.routing.begin, setting)
+    outside = getattr(scenario.routing, "outside", None)  # a source may know of steps that the run never reaches
+    if outside is not None:
+        for name, message in outside(scenario.steps):
+            checking.say(f"routing.{name}", message)
     setting = replace(setting, read_trace=read_trace)
     carry = checking.attempt("exchange", scenario.exchange.begin, setting)
     checking.attempt("compute", scenario.compute.begin, setting)
@@ -78,7 +87,7 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
     if carry is not None and program is not None:
         directions = sorted({task.work.direction for task in program.tasks if task.work.direction != RECOMPUTE})
         checking.carry = lambda assignment: [carry(assignment, direction=direction) for direction in directions]
-    known = min((trace.fidelity for trace in traces), default=None)
+    known = min((trace.fidelity for trace in traces), default=getattr(scenario.routing, "fidelity", None))
     checking.policies(scenario, setting, known)
     return checking.problems
 
@@ -144,7 +153,12 @@ class _Checking:
     def program(self, scenario: Scenario) -> Program | None:
         """Return the program of a step; what refuses it is the schedule, or a section that adds to it."""
         before = len(self.problems)
-        bare = self.attempt("schedule", scenario.schedule.program, scenario.model, scenario.workload)
+        stages = scenario.parallel.pp
+        if stages > 1 and isinstance(scenario.schedule, Staged):
+            blamed = "parallel.pp" if scenario.model.layers % stages else "schedule"
+            bare = self.attempt(blamed, scenario.schedule.staged, scenario.model, scenario.workload, stages)
+        else:
+            bare = self.attempt("schedule", scenario.schedule.program, scenario.model, scenario.workload)
         if bare is None or len(self.problems) > before:
             return None
         parallel, training = scenario.parallel, scenario.training

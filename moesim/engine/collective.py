@@ -42,9 +42,9 @@ class Collective:
     env : simpy.Environment
     fabric : Fabric
     ranks : sequence of int
-        The GPUs that take part.
-    size : float[G, G]
-        Bytes from each GPU to each other.
+        The GPUs that take part, in ascending order.
+    size : float[R, R]
+        Bytes from each of them to each other.
     barrier : bool
         Nothing moves before the last rank has arrived.
     rules : Rules
@@ -65,19 +65,22 @@ class Collective:
         self._barrier = barrier
         self._missing = set(ranks)
         self._order: list[int] = []
-        self._idle: Bools = np.zeros(len(size), dtype=np.bool_)
-        self._arrived: Bools = np.zeros(len(size), dtype=np.bool_)
-        members = np.zeros(len(size), dtype=np.bool_)
-        members[list(ranks)] = True
-        self._source, self._destination = np.nonzero((size > 0) & members[:, None] & members & ~np.eye(len(size), dtype=np.bool_))
-        self._bytes = size[self._source, self._destination]
+        # Inside, ranks are counted from the first, so that a group costs as much in a large cluster as in a small one.
+        gpu = np.asarray(ranks, dtype=np.int64)
+        self._lowest = int(gpu[0])
+        span = int(gpu[-1]) + 1 - self._lowest
+        self._idle: Bools = np.zeros(span, dtype=np.bool_)
+        self._arrived: Bools = np.zeros(span, dtype=np.bool_)
+        sender, receiver = np.nonzero((size > 0) & ~np.eye(len(gpu), dtype=np.bool_))
+        self._bytes = size[sender, receiver]
+        self._source, self._destination = gpu[sender], gpu[receiver]
         # Flows by rank: those of rank r are flow[first[r] : first[r + 1]], and peer says who is at the other end of each.
-        ends = np.concatenate([self._source, self._destination])
+        ends = np.concatenate([self._source, self._destination]) - self._lowest
         order = np.argsort(ends, kind="stable")
-        self._first = np.searchsorted(ends[order], np.arange(len(size) + 1))
+        self._first = np.searchsorted(ends[order], np.arange(span + 1))
         self._flow = order % max(len(self._source), 1)
-        self._peer = np.concatenate([self._destination, self._source])[order]
-        self._posting = Posting(env, fabric, len(size), rules, self._quiet)
+        self._peer = np.concatenate([self._destination, self._source])[order] - self._lowest
+        self._posting = Posting(env, fabric, gpu, rules, self._quiet)
         self._moving = 0
         self._moving_since = 0.0
         self.moving = 0.0
@@ -93,19 +96,20 @@ class Collective:
         """Let a rank in; the event it gets back fires when this rank is done."""
         now = self._env.now
         here = Participation(now, self._env.event(), idle_since=now)
-        self._idle[rank] = self._arrived[rank] = True
+        place = rank - self._lowest
+        self._idle[place] = self._arrived[place] = True
         self._posting.enter(rank)
         self._order.append(rank)
         self.at[rank] = here
         self._missing.discard(rank)
         if not self._barrier:
-            mine = slice(self._first[rank], self._first[rank + 1])
+            mine = slice(self._first[place], self._first[place + 1])
             self._start(self._flow[mine][self._arrived[self._peer[mine]]], rank)
         elif not self._missing:
             self._start(np.arange(len(self._source)), rank)
         if not self._missing:
             for peer in self._order:
-                if self._idle[peer]:
+                if self._idle[peer - self._lowest]:
                     self._finish(peer, self.at[peer], rank)
         return here.done
 
@@ -115,10 +119,10 @@ class Collective:
         source, destination = self._source[flows], self._destination[flows]
         if not self._moving:
             self._moving_since = self._env.now
-        idle = np.concatenate([source, destination])
-        for rank in sorted(set(idle[self._idle[idle]].tolist())):
+        ends = np.concatenate([source, destination])
+        for rank in sorted(set(ends[self._idle[ends - self._lowest]].tolist())):
             self._moving += 1
-            self._idle[rank] = False
+            self._idle[rank - self._lowest] = False
             self._charge(self.at[rank], cause if cause != rank else -1)
         self._posting.send(source, destination, self._bytes[flows])
 
@@ -131,7 +135,7 @@ class Collective:
         """All flows of a rank have ended for now."""
         state = self.at[rank]
         state.idle_since = self._env.now
-        self._idle[rank] = True
+        self._idle[rank - self._lowest] = True
         self._moving -= 1
         if not self._moving:
             self.moving += self._env.now - self._moving_since
@@ -140,7 +144,7 @@ class Collective:
 
     def _finish(self, rank: int, state: Participation, cause: int) -> None:
         self._charge(state, cause if cause != rank else -1)
-        self._idle[rank] = False
+        self._idle[rank - self._lowest] = False
         state.end = self._env.now
         self._posting.leave(rank)
         state.done.succeed()

@@ -54,12 +54,16 @@ class Fabric:
         self._env = env
         self._cluster = cluster
         gpus = cluster.gpus
-        self._latency = cluster.route_latency().ravel()
-        self._route, self._route_by_port = _routes(cluster, ports=math.isfinite(port))
-        ports = np.full(2 * gpus if math.isfinite(port) else 0, port)
+        limited = math.isfinite(port)
+        self._latency = cluster.once("latency by pair", lambda: cluster.route_latency().ravel())
+        self._route, self._route_by_port = cluster.once(f"routes by pair, ports {limited}", lambda: _routes(cluster, ports=limited))
+        ports = np.full(2 * gpus if limited else 0, port)
         capacity = np.concatenate([cluster.bandwidth, ports])
         self._fastest = cluster.bandwidth.copy()
-        follows = follows_of(np.concatenate([self._route, self._route_by_port]), len(capacity))
+        follows = cluster.once(
+            f"links that follow each other, ports {limited}",
+            lambda: follows_of(np.concatenate([self._route, self._route_by_port]) if limited else self._route, len(capacity)),
+        )
         hops = self._route.shape[1]
         self._periods = Periods(Sharing() if sharing is None else sharing, capacity, hops=hops, pairs=gpus * gpus, follows=follows)
         self._pending: Ints = np.zeros(64, dtype=np.int64)
@@ -248,11 +252,11 @@ class Fabric:
         Nobody else may use the fabric meanwhile.
         """
         yield from self._periods.play_chain(self._env.now, arrays, self._route, self._route_by_port, self._latency, by_port)
-        off_diagonal = ~np.eye(self._cluster.gpus, dtype=np.bool_)
-        gpus = np.arange(self._cluster.gpus)
-        ranks = arrays["cause"].shape[1] - 1
-        within = (gpus[:, None] // ranks == gpus // ranks) & off_diagonal
-        self._asked += (np.where(within, arrays["size"], 0.0).sum(axis=0)).ravel()
+        gpus, ranks = arrays["size"].shape[1:]
+        source, peer = np.divmod(np.arange(gpus * ranks), ranks)
+        destination = source // ranks * ranks + peer
+        away = source != destination
+        self._asked[(source * gpus + destination)[away]] += arrays["size"].sum(axis=0).ravel()[away]
 
     def _touch(self) -> None:
         """Settle after everything else that happens at this instant."""

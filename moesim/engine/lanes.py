@@ -81,7 +81,7 @@ class StepRun:
         self._stage_gpus = gpus // program.stages
         self._hand_overs = HandOvers(env, fabric, gpus, self._stage_gpus, hand_over)
         self._calls: dict[tuple[Work, int], GroupCall] = {}
-        self._whole: dict[Work, tuple[Floats, ...]] = {}
+        self._inside: dict[Work, tuple[Floats, ...]] = {}
         self._collectives: dict[tuple[Work, int, int], Collective] = {}
         self.waiting: dict[tuple[int, str], tuple[str, str | Collective | GroupCall]] = {}
         # Lanes that never run at once need no process each, and no events between them.
@@ -199,13 +199,14 @@ class StepRun:
         if launch > 0 and launched_at < 0:
             self.waiting[gpu, name] = (task.lane, f"the launch of its own {work.phase} of layer {work.layer}")
             yield self._env.timeout(launch)
+        group, rank = divmod(gpu, self._ranks)
         for number, sent in enumerate(stages):
-            collective = self._collective(work, gpu // self._ranks, number, sent, exchange)
+            collective = self._collective(work, group, number, sent[group], exchange)
             self.waiting[gpu, name] = (task.lane, collective)
             yield collective.arrive(gpu)
             for peer, seconds in collective.at[gpu].waited_for.items():
                 waited_for[peer] = waited_for.get(peer, 0.0) + seconds
-            size += float(sent[gpu].sum())
+            size += float(sent[group, rank].sum())
         if isinstance(self._cores, HeldSms):
             self._cores.hold(gpu, -exchange.held_sms)
         self._recorder.span(
@@ -222,13 +223,12 @@ class StepRun:
         )
 
     def _stages(self, work: Work, exchange: Exchange) -> tuple[Floats, ...]:
-        """Return the matrices of bytes that follow each other; all stages of a pipelined exchange are one."""
-        stages = exchange.dispatch if work.phase == "dispatch" else exchange.combine
-        if not exchange.pipelined or len(stages) == 1:
-            return tuple(stage.bytes for stage in stages)
-        if work not in self._whole:
-            self._whole[work] = (np.sum([stage.bytes for stage in stages], axis=0),)
-        return self._whole[work]
+        """Return the bytes inside groups, float[G / R, R, R], that follow each other; all stages of a pipelined exchange are one."""
+        if work not in self._inside:
+            stages = exchange.dispatch if work.phase == "dispatch" else exchange.combine
+            inside = tuple(stage.among(self._ranks) for stage in stages)
+            self._inside[work] = (np.sum(inside, axis=0),) if exchange.pipelined and len(inside) > 1 else inside
+        return self._inside[work]
 
     def _call(self, gpu: int, name: str, task: Task) -> Generator[simpy.Event, Any, None]:
         work = task.work
@@ -242,7 +242,7 @@ class StepRun:
         key = (work, group)
         if key not in self._calls:
             self._calls[key] = GroupCall(self._env, self._fabric, prepared)
-            self._recorder.collective(work, group, self._calls[key], prepared.plan.traffic(self._gpus))
+            self._recorder.call(work, group, self._calls[key], prepared.plan)
         call = self._calls[key]
         start = self._env.now
         self.waiting[gpu, name] = (task.lane, call)

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.base.errors import LawBroken, PluginError
+from moesim.engine.arrivals import where_it_arrived
 from moesim.engine.batches import guests, plan_batch, with_weights
 from moesim.engine.micro_batches import merged_exchange, merged_kept, split, tokens_of_parts
+from moesim.engine.own_tokens import OwnTokens, check_ranks, with_padded_rows
+from moesim.engine.shared_rows import check_shared, ranks_of_slots
+from moesim.engine.touched import UNKNOWN, nodes_touched
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Learn, Limit, PlanBatch
 from moesim.facts.placement import Placement
@@ -17,8 +21,6 @@ from moesim.facts.routing import Assignment, Kept, LayerRouting, Routing
 from moesim.facts.scenario import Setting
 from moesim.facts.traffic import Exchange
 from moesim.models.optimiser import update_work
-from moesim.models.schedule.tensor import cut_model, is_cut
-from moesim.models.work import dense_work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,8 @@ class LayerLoad:
     """One MoE layer of one step, as the hardware sees it.
 
     ``rows`` and ``padding`` are int[G]: rows a GPU computes (padding included), and how many of them are padding. ``guests`` is int[G]: the
-    experts that a GPU holds for this batch beyond those of its placement.
+    experts that a GPU holds for this batch beyond those of its placement. ``shared`` says that rows of the shared expert are among them.
+    ``nodes`` is how many nodes compute rows of a token, summed over tokens; -1 where tokens are unknown.
     """
 
     chosen: LayerRouting
@@ -36,6 +39,8 @@ class LayerLoad:
     padding: Ints
     tokens: Ints
     guests: Ints
+    shared: bool = False
+    nodes: int = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +117,7 @@ def load_step(
     microbatches = program.microbatches
     parts: list[list[LayerLoad]] = [[] for _ in range(microbatches)]
     seconds: dict[Work, Floats] = {}
-    dense_seconds: dict[tuple[str, str, bytes], Floats] = {}
+    own = OwnTokens(setting, policies.kernels, step)
     expert_rows: list[list[Ints]] = [[] for _ in range(microbatches)]
     known: dict[tuple[int, bytes], _Loaded] = {}
     for moe_layer in range(len(setting.model.moe_layers)):
@@ -126,6 +131,7 @@ def load_step(
         for microbatch, (load, rows_of_slot) in enumerate(loaded.parts):
             parts[microbatch].append(load)
             expert_rows[microbatch].append(rows_of_slot)
+    check_ranks(setting, layers[0].tokens, step)
     for task in program.tasks:
         work = task.work
         if work.phase in COMMUNICATES or work in seconds:
@@ -139,22 +145,11 @@ def load_step(
             update = update_work(setting, work.layer, slots)
             seconds[work] = policies.kernels.dense(update.flops, update.moved, dtype=update.dtype)
             continue
-        tokens = parts[work.microbatch][max(work.moe_layer, 0)].tokens
-        model = setting.model
-        if is_cut(work, setting.parallel):
-            tokens, model = _of_tensor_group(tokens, setting.parallel.tp), cut_model(model, setting.parallel.tp)
-        what = (work.phase, direction, tokens.tobytes())
-        if what not in dense_seconds:
-            cost = dense_work(
-                work.phase,
-                model,
-                tokens,
-                setting.workload.context,
-                direction,
-                workload_phase=setting.workload.phase,
-            )
-            dense_seconds[what] = policies.kernels.dense(cost.flops, cost.moved, dtype=cost.dtype)
-        seconds[work] = dense_seconds[what]
+        mine = parts[work.microbatch][max(work.moe_layer, 0)]
+        if work.phase == "shared" and mine.shared:  # the experts' kernel computes these rows
+            seconds[work] = np.zeros(setting.gpus)
+            continue
+        seconds[work] = own.seconds(work, direction, mine.tokens)
     played = tuple(tuple(part) for part in parts)
     return StepLoad(layers=tuple(layers), parts=played, seconds=seconds, routing=routing, tokens=int(layers[0].tokens.sum()))
 
@@ -163,11 +158,6 @@ def directions_of(program: Program) -> tuple[str, ...]:
     """Return the directions in which a program exchanges tokens."""
     found = {task.work.direction for task in program.tasks if task.work.direction != RECOMPUTE or task.work.phase in COLLECTIVES}
     return tuple(direction for direction in (FORWARD, BACKWARD, RECOMPUTE) if direction in found)
-
-
-def _of_tensor_group(tokens: Ints, tensor: int) -> Ints:
-    """Return int[G], for each GPU the tokens of all GPUs of its tensor-parallel group."""
-    return np.repeat(tokens.reshape(-1, tensor).sum(axis=1), tensor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +203,8 @@ def _merged(chosen: LayerRouting, parts: list[LayerLoad], tokens: list[Ints]) ->
         padding=np.sum([part.padding for part in parts], axis=0),
         tokens=np.diff(chosen.token_start),
         guests=np.max([part.guests for part in parts], axis=0),
+        shared=parts[0].shared,
+        nodes=UNKNOWN if UNKNOWN in {part.nodes for part in parts} else sum(part.nodes for part in parts),
     )
 
 
@@ -230,17 +222,23 @@ def _load_part(
     kept = policies.limit(chosen, step=step, moe_layer=moe_layer)
     batch = None
     _check_kept(chosen, kept, step, moe_layer)
+    kept = with_padded_rows(kept, np.diff(chosen.token_start), setting)
     if policies.place is not None:
         batch = plan_batch(policies.place, kept, setting, step=step, moe_layer=moe_layer)
         assignment, local = batch.assignment, _local_index(batch.rank_of_slot, setting.parallel.ep)
+        _check_groups(assignment, setting.parallel.ep, step, moe_layer)
     else:
         assignment = policies.bind(kept, placement, step=step, moe_layer=moe_layer)
-        _check_tokens(chosen, kept, assignment, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
+        _check_tokens(kept, assignment, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
     travelling = assignment
     if kept.sent is not None:
         travelling = policies.bind(kept.sent, placement, step=step, moe_layer=moe_layer)
-        _check_tokens(chosen, kept.sent, travelling, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
+        _check_kept(chosen, kept.sent, step, moe_layer)
+        _check_tokens(kept.sent, travelling, placement.expert_of_slot[moe_layer], setting.parallel.ep, step, moe_layer)
         _check_computed(kept, kept.sent, step, moe_layer)
+        assignment = where_it_arrived(assignment, travelling, placement.expert_of_slot[moe_layer])
+    if assignment.shared_slots:
+        local = _local_index(ranks_of_slots(assignment, placement.rank_of_slot, setting.parallel.ep), setting.parallel.ep)
     rows_of_slot = np.zeros((setting.gpus, local.max(initial=0) + 1), dtype=np.int64)
     padding = np.zeros(setting.gpus, dtype=np.int64)
     columns = np.broadcast_to(local, assignment.destination.shape)
@@ -248,7 +246,7 @@ def _load_part(
     np.add.at(padding, assignment.destination, assignment.slot_padding)
     exchange = {direction: policies.carry(travelling, direction=direction) for direction in directions if direction != RECOMPUTE}
     again = {RECOMPUTE: exchange[FORWARD]} if RECOMPUTE in directions else {}  # the same tokens travel once more
-    _check_exchange(exchange[FORWARD], travelling, step, moe_layer)
+    _check_exchange(exchange[FORWARD], travelling, setting.parallel.ep, step, moe_layer)
     home = placement.slots_per_rank(setting.parallel.ep)
     if batch is not None:
         exchange = with_weights(exchange, batch, setting)
@@ -260,30 +258,41 @@ def _load_part(
         padding=padding,
         tokens=np.diff(chosen.token_start),
         guests=guests(batch, home, setting.parallel.ep) if batch is not None else np.zeros(setting.gpus, dtype=np.int64),
+        shared=assignment.shared_slots > 0,
+        nodes=nodes_touched(travelling, setting.cluster.node_of),
     )
     return load, rows_of_slot
 
 
 def _local_index(rank_of_slot: Ints, ranks: int) -> Ints:
     """Return int[S], the position of each slot among the slots of its rank."""
-    local = np.zeros(len(rank_of_slot), dtype=np.int64)
-    for rank in range(ranks):
-        mine = np.flatnonzero(rank_of_slot == rank)
-        local[mine] = np.arange(len(mine))
+    held = np.bincount(rank_of_slot, minlength=ranks)
+    local = np.empty(len(rank_of_slot), dtype=np.int64)
+    local[np.argsort(rank_of_slot, kind="stable")] = np.arange(len(rank_of_slot)) - np.repeat(np.cumsum(held) - held, held)
     return local
 
 
-def _check_exchange(exchange: Exchange, assignment: Assignment, step: int, moe_layer: int) -> None:
+def _check_exchange(exchange: Exchange, assignment: Assignment, ranks: int, step: int, moe_layer: int) -> None:
     """Law L2: every GPU with tokens for others sends bytes, every GPU that gets tokens receives some, and so on the way back.
 
-    Rows of padding do not count: an exchange may leave it to the receiver to make them.
+    Rows of padding do not count: an exchange may leave it to the receiver to make them. And nothing goes to another group, for no
+    collective would carry it.
     """
-    rows = assignment.routes_at()
-    np.fill_diagonal(rows, 0)
-    out, back = rows.sum(axis=1), rows.sum(axis=0)
+    gpus = len(assignment.slot_counts)
+    leaving = np.where(assignment.destination == np.arange(gpus)[:, None], 0, assignment.slot_counts)
+    out, back = leaving.sum(axis=1), np.zeros(gpus, dtype=np.int64)
+    np.add.at(back, assignment.destination.ravel(), leaving.ravel())
     for phase, stages, wanted in (("dispatch", exchange.dispatch, (out, back)), ("combine", exchange.combine, (back, out))):
-        for side, axis, asked in (("sends", 1, wanted[0]), ("receives", 0, wanted[1])):
-            moved = sum((stage.bytes.sum(axis=axis) for stage in stages), np.zeros(len(rows)))
+        for stage in stages:
+            astray = stage.astray(ranks)
+            if astray is not None:
+                raise LawBroken(
+                    f"law L2 (bytes): step {step}, MoE layer {moe_layer}: the {phase} of the exchange has bytes from GPU {astray[0]} to "
+                    f"GPU {astray[1]}, which are in different expert-parallel groups of {ranks} ranks"
+                )
+        sent = sum((stage.sent() for stage in stages), np.zeros(gpus))
+        received = sum((stage.received() for stage in stages), np.zeros(gpus))
+        for side, moved, asked in (("sends", sent, wanted[0]), ("receives", received, wanted[1])):
             missing = (asked > 0) & (moved <= 0)
             if missing.any():
                 gpu = int(missing.argmax())
@@ -304,30 +313,33 @@ def _check_computed(kept: Kept, sent: Kept, step: int, moe_layer: int) -> None:
         )
 
 
-def _check_tokens(
-    chosen: LayerRouting, kept: Kept, assignment: Assignment, experts_of_slots: Ints, ranks: int, step: int, moe_layer: int
-) -> None:
-    """Law L1: every routed copy is sent and computed once, or counted as dropped."""
-    _check_kept(chosen, kept, step, moe_layer)
+def _check_tokens(kept: Kept, assignment: Assignment, experts_of_slots: Ints, ranks: int, step: int, moe_layer: int) -> None:
+    """Law L1: every copy that is kept is sent and computed once."""
     held = np.zeros_like(kept.routing.counts)
-    np.add.at(held.T, experts_of_slots, assignment.slot_counts.T)
+    np.add.at(held.T, experts_of_slots, assignment.slot_counts[:, : len(experts_of_slots)].T)
     if not np.array_equal(kept.routing.counts, held):
         source, expert = (int(i) for i in np.argwhere(kept.routing.counts != held)[0])
         raise LawBroken(
             f"law L1 (tokens): step {step}, MoE layer {moe_layer}: GPU {source} kept {kept.routing.counts[source, expert]} copies for "
             f"expert {expert}, but {held[source, expert]} were bound to slots that hold it"
         )
+    _check_groups(assignment, ranks, step, moe_layer)
+    check_shared(assignment, ranks, step, moe_layer)
+    if assignment.slot_padding.sum() != kept.padding.sum():
+        raise LawBroken(
+            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: the capacity rule added {kept.padding.sum()} padding rows, "
+            f"but {assignment.slot_padding.sum()} were bound to slots"
+        )
+
+
+def _check_groups(assignment: Assignment, ranks: int, step: int, moe_layer: int) -> None:
+    """Law L1: the slots that a GPU uses are on GPUs of its own group."""
     group = np.arange(len(assignment.destination))[:, None] // ranks
     if (assignment.destination // ranks != group).any():
         source, slot = (int(i) for i in np.argwhere(assignment.destination // ranks != group)[0])
         raise LawBroken(
             f"law L1 (tokens): step {step}, MoE layer {moe_layer}: slot {slot} of GPU {source} was looked for on GPU "
             f"{assignment.destination[source, slot]}, outside its expert-parallel group"
-        )
-    if assignment.slot_padding.sum() != kept.padding.sum():
-        raise LawBroken(
-            f"law L1 (tokens): step {step}, MoE layer {moe_layer}: the capacity rule added {kept.padding.sum()} padding rows, "
-            f"but {assignment.slot_padding.sum()} were bound to slots"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import simpy
 
 from moesim.base.errors import PluginError, Stuck
@@ -63,7 +62,7 @@ class Machine:
         self._gradients = _gradient_plans(scenario.schedule, setting, placement)
         tensor = setting.parallel.tp
         self._tensor = TensorPlans(model=setting.model, cluster=setting.cluster, tensor=tensor) if tensor > 1 else None
-        self.recorder = Recorder(setting.cluster)
+        self.recorder = Recorder(setting.cluster, setting.parallel.ep)
         self._cores = Cores(self.env, setting.cluster) if setting.cluster.shares_cores else None
         self.marks: list[Mark] = []
 
@@ -90,7 +89,7 @@ class Machine:
         self._prepare(load)
         self.recorder.begin_step(step)
         if self._tensor is not None:
-            self._tensor.tokens = {microbatch: part[0].tokens for microbatch, part in enumerate(load.parts)}
+            self._tensor.tokens = {microbatch: self.setting.computed_tokens(part[0].tokens) for microbatch, part in enumerate(load.parts)}
         start = self.env.now
         chain = self._chain(load)
         if chain is not None:
@@ -153,7 +152,7 @@ class Machine:
         most = 0
         for exchange in exchanges:
             for stages in (exchange.dispatch, exchange.combine):
-                flows = [int(np.count_nonzero(stage.bytes)) for stage in stages]
+                flows = [stage.flows() for stage in stages]
                 most = max(most, sum(flows) if exchange.pipelined else max(flows, default=0))
         self.fabric.expect(most)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Ints
+from moesim.facts.group_traffic import added
 from moesim.facts.routing import Kept, LayerRouting
 from moesim.facts.traffic import Exchange, Traffic
 
@@ -52,6 +53,7 @@ def split(layer: LayerRouting, tokens: Sequence[Ints], who: str) -> list[LayerRo
                 weights=_taken(layer.weights, mine),
                 scores=_taken(layer.scores, mine),
                 vocabulary_ids=_taken(layer.vocabulary_ids, mine),
+                domains=_taken(layer.domains, mine),
             )
         )
     return parts
@@ -84,7 +86,13 @@ def _merged_routing(chosen: LayerRouting, parts: Sequence[LayerRouting], tokens:
     if all(part.weights is not None for part in parts):
         weights = _together([part.need_weights("a micro-batch") for part in parts], tokens)
     return LayerRouting.of_tokens(
-        ids, chosen.token_start, chosen.experts, weights=weights, scores=chosen.scores, vocabulary_ids=chosen.vocabulary_ids
+        ids,
+        chosen.token_start,
+        chosen.experts,
+        weights=weights,
+        scores=chosen.scores,
+        vocabulary_ids=chosen.vocabulary_ids,
+        domains=chosen.domains,
     )
 
 
@@ -104,14 +112,7 @@ def merged_exchange(parts: Sequence[Exchange]) -> Exchange:
     """Return the exchange of a layer with the bytes of all its micro-batches, for the accounts; it is never played as such."""
 
     def stages(of: Callable[[Exchange], tuple[Traffic, ...]]) -> tuple[Traffic, ...]:
-        return tuple(
-            Traffic(
-                bytes=np.sum([stage.bytes for stage in same], axis=0),
-                copies=np.sum([stage.copies for stage in same], axis=0),
-                padding=np.sum([stage.padding for stage in same], axis=0),
-            )
-            for same in zip(*(of(part) for part in parts), strict=True)
-        )
+        return tuple(added(same) for same in zip(*(of(part) for part in parts), strict=True))
 
     return dataclasses.replace(
         parts[0],

@@ -248,14 +248,15 @@ def _when_all(env: simpy.Environment, events: Sequence[simpy.Event], done: Calla
 def _collectives(env: simpy.Environment, fabric: Fabric, matrices: Sequence[Floats], group: int) -> list[list[Collective]]:
     """Return the collectives of every GPU, stage by stage."""
     gpus = len(matrices[0])
+    source, destination = np.nonzero(np.any([matrix != 0 for matrix in matrices], axis=0))
+    astray = source[source // group != destination // group]
+    if astray.size:
+        first = int(astray[0]) // group * group
+        raise UsageError(f"GPUs {first} to {first + group - 1} have collectives among themselves, but send bytes to others")
     of_group = []
     for first in range(0, gpus, group):
-        members = range(first, first + group)
-        outside = np.ones((gpus, gpus), dtype=np.bool_)
-        outside[first : first + group, first : first + group] = False
-        if any(matrix[members][outside[members]].any() for matrix in matrices):
-            raise UsageError(f"GPUs {first} to {first + group - 1} have collectives among themselves, but send bytes to others")
-        of_group.append([Collective(env, fabric, members, matrix, barrier=False) for matrix in matrices])
+        members, mine = range(first, first + group), slice(first, first + group)
+        of_group.append([Collective(env, fabric, members, matrix[mine, mine], barrier=False) for matrix in matrices])
     return [of_group[gpu // group] for gpu in range(gpus)]
 
 

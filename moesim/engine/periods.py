@@ -232,7 +232,7 @@ class Periods:
             float(real[chains.INSTANT] - real[chains.BEGAN]),
             np.where(by_port[leg][:, None] != 0, port_routes[pair], routes[pair]),
             pair,
-            arrays["size"][leg, source, destination],
+            arrays["size"][leg, source, destination % arrays["size"].shape[2]],
             None,
             None,
             np.stack([source, destination], axis=1).astype(np.int32),

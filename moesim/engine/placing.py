@@ -12,6 +12,18 @@ from moesim.facts.placement import Placement
 from moesim.facts.scenario import Setting
 
 
+def check_type(answer: object, who: str) -> None:
+    """Refuse what is no placement, on behalf of ``who``.
+
+    Raises
+    ------
+    PluginError
+        Naming the type that came instead.
+    """
+    if not isinstance(answer, Placement):
+        raise PluginError(f"{who} returned {type(answer).__name__}, expected a Placement, or None to keep the present one (law L11)")
+
+
 def first_placement(plan: Any, setting: Setting, begun: Plan | None = None) -> Placement:
     """Return where the experts are when a run begins, checked against law L11; ``begun`` is the plan of the run, if it goes on.
 
@@ -26,5 +38,6 @@ def first_placement(plan: Any, setting: Setting, begun: Plan | None = None) -> P
     )
     if placement is None:
         raise PluginError(f"placement {plan.kind!r} returned nothing at its first call: experts must be somewhere from the start")
+    check_type(placement, f"placement {plan.kind!r}")
     placement.check(layers=len(model.moe_layers), experts=model.experts, ranks=setting.parallel.ep, who=f"placement {plan.kind!r}")
     return placement

@@ -1,4 +1,4 @@
-"""All-to-alls whose messages start by themselves, not pair by pair: receives posted beforehand, and the alternating posts of a library.
+"""All-to-alls of sockets: receives posted beforehand, the alternating posts of a library, senders that leave bytes in buffers.
 
 Gloo's ``alltoall`` lets rank r, in step k = 1 ... n - 1, send to r + k and then receive from r - k (gloo/alltoall.cc). Data moves once
 the receiver has said that it is ready, and that word travels on the connection of the pair, behind the data that already waits there. So
@@ -55,12 +55,18 @@ class PostedCall:
             return
 
         def ended() -> None:
-            self._fabric.unwatch(counter)
             self._left[[source, destination]] -= 1
             if then is not None:
                 then()
             self._leave(source)
             self._leave(destination)
+
+        self._move(source, destination, size, ended)
+
+    def _move(self, source: int, destination: int, size: float, then: Callable[[], None]) -> None:
+        def ended() -> None:
+            self._fabric.unwatch(counter)
+            then()
 
         counter = self._fabric.watch(ended)
         self._fabric.transfer(np.array([source]), np.array([destination]), np.array([size]), np.array([[counter, counter]], dtype=np.int32))
@@ -97,3 +103,53 @@ class LibraryCall(PostedCall):
     def _leave(self, rank: int) -> None:
         if len(self._here) == len(self._size):
             super()._leave(rank)
+
+
+class BufferedCall(PostedCall):
+    """An all-to-all whose pairs start when both ranks are there, and whose senders do not wait for the last bytes.
+
+    Who sends through a socket has done so when what is left lies in the socket's buffer: a rank that mostly sends goes on while its last
+    bytes are still under way.
+
+    Parameters
+    ----------
+    env, fabric, size
+        As for :class:`PostedCall`.
+    buffer : float
+        Bytes of each message that its sender does not wait for.
+    """
+
+    def __init__(self, env: simpy.Environment, fabric: Fabric, size: Floats, buffer: float) -> None:
+        super().__init__(env, fabric, size)
+        self._buffer = buffer
+
+    def arrive(self, rank: int) -> simpy.Event:
+        """Let a rank in; the event fires when all that it receives is there, and all that it sends has left but for the buffers."""
+        earlier = list(self._here)
+        self._here.append(rank)
+        for peer in earlier:
+            for source, destination in ((rank, peer), (peer, rank)):
+                self._message(source, destination)
+        self._leave(rank)
+        return self._done[rank]
+
+    def _message(self, source: int, destination: int) -> None:
+        size = float(self._size[source, destination])
+        if size <= 0:
+            return
+
+        def received() -> None:
+            self._left[destination] -= 1
+            self._leave(destination)
+
+        def handed_over() -> None:
+            self._left[source] -= 1
+            self._move(source, destination, min(size, self._buffer), received)
+            self._leave(source)
+
+        if self._buffer <= 0:
+            self._send(source, destination)
+        elif size > self._buffer:
+            self._move(source, destination, size - self._buffer, handed_over)
+        else:
+            handed_over()

@@ -40,20 +40,21 @@ class Posting:
     ----------
     env : simpy.Environment
     fabric : Fabric
-    gpus : int
-        G.
+    ranks : int[R]
+        The GPUs that take part, in ascending order.
     rules : Rules
     quiet : callable
     """
 
-    def __init__(self, env: simpy.Environment, fabric: Fabric, gpus: int, rules: Rules, quiet: Callable[[int], None]) -> None:
+    def __init__(self, env: simpy.Environment, fabric: Fabric, ranks: Ints, rules: Rules, quiet: Callable[[int], None]) -> None:
         self._env = env
         self._fabric = fabric
-        self._gpus = gpus
+        self._lowest = int(ranks[0])
+        self._span = int(ranks[-1]) + 1 - self._lowest
         self._rules = rules
         self._quiet = quiet
-        self._counter = np.full(gpus, -1, dtype=np.int32)
-        self._ready: Floats = np.zeros(gpus)
+        self._counter = np.full(self._span, -1, dtype=np.int32)
+        self._ready: Floats = np.zeros(self._span)
         # Only with a limit on messages in flight: those kept back, those on their way, and how many a rank still has in all.
         self._kept: dict[int, deque[tuple[int, float]]] = {}
         self._out: dict[int, int] = {}
@@ -65,12 +66,12 @@ class Posting:
     def enter(self, rank: int) -> None:
         """Let a rank in."""
         if not self._rules.in_flight:
-            self._counter[rank] = self._fabric.watch(lambda: None if rank in self._held else self._quiet(rank))
+            self._counter[rank - self._lowest] = self._fabric.watch(lambda: None if rank in self._held else self._quiet(rank))
 
     def leave(self, rank: int) -> None:
         """Let a rank go."""
         if not self._rules.in_flight:
-            self._fabric.unwatch(int(self._counter[rank]))
+            self._fabric.unwatch(int(self._counter[rank - self._lowest]))
 
     def send(self, source: Ints, destination: Ints, size: Floats) -> None:
         """Post messages, of every source in its order: all that can be posted at this instant, whoever made them possible."""
@@ -89,7 +90,7 @@ class Posting:
         source, destination, size = (np.concatenate(parts) for parts in zip(*self._unordered, strict=True))
         self._unordered.clear()
         self._held.clear()
-        distance = (destination - source) % self._gpus if self._rules.order == "rotated" else destination
+        distance = (destination - source) % self._span if self._rules.order == "rotated" else destination
         order = np.lexsort((distance, source))
         source, destination, size = source[order], destination[order], size[order]
         if self._rules.in_flight:
@@ -100,7 +101,7 @@ class Posting:
     def _transfer(self, source: Ints, destination: Ints, size: Floats) -> None:
         rules = self._rules
         watch = np.empty((len(source), 2), dtype=np.int32)
-        watch[:, 0], watch[:, 1] = self._counter[source], self._counter[destination]
+        watch[:, 0], watch[:, 1] = self._counter[source - self._lowest], self._counter[destination - self._lowest]
         delay = self._wait(source) if rules.overhead else None
         self._fabric.transfer(source, destination, size, watch, delay=delay, by_port=rules.by_port)
 
@@ -109,8 +110,9 @@ class Posting:
         now, each = self._env.now, self._rules.overhead
         first = np.flatnonzero(np.r_[True, source[1:] != source[:-1]])
         many = np.diff(np.r_[first, len(source)])
-        begin = np.maximum(self._ready[source[first]], now)
-        self._ready[source[first]] = begin + many * each
+        sender = source[first] - self._lowest
+        begin = np.maximum(self._ready[sender], now)
+        self._ready[sender] = begin + many * each
         place = np.arange(len(source)) - np.repeat(first, many)
         return np.asarray(np.repeat(begin - now, many) + place * each)
 
@@ -125,8 +127,8 @@ class Posting:
         while self._kept[rank] and self._out.get(rank, 0) < self._rules.in_flight:
             destination, size = self._kept[rank].popleft()
             self._out[rank] = self._out.get(rank, 0) + 1
-            wait = max(float(self._ready[rank]) - self._env.now, 0.0)
-            self._ready[rank] = self._env.now + wait + self._rules.overhead
+            wait = max(float(self._ready[rank - self._lowest]) - self._env.now, 0.0)
+            self._ready[rank - self._lowest] = self._env.now + wait + self._rules.overhead
             self._message(rank, destination, size, wait)
 
     def _message(self, source: int, destination: int, size: float, wait: float) -> None:

@@ -14,6 +14,7 @@ import simpy
 from moesim.base.errors import PluginError
 from moesim.engine.load import StepLoad
 from moesim.engine.machine import Machine
+from moesim.engine.placing import check_type
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Plan, View
 from moesim.facts.placement import Placement
@@ -98,7 +99,7 @@ class Rebalancing:
         move = Move(
             step=step,
             decided_at=machine.env.now,
-            planner=self.rules.planner_time,
+            planner=0.0 if getattr(self.plan, "continues", False) else self.rules.planner_time,
             layers=len(changed),
             copies=sum(count for count, _ in wanted),
             bytes=float(sum(size.sum() for _, size in wanted)),
@@ -113,11 +114,12 @@ class Rebalancing:
             return
         self._target = new
         self._queue.extend((layer, wanted[layer][1]) for layer in changed)
-        self._begins = machine.env.now + self.rules.planner_time
+        self._begins = machine.env.now + move.planner
         self._send_next()
 
     def _check(self, new: Placement) -> None:
         setting = self.machine.setting
+        check_type(new, self.who)
         new.check(layers=len(setting.model.moe_layers), experts=setting.model.experts, ranks=setting.parallel.ep, who=self.who)
         if not np.array_equal(new.rank_of_slot, self.machine.placement.rank_of_slot):
             raise PluginError(
@@ -144,8 +146,8 @@ class Rebalancing:
         done = machine.env.event()
 
         def work() -> Generator[simpy.Event, Any, None]:
-            if self.rules.planner_time:
-                yield machine.env.timeout(self.rules.planner_time)
+            if move.planner:
+                yield machine.env.timeout(move.planner)
             began = machine.env.now
             arrived = self._transfer(np.sum(sizes, axis=0))
             if arrived is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 from moesim.engine.collective import Collective
 from moesim.engine.group_call import GroupCall
 from moesim.engine.step_record import StepRecord
-from moesim.facts.arrays import Floats
+from moesim.facts.arrays import Bools, Floats
 from moesim.facts.cluster import Cluster
+from moesim.facts.collective import CollectivePlan
 from moesim.facts.program import Work
 from moesim.facts.record import Table
-from moesim.models.bounds import PairRoutes, link_bound, link_bytes, port_bound, port_seconds
+from moesim.models.bounds import port_links
+from moesim.models.group_bounds import Bounds, GroupRoutes, bounds_of_flows
 
 SPAN_COLUMNS = (
     ("step", np.int64),
@@ -63,17 +66,20 @@ class Recorder:
     ----------
     cluster : Cluster
         For the floors of collectives.
+    ranks : int
+        Of an expert-parallel group.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, ranks: int) -> None:
         self._cluster = cluster
-        self._crosses = cluster.crosses_nodes()
-        self._routes = PairRoutes(cluster)
+        self._ranks = ranks
+        self._link_names = np.array([*cluster.link_names, ""], dtype=np.str_)
+        self._routes: GroupRoutes | None = None
         self._blocks: list[tuple[int, StepRecord]] = []
         self._span_columns: list[dict[str, np.ndarray]] = []
         self._collective_columns: list[dict[str, np.ndarray]] = []
         self._spans: list[tuple[object, ...]] = []
-        self._under_way: list[tuple[Work, int, Collective | GroupCall, Floats]] = []
+        self._under_way: list[tuple[Work, int, Collective | GroupCall, Floats | CollectivePlan]] = []
         self._collectives: list[tuple[object, ...]] = []
         self.step = 0
 
@@ -120,9 +126,13 @@ class Recorder:
             )
         )
 
-    def collective(self, work: Work, group: int, collective: Collective | GroupCall, size: Floats) -> None:
-        """Remember a collective of this step; ``size`` is float[G, G], B."""
+    def collective(self, work: Work, group: int, collective: Collective, size: Floats) -> None:
+        """Remember a collective of an expert-parallel group; ``size`` is float[R, R], B."""
         self._under_way.append((work, group, collective, size))
+
+    def call(self, work: Work, group: int, call: GroupCall, plan: CollectivePlan) -> None:
+        """Remember an operation of another group."""
+        self._under_way.append((work, group, call, plan))
 
     def step_record(self, record: StepRecord) -> None:
         """Write a step down that was worked out at once; nothing else was recorded in it."""
@@ -133,10 +143,42 @@ class Recorder:
         for step, record in self._blocks:
             self._columns()
             self._span_columns.append(record.spans(step))
-            self._collective_columns += record.collectives(step, self._cluster, self._routes, self._crosses)
+            self._collective_columns.append(record.collectives(step, self._routes_inside(), self._link_names))
         self._blocks.clear()
-        self._collectives += [self._row(*one) for one in self._under_way]
+        bounds = self._bounds()
+        for (work, group, one, _), (found, number, place) in zip(self._under_way, bounds, strict=True):
+            self._collectives.append(self._row(work, group, one, found, number, place))
         self._under_way.clear()
+
+    def _routes_inside(self) -> GroupRoutes:
+        """Return the routes of groups. A machine that is played for its times alone never asks for them."""
+        if self._routes is None:
+            self._routes = GroupRoutes(self._cluster, self._ranks, self._ports())
+        return self._routes
+
+    def _ports(self) -> Bools:
+        return self._cluster.once("links that are ports", lambda: port_links(self._cluster))
+
+    def _bounds(self) -> list[tuple[Bounds, int, int]]:
+        """Return the bounds of each collective and where in them it stands; those of expert-parallel groups are worked out together."""
+        turns: Counter[int] = Counter()
+        places = []
+        for _, group, _, asked in self._under_way:
+            inside = not isinstance(asked, CollectivePlan)
+            places.append((turns[group], group) if inside else (0, 0))
+            turns[group] += inside
+        sizes = np.zeros((max(turns.values(), default=0), self._cluster.gpus // self._ranks, self._ranks, self._ranks))
+        for (_, _, _, asked), place in zip(self._under_way, places, strict=True):
+            if not isinstance(asked, CollectivePlan):
+                sizes[place] = asked
+        together = self._routes_inside().bounds(sizes) if len(sizes) else None
+        found = []
+        for (_, _, call, asked), place in zip(self._under_way, places, strict=True):
+            if isinstance(asked, CollectivePlan):
+                found.append((bounds_of_flows(*asked.flows(), call.ranks, self._cluster, self._ports()), 0, 0))
+            elif together is not None:
+                found.append((together, *place))
+        return found
 
     def _columns(self) -> None:
         """Turn the rows so far into columns, so that what comes next stands after them."""
@@ -148,15 +190,12 @@ class Recorder:
                 columns.append(_arrays(names, rows))
                 rows.clear()
 
-    def _row(self, work: Work, group: int, collective: Collective | GroupCall, size: Floats) -> tuple[object, ...]:
-        ranks = np.array(collective.ranks)
-        mine = np.zeros_like(size)
-        mine[np.ix_(ranks, ranks)] = size[np.ix_(ranks, ranks)]
-        np.fill_diagonal(mine, 0.0)
-        states = [collective.at[rank] for rank in collective.ranks]
+    def _row(
+        self, work: Work, group: int, collective: Collective | GroupCall, bounds: Bounds, number: int, place: int
+    ) -> tuple[object, ...]:
+        ranks = collective.ranks
+        states = [collective.at[rank] for rank in ranks]
         arrivals = np.array([state.arrival for state in states])
-        carried = link_bytes(mine, self._cluster)
-        seconds, link = link_bound(mine, self._cluster, carried=carried)
         return (
             self.step,
             work.layer,
@@ -167,16 +206,16 @@ class Recorder:
             group,
             arrivals.min(),
             arrivals.max(),
-            ranks[arrivals.argmax()],
+            ranks[int(arrivals.argmax())],
             max(state.end for state in states),
             collective.moving,
             np.mean([state.end - state.arrival - state.waiting for state in states]),
-            port_seconds(mine, self._cluster)[ranks].mean(),
-            mine.sum(),
-            mine[self._crosses].sum(),
-            port_bound(mine, self._cluster, ports=self._routes.own, carried=carried),
-            seconds,
-            self._cluster.link_names[link] if seconds > 0 else "",
+            bounds.alone[number, place].mean(),
+            bounds.bytes[number, place],
+            bounds.cross_node_bytes[number, place],
+            bounds.port_bound[number, place],
+            bounds.link_bound[number, place],
+            self._link_names[bounds.bottleneck[number, place]],
         )
 
     def collectives(self) -> Table:

@@ -17,7 +17,7 @@ from moesim.base.errors import UsageError, did_you_mean
 from moesim.engine.collective import Collective
 from moesim.engine.cores import Cores
 from moesim.engine.fabric import Fabric
-from moesim.engine.posted_calls import LibraryCall, PostedCall
+from moesim.engine.posted_calls import BufferedCall, LibraryCall, PostedCall
 from moesim.facts.arrays import Floats, frozen
 from moesim.facts.cluster import Cluster
 from moesim.facts.scenario import Sharing
@@ -50,7 +50,8 @@ class AllToAll:
     """An exchange: float[G, G] bytes from each rank (row) to each other.
 
     ``barrier``: nobody sends before all are there. ``latency``: seconds that it takes besides moving bytes, after a barrier before the
-    first byte, otherwise after a rank's last. ``posting`` is a word of ``POSTINGS``.
+    first byte, otherwise after a rank's last. ``posting`` is a word of ``POSTINGS``. ``buffer``: bytes of each message that its sender
+    does not wait for, with ``on_arrival`` and no barrier only.
     """
 
     name: str
@@ -58,6 +59,7 @@ class AllToAll:
     barrier: bool = False
     latency: float = 0.0
     posting: str = "on_arrival"
+    buffer: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bytes", frozen(self.bytes, np.float64))
@@ -92,7 +94,7 @@ class Replayed:
         When each rank ended each phase, s after the start.
     waiting : float[P, G]
         Seconds of an exchange in which none of a rank's bytes could move, because its peers were not there; NaN where nobody counted (an
-        exchange that is not posted ``on_arrival``).
+        exchange that is not posted ``on_arrival``, or has a buffer).
     carried, busy : float[K]
         Bytes over each link, and seconds in which it carried some.
     """
@@ -139,7 +141,9 @@ def replay(cluster: Cluster, phases: Sequence[Phase], *, changes: Sequence[Chang
     ranks = range(cluster.gpus)
     calls: dict[int, Collective | PostedCall] = {}
     for number, phase in enumerate(phases):
-        if isinstance(phase, AllToAll) and phase.posting == "on_arrival":
+        if isinstance(phase, AllToAll) and phase.buffer > 0:
+            calls[number] = BufferedCall(env, fabric, phase.bytes, phase.buffer)
+        elif isinstance(phase, AllToAll) and phase.posting == "on_arrival":
             calls[number] = Collective(env, fabric, ranks, phase.bytes, barrier=phase.barrier)
         elif isinstance(phase, AllToAll):
             calls[number] = (PostedCall if phase.posting == "before" else LibraryCall)(env, fabric, phase.bytes)
@@ -190,6 +194,10 @@ def _check(cluster: Cluster, phases: Sequence[Phase], changes: Sequence[Change])
             raise UsageError(f"phase {phase.name!r} cannot be posted {phase.posting!r}{did_you_mean(phase.posting, POSTINGS)}")
         if isinstance(phase, AllToAll) and phase.posting != "on_arrival" and phase.barrier:
             raise UsageError(f"phase {phase.name!r} has a barrier, and messages posted {phase.posting!r} have none: choose one")
+        if isinstance(phase, AllToAll) and not (np.isfinite(phase.buffer) and phase.buffer >= 0):
+            raise UsageError(f"phase {phase.name!r} has a buffer of {phase.buffer} B: it must be finite and at least 0")
+        if isinstance(phase, AllToAll) and phase.buffer > 0 and (phase.barrier or phase.posting != "on_arrival"):
+            raise UsageError(f"phase {phase.name!r} has a buffer, which only messages have that are posted 'on_arrival' without a barrier")
         if isinstance(phase, AllToAll) and not (np.isfinite(phase.latency) and phase.latency >= 0):
             raise UsageError(f"phase {phase.name!r} has a latency of {phase.latency} s: it must be finite and at least 0")
     for change in changes:

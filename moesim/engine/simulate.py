@@ -18,6 +18,7 @@ from moesim.engine.assumptions import assumptions
 from moesim.engine.balanced import balanced_steps, fresh_policies, kept_shares
 from moesim.engine.machine import Machine
 from moesim.engine.no_network import no_communication_on_shared_cores
+from moesim.engine.own_tokens import mean_context
 from moesim.engine.placing import first_placement
 from moesim.engine.rebalancing import Rebalancing
 from moesim.engine.tables import build_tables, rebalances
@@ -36,6 +37,7 @@ from moesim.measure.collect import fresh_steps, sample_all, summarise_all
 from moesim.models.bounds import no_communication
 from moesim.models.gate.losses import layer_losses
 from moesim.models.stages import stage_setting
+from moesim.models.unequal_ranks import waiting_for_slow_ranks
 
 
 def simulate(
@@ -99,7 +101,13 @@ def simulate(
         ranks=scenario.parallel.ep,
     )
     tally = Tally(
-        cluster=cluster, model=scenario.model, warmup=scenario.warmup, keep_routing=keep_routing, losses=losses, stages=program.stages
+        cluster=cluster,
+        model=scenario.model,
+        ranks=scenario.parallel.ep,
+        warmup=scenario.warmup,
+        keep_routing=keep_routing,
+        losses=losses,
+        stages=program.stages,
     )
     notes: list[str] = []
     barrier = False
@@ -122,6 +130,8 @@ def simulate(
             else:
                 floors.append(no_communication(program, load.seconds, setting.groups))
         tally.add(step, load, mark)
+        if step >= scenario.warmup:
+            tally.unequal_ranks.append(float(waiting_for_slow_ranks(program, load.seconds, scenario.parallel.ep).mean()))
         rebalancing.learn(load)
         if progress is not None:
             progress(step + 1, scenario.steps)
@@ -129,8 +139,9 @@ def simulate(
     tables = build_tables(machine.recorder, tally, setting=setting, placement=placement, program=program, keep_spans=keep_spans)
     if rebalancing.moves:
         tables["rebalances"] = rebalances(rebalancing.moves)
+    read = mean_context(setting, tally.tokens_of_gpus, scenario.warmup)
     bounds = {
-        "step_time_if_balanced": balanced_steps(scenario, setting, placement, tally.tokens[scenario.warmup :], shares),
+        "step_time_if_balanced": balanced_steps(scenario, setting, placement, tally.tokens[scenario.warmup :], shares, read),
         "step_time_if_no_communication": np.array(floors),
     }
     shared = machine.fabric.report()

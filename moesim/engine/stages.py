@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.engine.load import LayerLoad, StepLoad
+from moesim.facts.group_traffic import GroupTraffic
 from moesim.facts.program import Program
 from moesim.facts.traffic import Exchange, Traffic
 from moesim.models.stages import stage_of_layers
@@ -66,6 +67,12 @@ class _Placing:
 
     def _exchange(self, exchange: Exchange, stage: int) -> Exchange:
         def traffic(one: Traffic) -> Traffic:
+            if isinstance(one, GroupTraffic):
+                return GroupTraffic.of_groups(
+                    self._row(one.among(one.ranks), stage),
+                    self._row(one.copies_among(one.ranks), stage),
+                    self._row(one.padding_among(one.ranks), stage),
+                )
             return Traffic(
                 bytes=self._square(one.bytes, stage), copies=self._square(one.copies, stage), padding=self._square(one.padding, stage)
             )
@@ -79,7 +86,7 @@ class _Placing:
         )
 
     def _row(self, values: NDArray[N], stage: int) -> NDArray[N]:
-        whole = np.zeros(len(values) * self._stages, dtype=values.dtype)
+        whole = np.zeros((len(values) * self._stages, *values.shape[1:]), dtype=values.dtype)
         whole[stage * len(values) : (stage + 1) * len(values)] = values
         return whole
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.engine.bubbles import bubble, covered
+from moesim.engine.own_tokens import held_tokens
 from moesim.engine.rebalancing import Move
 from moesim.engine.recorder import Recorder
 from moesim.engine.tally import Mark, Tally
@@ -86,6 +87,7 @@ def _phase_seconds(spans: Table, numbers: NDArray[np.int64], gpus: int) -> dict[
     phase = spans["phase"]
     collective = np.isin(phase, COLLECTIVES)
     sums = {name: total(seconds, phase == name) for name in PHASES}
+    sums["attention"] += total(seconds, phase == "attention_core")
     for name in COLLECTIVES:
         sums[name] = total(seconds - spans["waiting_s"], phase == name)
     sums["slowed"] = total(spans["slowed_s"], spans["slowed_s"] > 0)
@@ -149,6 +151,7 @@ def _steps(marks: list[Mark], numbers: NDArray[np.int64], tally: Tally, per_gpu:
         "hand_over_s": per_gpu["handed_over"].mean(axis=1),
         "pipeline_s": per_gpu["pipeline"].mean(axis=1),
         "bubble_s": per_gpu["bubble"].mean(axis=1),
+        "unequal_ranks_s": np.array(tally.unequal_ranks),
     }
     return Table(columns=columns, units={name: "s" for name in columns if name.endswith("_s")})
 
@@ -210,10 +213,15 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
     weights = np.array([weight_bytes(setting.model, int(count), setting.workload.phase) for count in slots])
     # Training holds the activations of all layers at once, a forward pass those of one.
     held = rows.mean(axis=1) if setting.workload.phase == "training" else rows.max(axis=1)
-    tokens = np.stack(tally.tokens_of_gpus)
-    peak = [peak_memory(setting.model, setting.workload, int(slots[gpu]), held[:, gpu], tokens=tokens[:, gpu]).max() for gpu in range(gpus)]
+    tokens, contexts = held_tokens(setting, np.stack(tally.tokens_of_gpus), np.arange(tally.warmup, len(tally.marks)))
+    peak = [
+        peak_memory(
+            setting.model, setting.workload, int(slots[gpu]), held[:, gpu], tokens=tokens[:, gpu], context=contexts[:, gpu]
+        ).max()
+        for gpu in range(gpus)
+    ]  # fmt: skip
     if spread_or_recomputed(setting):
-        weights, peak = _spread(setting, program, slots, rows, tokens)
+        weights, peak = _spread(setting, program, slots, rows, tokens, contexts)
     columns: dict[str, NDArray[Any]] = {
         "gpu": np.arange(gpus),
         "node": setting.cluster.node_of,
@@ -228,6 +236,8 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
         "waiting_s": per_gpu["waiting"].mean(axis=0),
         "gradient_s": per_gpu["gradients"].mean(axis=0),
         "gradient_exposed_s": per_gpu["gradients_exposed"].mean(axis=0),
+        "tensor_s": per_gpu["tensor"].mean(axis=0),
+        "optimiser_s": per_gpu["optimiser"].mean(axis=0),
         "bubble_s": per_gpu["bubble"].mean(axis=0),
         "idle_s": np.maximum(step_time[:, None] - per_gpu["occupied"], 0.0).mean(axis=0),
         "weight_bytes": weights,
@@ -237,9 +247,11 @@ def _gpus(tally: Tally, marks: list[Mark], per_gpu: dict[str, Floats], setting: 
     return Table(columns=columns, units=units)
 
 
-def _spread(setting: Setting, program: Program, slots: Ints, rows: Ints, tokens: Ints) -> tuple[Floats, list[float]]:
+def _spread(setting: Setting, program: Program, slots: Ints, rows: Ints, tokens: Ints, contexts: Floats) -> tuple[Floats, list[float]]:
     """Return float[G] bytes of weights, and the peak of each GPU, where its stage and what it keeps matter."""
-    held = [held_by(setting, program, gpu, int(slots[gpu]), rows[:, :, gpu], tokens[:, gpu]) for gpu in range(setting.gpus)]
+    held = [
+        held_by(setting, program, gpu, int(slots[gpu]), rows[:, :, gpu], tokens[:, gpu], contexts[:, gpu]) for gpu in range(setting.gpus)
+    ]
     return np.array([weights for weights, _ in held]), [weights + float(activations.max()) for weights, activations in held]
 
 
@@ -286,8 +298,9 @@ def _links(tally: Tally, marks: list[Mark], cluster: Cluster) -> Table:
 
 def _traffic(tally: Tally, steps: int) -> Table:
     any_bytes = tally.traffic["dispatch_bytes"] + tally.traffic["combine_bytes"] + tally.traffic["copies"]
-    source, destination = np.nonzero(any_bytes)
-    columns: dict[str, NDArray[Any]] = {"source": source, "destination": destination}
+    group, source, destination = np.nonzero(any_bytes)
+    first = group * tally.ranks
+    columns: dict[str, NDArray[Any]] = {"source": first + source, "destination": first + destination}
     for name in ("dispatch_bytes", "combine_bytes", "copies"):
-        columns[name] = tally.traffic[name][source, destination] / steps
+        columns[name] = tally.traffic[name][group, source, destination] / steps
     return Table(columns=columns, units={"dispatch_bytes": "B", "combine_bytes": "B"})

@@ -34,10 +34,11 @@ class Mark:
 
 @dataclass(slots=True)
 class Tally:
-    """What each step leaves behind besides spans."""
+    """What each step leaves behind besides spans; ``traffic`` holds float[groups, R, R], sums over the measured steps."""
 
     cluster: Cluster
     model: MoeModel
+    ranks: int
     warmup: int
     keep_routing: bool
     losses: Callable[[LayerRouting], Losses] | None = None
@@ -52,6 +53,7 @@ class Tally:
     tokens: list[int] = field(default_factory=list)
     tokens_of_gpus: list[Ints] = field(default_factory=list)
     repeats: list[int] = field(default_factory=list)
+    unequal_ranks: list[float] = field(default_factory=list)
     before: dict[int, Ints] = field(default_factory=dict)
     idle_for: dict[int, Ints] = field(default_factory=dict)
     choices: list[tuple[int, Routing]] = field(default_factory=list)
@@ -71,11 +73,12 @@ class Tally:
         shape = (len(load.layers), self.model.experts)
         routes = self.routes if self.routes is not None else np.zeros(shape, dtype=np.int64)
         dropped = self.dropped if self.dropped is not None else np.zeros(shape, dtype=np.int64)
-        crosses = self.cluster.crosses_nodes()
-        gpus = self.cluster.gpus
+        gpus, ranks = self.cluster.gpus, self.ranks
         of_stage = gpus // self.stages
+        node_of = self.cluster.node_of.reshape(-1, ranks)
+        crosses, own = node_of[:, :, None] != node_of[:, None, :], np.arange(ranks)
         for name in ("dispatch_bytes", "combine_bytes", "copies"):
-            self.traffic.setdefault(name, np.zeros((gpus, gpus)))
+            self.traffic.setdefault(name, np.zeros((gpus // ranks, ranks, ranks)))
         for moe_layer, layer in enumerate(load.layers):
             by_expert = layer.chosen.counts.sum(axis=0)
             routes[moe_layer] += by_expert
@@ -87,11 +90,13 @@ class Tally:
                 for phase, stages in (("dispatch", exchange.dispatch), ("combine", exchange.combine)):
                     counted[phase] += float(exchange.counted(phase).sum()) / of_stage
                     for stage in stages:
-                        sums[phase] += float(stage.bytes.sum())
-                        cross[phase] += float(stage.bytes[crosses].sum())
-                        self.traffic[f"{phase}_bytes"] += stage.bytes
+                        inside = stage.among(ranks)
+                        sums[phase] += float(inside.sum())
+                        cross[phase] += float(inside[crosses].sum())
+                        self.traffic[f"{phase}_bytes"] += inside
             for stage in layer.exchange["forward"].dispatch:
-                sent = stage.copies * ~np.eye(gpus, dtype=np.bool_)
+                sent = stage.copies_among(ranks).copy()
+                sent[:, own, own] = 0
                 copies += int(sent.sum())
                 self.traffic["copies"] += sent
             self._layer(step, moe_layer, layer, by_expert, sums, cross, counted, copies)
@@ -147,6 +152,7 @@ class Tally:
             "dispatch_library_bytes": counted["dispatch"],
             "combine_library_bytes": counted["combine"],
             "copies": copies,
+            "nodes": layer.nodes,
             **self._health(moe_layer, layer.chosen, by_expert),
             **self._losses(layer.chosen),
         }
@@ -161,13 +167,16 @@ class Tally:
         earlier = self.before.get(moe_layer)
         self.before[moe_layer] = by_expert
         mean = float(by_expert.mean())
+        of_domains = chosen.routes_of_domains()
         return {
             "idle_experts": int(resting.sum()),
+            "stagnant_experts": int(balance_health.stagnant(by_expert).sum()),
             "idle_longest": int(since.max(initial=0)),
             "load_cv": float(by_expert.std()) / mean if mean else math.nan,
             "load_entropy": balance_health.entropy(by_expert),
             "load_correlation": math.nan if earlier is None else balance_health.correlation(by_expert, earlier),
-            "source_information": balance_health.source_information(chosen.counts),
+            "source_information": balance_health.mutual_information(chosen.counts),
+            "domain_information": math.nan if of_domains is None else balance_health.mutual_information(of_domains),
         }
 
     def routing(self, origin: str) -> Trace | None:

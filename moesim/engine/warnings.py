@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from moesim.base.units import format_quantity
 from moesim.facts.cluster import Cluster
 from moesim.facts.record import Table
@@ -31,6 +33,7 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], 
         _memory(cluster, tables),
         _oversubscription(scenario, tables),
         _schedule(scenario),
+        _rebalances(scenario, tables),
         outside_profile(scenario.exchange, scenario, cluster),
         outside_kernels(scenario.compute, scenario, cluster),
         *_routing(scenario),
@@ -67,6 +70,30 @@ def _schedule(scenario: Scenario) -> str:
         return f"schedule {kind} hides exchanges, and parallel.ep 1 has none: it hid nothing"
     if kind == "shared_expert" and not model.shared_width:
         return f"schedule shared_expert changed nothing: {model.name} has no shared experts; two_batch hides exchanges of any model"
+    if kind == "shared_expert" and scenario.policy.dispatch.kind == "waterfill":
+        return "schedule shared_expert changed nothing: dispatch waterfill computes shared experts with the routed ones"
+    return ""
+
+
+def _rebalances(scenario: Scenario, tables: Mapping[str, Table]) -> str:
+    """Asynchronous rebalances that took longer than the steps between two plans, or than the run."""
+    moves = tables.get("rebalances")
+    if moves is None or not len(moves) or scenario.policy.rebalance.mode != "async":
+        return ""
+    interval = getattr(scenario.policy.placement, "interval", None)
+    unfinished = moves["in_place_step"] < 0
+    took = np.where(unfinished, scenario.steps, moves["in_place_step"]) - moves["step"]
+    if interval is not None and (took > interval).any():
+        late = int((took > interval).sum())
+        longest = f"{int(took.max())}, and was not in place at the end" if unfinished.any() else f"{int(took.max())}"
+        return (
+            f"{late} of {len(moves)} asynchronous rebalances took longer than policy.placement.interval ({interval} steps; the longest "
+            f"{longest}): the placement is asked again only when the last layer has changed over; raise the interval"
+        )
+    if unfinished.any():
+        return (
+            f"the rebalance before step {int(moves['step'][unfinished][0])} was not in place when the run ended; more steps would show it"
+        )
     return ""
 
 

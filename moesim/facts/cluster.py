@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from moesim.facts.arrays import Floats, Ints, frozen
 from moesim.facts.gpu import Gpu
+
+T = TypeVar("T")
 
 
 def _no_pools() -> np.ndarray:
@@ -52,6 +56,7 @@ class Cluster:
     basis: str = "datasheet"
     core_pool: Ints = field(default_factory=_no_pools)
     pool_cores: Floats = field(default_factory=_no_pools)
+    _worked_out: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, dtype in (
@@ -92,10 +97,18 @@ class Cluster:
 
     def route_latency(self) -> Floats:
         """Return float[G, G], the sum of the latencies along each route, in s."""
-        totals = np.zeros(self.gpus * self.gpus)
         pair_of_hop = np.repeat(np.arange(self.gpus * self.gpus), np.diff(self.route_start))
-        np.add.at(totals, pair_of_hop, self.latency[self.route_link])
-        return totals.reshape(self.gpus, self.gpus)
+        totals = np.bincount(pair_of_hop, weights=self.latency[self.route_link], minlength=self.gpus * self.gpus)
+        return totals.astype(np.float64, copy=False).reshape(self.gpus, self.gpus)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what ``make`` returns, and remember it under a name: a cluster never changes, nor does what follows from it alone.
+
+        Whatever takes all pairs of GPUs to work out is so worked out once for all fabrics on this cluster. Nobody may change it.
+        """
+        if name not in self._worked_out:
+            self._worked_out[name] = make()
+        return cast("T", self._worked_out[name])
 
     def crosses_nodes(self) -> np.ndarray:
         """Return bool[G, G]: true where two GPUs sit in different nodes."""

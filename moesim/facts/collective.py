@@ -129,9 +129,21 @@ class CollectivePlan:
     def traffic(self, gpus: int) -> Floats:
         """Return float[G, G], the bytes from each GPU to each other over all stages."""
         total = np.zeros((gpus, gpus))
-        for stage in self.stages:
-            np.add.at(total, (stage.source, stage.destination), stage.bytes)
+        source, destination, size = self.flows()
+        total[source, destination] = size
         return total
+
+    def flows(self) -> tuple[Ints, Ints, Floats]:
+        """Return the sources, the destinations and the bytes over all stages of all pairs that have any, in ascending order."""
+        if not self.stages:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0)
+        source, destination, size = (
+            np.concatenate([getattr(stage, name) for stage in self.stages]) for name in ("source", "destination", "bytes")
+        )
+        gpus = int(max(source.max(initial=0), destination.max(initial=0))) + 1
+        pairs, flow = np.unique(source * gpus + destination, return_inverse=True)
+        source, destination = np.divmod(pairs, gpus)
+        return source, destination, np.bincount(flow.ravel(), weights=size, minlength=len(pairs)).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

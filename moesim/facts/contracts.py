@@ -42,7 +42,7 @@ class Draw(Protocol):
     """What ``begin`` of a source returns. Its numbers depend on ``seed`` and ``step`` alone, never on a policy (L9)."""
 
     def __call__(self, step: int) -> Routing:
-        """Return the routing of one step over all G GPUs; every token has distinct experts."""
+        """Return the routing of one step over all G GPUs; every token has distinct experts; ``setting.token_start(step)`` cuts them."""
         ...
 
 
@@ -86,7 +86,10 @@ class View:
 
 
 class Plan(Protocol):
-    """What ``begin`` of a placement returns."""
+    """What ``begin`` of a placement returns.
+
+    It may have an attribute ``continues``: true while its answer goes on with an earlier plan, so that no planner has to work for it.
+    """
 
     def __call__(self, view: View) -> Placement | None:
         """Return the placement from this step on, or None to keep the present one; the first call must return one."""

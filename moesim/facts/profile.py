@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from moesim.base.errors import did_you_mean
 from moesim.facts.arrays import Bools, Floats
 from moesim.facts.evidence import STRENGTH, weakest
+
+WEAK = 0.3
+"""How far a draw of logarithms goes along a principal axis of the covariance: a factor of 1.35, up to which models are close to linear."""
 
 SCALES = ("log", "plain")
 """What a covariance is of: the natural logarithms of the values, or the values themselves."""
@@ -143,25 +146,47 @@ class Section:
                 beyond |= (column < least - 1e-9 * abs(least)) | (column > most + 1e-9 * abs(most))
         return beyond
 
+    def slowed(self, factor: float) -> Section:
+        """Return the section of kernels that take ``factor`` times as long on every row.
+
+        Times are multiplied (``s``, ``s/B``), rates and shares of a peak rate divided (``B/s``, ``flop/s``, names that end in
+        ``efficiency`` or hold ``_efficiency_``); counts, sizes and shapes of curves stay. Every model of :mod:`moesim.models.fitted` is a
+        sum or a maximum of such terms, so that its predictions are multiplied by exactly ``factor``.
+        """
+        return replace(self, parameters=tuple(replace(item, value=item.value * factor ** _power_of_time(item)) for item in self.parameters))
+
     def draws(self, count: int, rng: np.random.Generator) -> Iterator[dict[str, float]]:
         """Yield ``count`` sets of values that the measurements would have allowed as well.
 
         Values are drawn from a normal distribution with the section's covariance, of their logarithms or of themselves. A draw of a plain
         value below 0 is cut at 0, for no parameter of a model may be negative. Without a covariance each draw is the values themselves.
+
+        A mixture of logarithms that the rows hardly determine has a large variance because, next to the fit, no prediction depends on it.
+        Far from the fit predictions would, so a draw goes no farther than ``WEAK`` along such a direction.
         """
         values = self.values()
         matrix = self.matrix
         if matrix is None:
             yield from (dict(values) for _ in range(count))
             return
-        # A covariance of full rank is rare: parameters may be fixed. The symmetric root works for any that is not negative.
+        # A covariance of full rank is rare: parameters may be fixed. Principal axes work for any that is not negative.
         sizes, axes = np.linalg.eigh(matrix)
-        root = axes * np.sqrt(np.maximum(sizes, 0.0))
+        lengths = np.sqrt(np.maximum(sizes, 0.0))
         centre = np.asarray(list(values.values()))
+        limit = WEAK if self.scale == "log" else np.inf
         for _ in range(count):
-            step = root @ rng.standard_normal(len(centre))
+            step = axes @ np.clip(lengths * rng.standard_normal(len(centre)), -limit, limit)
             drawn = centre * np.exp(step) if self.scale == "log" else np.maximum(centre + step, 0.0)
             yield dict(zip(values, drawn.tolist(), strict=True))
+
+
+def _power_of_time(parameter: Parameter) -> int:
+    """Return 1 for a time, -1 for a rate or a share of one, 0 for what has nothing to do with time."""
+    if parameter.unit == "s" or parameter.unit.startswith("s/"):
+        return 1
+    if parameter.unit.endswith("/s") or "efficiency" in parameter.name.split("_"):
+        return -1
+    return 0
 
 
 def _check_covariance(model: str, matrix: Floats, size: int) -> None:

@@ -196,5 +196,6 @@ ProfileField = Annotated[Profile, ProfileContent()]
 
 
 def only(profile: Profile, prefix: str) -> Profile:
-    """Return a profile with those sections alone whose names begin with ``prefix``."""
-    return replace(profile, sections={name: section for name, section in profile.sections.items() if name.startswith(prefix)})
+    """Return a profile with those sections alone whose names begin with ``prefix``; of several, ``|`` stands between them."""
+    wanted = tuple(prefix.split("|"))
+    return replace(profile, sections={name: section for name, section in profile.sections.items() if name.startswith(wanted)})

@@ -48,6 +48,10 @@ class LayerRouting:
         Router logits.
     vocabulary_ids : int[T] or None
         Which word of the vocabulary each token is, from 0.
+    domains : int[T] or None
+        Which kind of text each token is from, from 0.
+    domain_counts : int[D, E] or None
+        Routes from the tokens of each domain to each expert, where tokens are unknown.
     """
 
     experts: int
@@ -57,11 +61,13 @@ class LayerRouting:
     weights: NDArray[Any] | None = None
     scores: NDArray[Any] | None = None
     vocabulary_ids: NDArray[Any] | None = None
+    domains: NDArray[Any] | None = None
+    domain_counts: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_start", frozen(self.token_start, np.int64))
         object.__setattr__(self, "counts", frozen(self.counts, np.int64))
-        for name in ("ids", "weights", "scores", "vocabulary_ids"):
+        for name in ("ids", "weights", "scores", "vocabulary_ids", "domains", "domain_counts"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, frozen(getattr(self, name)))
 
@@ -75,6 +81,7 @@ class LayerRouting:
         weights: NDArray[Any] | None = None,
         scores: NDArray[Any] | None = None,
         vocabulary_ids: NDArray[Any] | None = None,
+        domains: NDArray[Any] | None = None,
     ) -> LayerRouting:
         """Build from per-token choices; the counts follow."""
         token_start = np.asarray(token_start, dtype=np.int64)
@@ -86,6 +93,7 @@ class LayerRouting:
             weights=weights,
             scores=scores,
             vocabulary_ids=vocabulary_ids,
+            domains=domains,
         )
 
     @property
@@ -115,6 +123,14 @@ class LayerRouting:
     def source_of_token(self) -> Ints:
         """Return int[T], the GPU each token starts on."""
         return np.repeat(np.arange(self.gpus), np.diff(self.token_start))
+
+    def routes_of_domains(self) -> Ints | None:
+        """Return int[D, E], routes from the tokens of each domain to each expert; None where domains are unknown."""
+        if self.domains is None or self.ids is None:
+            return None if self.domain_counts is None else np.asarray(self.domain_counts, dtype=np.int64)
+        rows = int(self.domains.max(initial=-1)) + 1
+        place = (self.domains.astype(np.int64)[:, None] * self.experts + self.ids)[self.ids >= 0]
+        return np.bincount(place, minlength=rows * self.experts).reshape(rows, self.experts)
 
     def need_ids(self, who: str) -> NDArray[Any]:
         """Return ``ids``, or refuse on behalf of ``who``."""
@@ -247,6 +263,9 @@ class Assignment:
         The slot of each kept route (-1 where none), where tokens are known.
     destination : int[G, S]
         The GPU that holds each slot, as seen by each source: its own group's copy.
+    shared_slots : int
+        How many of the S slots, the last ones, hold the shared expert, one on each rank in their order: 0 if its rows stay where their
+        tokens are. Otherwise the placement has so many slots less, and each token one choice more, the last.
     """
 
     kept: Kept
@@ -254,6 +273,7 @@ class Assignment:
     slot_padding: Ints
     destination: Ints
     slots: NDArray[Any] | None = field(default=None)
+    shared_slots: int = 0
 
     def rows_at(self) -> Ints:
         """Return int[G, G], rows (real and padding) that each source sends to each destination GPU."""

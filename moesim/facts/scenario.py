@@ -12,17 +12,17 @@ from moesim.base.errors import FieldError
 from moesim.base.fields import Choice, Count, CountOrZero, Flag, Number, Seconds, Seed, Text, Whole, section
 from moesim.base.registry import PluginOf, plugin
 from moesim.base.streams import stream
+from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
 from moesim.facts.model import MoeModel
 from moesim.facts.plan import Plan, Sensitivity
+from moesim.facts.ranks import MOST_CONTEXT, MOST_TOKENS, Ranks, divided
 from moesim.facts.trace import Trace
 from moesim.facts.training import Training
 from moesim.facts.uncertainty import Uncertainty
 
-MOST_TOKENS = 2**20
-MOST_CONTEXT = 2**24
 MOST_STEPS = 10**6
-"""Every token of a step has a row of choices in memory, and every step rows in each table: what is larger is a slip of the keyboard."""
+"""Every step has rows in each table: what is larger is a slip of the keyboard."""
 
 
 def _default(slot: str, kind: str) -> Callable[[], Any]:
@@ -50,12 +50,32 @@ class Parallel:
         What a tensor-parallel group does around its blocks. ``sequence``: gather its tokens before, add up and scatter after, so that
         each GPU has its own between blocks (Megatron-LM's sequence parallelism). ``replicated``: add up after, so that all have all of
         them, and gather again after the experts (vLLM); only without a backward pass.
+    etp : int
+        GPUs that share one expert. Only 1 is simulated, Megatron-Core's ``--expert-tensor-parallel-size 1``: an expert is whole on its GPU.
+    cp : int
+        GPUs that share one sequence. Only 1 is simulated: no context parallelism.
     """
 
     ep: Count
     tp: Count = 1
     pp: Count = 1
     tensor: Annotated[str, Choice(("sequence", "replicated"))] = "sequence"
+    etp: Count = 1
+    cp: Count = 1
+
+    def __post_init__(self) -> None:
+        if self.etp > 1:
+            raise FieldError(
+                "etp",
+                f"expert tensor parallelism of {self.etp} is not simulated, for experts are whole here: write etp: 1, and use a "
+                "larger ep to spread their weights",
+            )
+        if self.cp > 1:
+            raise FieldError(
+                "cp",
+                f"context parallelism of {self.cp} is not simulated, for a sequence is whole on its GPU or its tensor-parallel group: "
+                "write cp: 1, or use tp",
+            )
 
 
 @section
@@ -71,14 +91,17 @@ class Workload:
     phase : str
         In ``decode`` every token belongs to another sequence and reads its own keys and values.
     tokens_per_gpu : int
-        Tokens that start on each GPU in a step; at most 2**20 = 1,048,576.
+        Tokens that start on each GPU in a step, with unequal ranks on average; at most 2**20 = 1,048,576.
     context : int
         How many tokens a token attends to on average; at most 2**24 = 16,777,216.
+    ranks : section or None
+        What each rank brings to a step where they do not all bring the same.
     """
 
     phase: Annotated[str, Choice(("training", "prefill", "decode"))] = "training"
     tokens_per_gpu: Annotated[int, Whole(1, MOST_TOKENS)]
     context: Annotated[int, Whole(1, MOST_CONTEXT)] = 2048
+    ranks: Ranks | None = None
 
 
 @section
@@ -266,3 +289,46 @@ class Setting:
     def rng(self, *names: str | int) -> np.random.Generator:
         """Return the random stream of these names under the scenario's seed."""
         return stream(self.seed, *names)
+
+    def tokens_of_gpus(self, step: int) -> Ints:
+        """Return int[G], the tokens that start on each GPU in a step.
+
+        Parameters
+        ----------
+        step : int
+            Unequal ranks (``workload.ranks``) may have other tokens in every step.
+
+        Returns
+        -------
+        int[G]
+            The same for every layer.
+        """
+        each, ranks, tensor = self.workload.tokens_per_gpu, self.workload.ranks, self.parallel.tp
+        if ranks is None:
+            return np.full(self.gpus, each, dtype=np.int64)
+        ranks.check(self.gpus // tensor, tensor, each)
+        return divided(ranks.draw_tokens(self._of_ranks("tokens", step), self.gpus // tensor, self.gpus * each, step), tensor)
+
+    def token_start(self, step: int) -> Ints:
+        """Return int[G + 1], the bounds of each GPU's tokens among those of a step."""
+        return np.concatenate(([0], np.cumsum(self.tokens_of_gpus(step)))).astype(np.int64)
+
+    def contexts_of_gpus(self, step: int) -> Floats:
+        """Return float[G], how many tokens a token of each GPU attends to on average in a step."""
+        workload, tensor = self.workload, self.parallel.tp
+        if workload.ranks is None:
+            return np.full(self.gpus, float(workload.context))
+        tokens = self.tokens_of_gpus(step).reshape(-1, tensor).sum(axis=1)
+        contexts = workload.ranks.draw_contexts(
+            self._of_ranks("contexts", step), tokens, workload.context, step, decode=workload.phase == "decode"
+        )
+        return np.repeat(contexts, tensor)
+
+    def computed_tokens(self, tokens: Ints) -> Ints:
+        """Return int[G], the tokens that GPUs compute outside the experts where so many are their own: padding and dummies included."""
+        return tokens if self.workload.ranks is None else self.workload.ranks.computed(tokens, self.parallel.tp)
+
+    def _of_ranks(self, what: str, step: int) -> np.random.Generator:
+        """Return the stream of what is drawn for ranks."""
+        ranks = self.workload.ranks
+        return self.rng("ranks", what, step if ranks is None or ranks.redraw == "step" else "run")

@@ -12,6 +12,11 @@ from moesim.base.errors import FidelityError, TraceError
 from moesim.facts.arrays import Ints, frozen
 from moesim.facts.routing import Fidelity
 
+ARRAYS = (
+    "ids", "weights", "scores", "sample_length", "step", "source", "counts", "layer_numbers", "domain", "domain_counts", "words",
+)  # fmt: skip
+"""Of a trace: all that it holds but names and sizes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
@@ -46,6 +51,12 @@ class Trace:
         k; 0 when only counts were recorded and the file does not say.
     experts_stated : bool
         False when E is no more than the largest id in the file plus one: the model may have more.
+    domain : int[N] or None
+        Which kind of text each token is from.
+    domain_counts : int[steps, L, D, E] or None
+        Routes from the tokens of each domain, of a trace of counts; negative in steps in which they were not noted.
+    words : int[N] or None
+        Which word of the vocabulary each token is, from 0.
     layer_numbers : int[L] or None
         Which layers of the model these are, where the file says.
     origin : str
@@ -69,9 +80,12 @@ class Trace:
     experts_stated: bool = True
     layer_numbers: Ints | None = None
     origin: str = ""
+    domain: Ints | None = None
+    domain_counts: Ints | None = None
+    words: Ints | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ids", "weights", "scores", "sample_length", "step", "source", "counts", "layer_numbers"):
+        for name in ARRAYS:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, frozen(value))

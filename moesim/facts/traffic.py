@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.base.errors import PluginError, did_you_mean
 from moesim.facts.arrays import Floats, Ints, frozen
 
 ORDERS = ("rotated", "ascending")
 """In which orders a GPU may post its messages."""
+
+N = TypeVar("N", np.int64, np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,53 @@ class Traffic:
         object.__setattr__(self, "bytes", frozen(self.bytes, np.float64))
         object.__setattr__(self, "copies", frozen(self.copies, np.int64))
         object.__setattr__(self, "padding", frozen(rows, np.int64))
+
+    @property
+    def gpus(self) -> int:
+        """G."""
+        return len(self.bytes)
+
+    def among(self, ranks: int) -> Floats:
+        """Return float[G / R, R, R], the bytes inside each group of R GPUs with consecutive numbers."""
+        return np.asarray(blocks_of(self.bytes, ranks))
+
+    def copies_among(self, ranks: int) -> Ints:
+        """Return int[G / R, R, R], the token copies inside each group of R GPUs with consecutive numbers."""
+        return np.asarray(blocks_of(self.copies, ranks))
+
+    def padding_among(self, ranks: int) -> Ints:
+        """Return int[G / R, R, R], the rows of padding inside each group of R GPUs with consecutive numbers."""
+        return np.asarray(blocks_of(self.padding, ranks))
+
+    def sent(self) -> Floats:
+        """Return float[G], the bytes that leave each GPU."""
+        return np.asarray(self.bytes.sum(axis=1))
+
+    def received(self) -> Floats:
+        """Return float[G], the bytes that come to each GPU."""
+        return np.asarray(self.bytes.sum(axis=0))
+
+    def flows(self) -> int:
+        """Return how many pairs of GPUs have bytes."""
+        return int(np.count_nonzero(self.bytes))
+
+    def astray(self, ranks: int) -> tuple[int, int] | None:
+        """Return a pair (source, destination) that has bytes but is in no group of R GPUs together; None if there is none."""
+        if self.flows() == np.count_nonzero(self.among(ranks)):
+            return None
+        source, destination = np.nonzero(self.bytes)
+        first = int(np.argmax(source // ranks != destination // ranks))
+        return int(source[first]), int(destination[first])
+
+
+def blocks_of(values: NDArray[N], ranks: int) -> NDArray[N]:
+    """Return [G / R, R, R], the square blocks along the diagonal of [G, G]."""
+    groups = len(values) // ranks
+    if groups == 1:
+        return values.reshape(1, ranks, ranks)
+    every = np.arange(groups)
+    blocks: NDArray[N] = values.reshape(groups, ranks, groups, ranks)[every, :, every, :]
+    return blocks
 
 
 def _nothing() -> Floats:
@@ -122,4 +173,4 @@ class Exchange:
         if counted.size:
             return counted
         stages = self.dispatch if phase == "dispatch" else self.combine
-        return np.asarray(sum((stage.bytes.sum(axis=1) for stage in stages), np.zeros(len(stages[0].bytes) if stages else 0)))
+        return np.asarray(sum((stage.sent() for stage in stages), np.zeros(stages[0].gpus if stages else 0)))

@@ -121,15 +121,23 @@ def _moving(
     tokens = drawn(case.tokens, case.hidden)
     counts = table[:local].tolist()
 
-    def select() -> tuple[Any, Any, Any]:
+    def pick() -> tuple[Any, Any]:
         best = torch.softmax(given, dim=-1).topk(case.top_k, dim=-1)
-        flat = best.indices.reshape(-1)
+        return best.indices.reshape(-1), best.values.reshape(-1)
+
+    def sort(flat: Any) -> tuple[Any, Any, Any]:
         order = torch.argsort(flat, stable=True)[: sum(counts)]  # experts of this device have the lowest numbers
         token_of = order // case.top_k
-        return tokens.index_select(0, token_of), best.values.reshape(-1)[order], token_of
+        return tokens.index_select(0, token_of), order, token_of
 
-    if case.operation == "permute":
-        return select, "softmax + topk + argsort + index_select"
+    def select() -> tuple[Any, Any, Any]:
+        flat, weight = pick()
+        rows, order, token_of = sort(flat)
+        return rows, weight[order], token_of
+
+    if case.operation == "permute":  # choosing belongs to the gate, which has an operation of its own
+        picked, _ = pick()
+        return lambda: sort(picked), "argsort + index_select"
     if case.operation == "unpermute":
         rows, weight, token_of = select()
         return lambda: weighted_sum(rows, weight, token_of, case.tokens), "index_add"

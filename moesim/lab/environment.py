@@ -113,7 +113,7 @@ def _gpu(device: Device) -> dict[str, Any]:
     }
     try:
         done = subprocess.run(  # noqa: S603 - the arguments are our own
-            ["nvidia-smi", f"--id={properties.uuid}" if hasattr(properties, "uuid") else f"--id={device.index}",  # noqa: S607 - where it is differs
+            ["nvidia-smi", f"--id={_smi_id(properties, device.index)}",  # noqa: S607 - where it is differs
              f"--query-gpu={','.join(SMI)}", "--format=csv,noheader"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
@@ -121,3 +121,11 @@ def _gpu(device: Device) -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         found["clocks_sm"] = None  # no nvidia-smi: the clocks stay unknown
     return found
+
+
+def _smi_id(properties: Any, index: int) -> str:
+    """Return the GPU as nvidia-smi names it: by its UUID, with the prefix that PyTorch leaves out; both may count GPUs differently."""
+    uuid = str(getattr(properties, "uuid", ""))
+    if not uuid:
+        return str(index)
+    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"

@@ -28,6 +28,7 @@ def names_of(kind: str, system: str) -> tuple[str, ...]:
         "compute": ("compute.csv", f"moe_ffn_{system}.csv"),
         "exchange": ("exchange.csv", f"nccl_alltoall_{system}.csv"),
         "layer": ("layer.csv", "layer_phases.csv", "layer_expert_counts.csv"),
+        "overlap": ("overlap.csv",),
     }
     return (f"{kind}.json", *tables[kind])
 

@@ -166,11 +166,41 @@ class ComputeCase:
     kernel: Annotated[str, Choice(KERNELS)] = "auto"
 
 
-Case = ExchangeCase | LayerCase | ComputeCase
-CASES: dict[str, type[ExchangeCase | LayerCase | ComputeCase]] = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverlapCase:
+    """Experts beside an all-to-all: each alone, then both at once.
+
+    Parameters
+    ----------
+    name : str
+        Unique in the job.
+    rows : int
+        Rows that a rank computes, dealt evenly to its experts.
+    experts, hidden, expert_width : int
+        Experts of a rank, and their shape.
+    bytes : int
+        What a rank sends, its own share included, the same to every rank.
+    dtype, kernel, posting : str
+        As in a layer.
+    """
+
+    name: Text
+    rows: Count
+    experts: Count
+    hidden: Count
+    expert_width: Count
+    bytes: Count
+    dtype: Annotated[str, Choice(DTYPES[:3])] = "float32"
+    kernel: Annotated[str, Choice(KERNELS[:4])] = "auto"
+    posting: Annotated[str, Choice(POSTINGS)] = "receives_first"
+
+
+Case = ExchangeCase | LayerCase | ComputeCase | OverlapCase
+CASES: dict[str, type[ExchangeCase | LayerCase | ComputeCase | OverlapCase]] = {
     "exchange": ExchangeCase,
     "layer": LayerCase,
     "compute": ComputeCase,
+    "overlap": OverlapCase,
 }
 
 
@@ -181,7 +211,7 @@ class Job:
     Parameters
     ----------
     kind : str
-        ``exchange``, ``layer`` or ``compute``: of which kind the cases are.
+        ``exchange``, ``layer``, ``compute`` or ``overlap``: of which kind the cases are.
     cases : tuple
         What to measure.
     repeats, warmup : int
@@ -198,6 +228,8 @@ class Job:
         Calls between two looks at the clock, in ``exchange`` jobs. 0 decides by size: 20 calls of small messages on GPUs, otherwise 1.
     flows : bool
         Note when each receive ends, by a thread per receive (CPU and ``receives_first`` only).
+    reference : int
+        In ``layer`` jobs on a CPU, every rank also times its first expert on so many rows after every repeat: how fast cores are just then.
     cold : bool
         In ``compute`` jobs, push weights out of the caches before every call.
     graph : bool
@@ -217,6 +249,7 @@ class Job:
     device: Annotated[str, Choice(("auto", "cpu", "cuda"))] = "auto"
     iterations: CountOrZero = 0
     flows: Flag = False
+    reference: CountOrZero = 0
     cold: Flag = False
     graph: Flag = False
     timeout_s: Positive = 120.0
@@ -252,6 +285,10 @@ def _problem(case: Case, world: int) -> str:
         if case.stagger_s and len(case.stagger_s) != world:
             return f"it staggers {len(case.stagger_s)} ranks, but there are {world}"
         return ""
+    if isinstance(case, OverlapCase):
+        if world < 2:
+            return "nothing is exchanged by one rank: take two or more"
+        return f"{case.bytes} bytes leave nothing for each of {world} ranks" if case.bytes < world else ""
     if case.top_k > case.experts:
         return f"top_k is {case.top_k}, but there are only {case.experts} experts"
     width = case.ep if isinstance(case, ComputeCase) else world

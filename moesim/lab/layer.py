@@ -13,12 +13,14 @@ import torch.distributed as dist
 from moesim.base.errors import MeasurementError
 from moesim.lab.alltoall import all_to_all
 from moesim.lab.device import DTYPES, choose_kernel
-from moesim.lab.experts import Weights, make_weights
+from moesim.lab.experts import Weights, feed_forward, grouped_product, make_weights
 from moesim.lab.job import Job, LayerCase, visits
 from moesim.lab.moe_layer import BACKWARD, FORWARD, Layer, Pass, Shape
 from moesim.lab.rank import Journal
 from moesim.lab.routing import Gate, make_gate
 from moesim.lab.session import Session, wait_until
+
+REFERENCE_CALLS = 3
 
 
 def build(job: Job, session: Session, case: LayerCase, weights_of: dict[Any, Weights]) -> tuple[Layer, Any]:
@@ -85,6 +87,8 @@ def measure_layer(job: Job, session: Session, journal: Journal) -> None:
             built[number] = build(job, session, case, weights_of)
             journal.write({"case": case.name, "facts": _facts(session, case, *built[number])})
         sample = _once(session, case, *built[number])
+        if job.reference and not session.device.on_gpu:
+            sample["reference_s"] = _reference(session, built[number][0], job.reference)
         if repeat >= 0:
             journal.write({"case": case.name, "repeat": repeat, **sample})
     journal.publish()
@@ -110,6 +114,23 @@ def _once(session: Session, case: LayerCase, layer: Layer, x: Any) -> dict[str, 
     instants = [instant - start for instant in marks.seconds()]
     spent = [after - before for before, after in pairwise(cpu)]
     return {"marks_s": instants, "cpu_s": spent, "late_s": late, "dropped": done.dropped}
+
+
+def _reference(session: Session, layer: Layer, rows: int) -> float:
+    """Return what one expert takes for so many rows on this rank's core while all ranks are at it: seconds of the core.
+
+    Machines do not compute at one speed: neighbours on the same silicon come and go. Who knows a step only from kernels that were timed
+    some minutes before cannot know that.
+    """
+    own = Weights(up=layer.weights.up[:1], down=layer.weights.down[:1])
+    x = torch.ones(rows, own.up.shape[2], dtype=own.up.dtype)
+    product = grouped_product("loop", [rows], session.device)
+    session.meet()
+    with torch.no_grad():
+        begun = time.thread_time()
+        for _ in range(REFERENCE_CALLS):
+            feed_forward(x, own, product)
+        return (time.thread_time() - begun) / REFERENCE_CALLS
 
 
 def _facts(session: Session, case: LayerCase, layer: Layer, x: Any) -> Mapping[str, Any]:

@@ -65,7 +65,7 @@ def _case(job: Job, case: Case, ranks: Sequence[Sequence[Line]]) -> dict[str, An
         found["error"] = error
     if not samples:
         return found
-    merged = {"exchange": _exchange, "layer": _layer, "compute": _compute}[job.kind](parameters, facts, samples)
+    merged = {"exchange": _exchange, "layer": _layer, "compute": _compute, "overlap": _overlap}[job.kind](parameters, facts, samples)
     return {**found, **merged}
 
 
@@ -178,6 +178,27 @@ def _compute(parameters: Mapping[str, Any], facts: Sequence[Any], samples: Seque
         "facts": {**facts[0], **work(parameters, facts[0])},
         "results": _results({"time": times}),
         "samples": {"time_s": times, "iterations": [ranks[0]["iterations"] for ranks in samples]},
+    }
+
+
+TOGETHER = ("compute", "exchange", "compute_beside", "exchange_beside")
+"""What a repeat of an overlap times: each alone, and each beside the other."""
+
+
+def _overlap(parameters: Mapping[str, Any], facts: Sequence[Any], samples: Sequence[Sequence[Line]]) -> dict[str, Any]:
+    """Return the times of the slowest rank, and of both parts together."""
+    columns = {name: np.asarray([[line[f"{name}_s"] for line in ranks] for ranks in samples]) for name in TOGETHER}
+    slowest = {name: values.max(axis=1) for name, values in columns.items()}
+    together = np.maximum(columns["compute_beside"], columns["exchange_beside"]).max(axis=1)
+    known = next(item for item in facts if item is not None)
+    return {
+        "facts": {
+            "kernel": known["kernel"],
+            "correct": all(line["correct"] for ranks in samples for line in ranks),
+            "flop": 6.0 * parameters["rows"] * parameters["hidden"] * parameters["expert_width"],
+        },
+        "results": _results({**{name: values.tolist() for name, values in slowest.items()}, "overlapped": together.tolist()}),
+        "samples": {f"{name}_s": values.tolist() for name, values in columns.items()},
     }
 
 

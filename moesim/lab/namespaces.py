@@ -5,7 +5,8 @@ the node share. Each end of a link is a virtual Ethernet device whose outgoing p
 made inside namespaces: nothing of the machine's own network is touched, and removing the namespaces removes all of it.
 
 The names of a testbed's namespaces begin with a token of its own. Its owner holds a lock on a file of that token. A lock ends with its
-process, so a testbed whose lock nobody holds was left behind by one that was killed, and the next testbed removes it.
+process, so a testbed whose lock nobody holds was left behind by one that was killed. Its janitor removes
+it (:mod:`moesim.lab.janitor`), and if the janitor was killed as well, the next testbed does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import IO, Self
 
 from moesim.base.errors import MeasurementError, UsageError
+from moesim.lab.janitor import Janitor
 from moesim.lab.shaping import QUEUES, SEGMENT, End, changed, lines
+from moesim.lab.signals import ignoring_interrupts
 
 LOCKS = Path("/run/moesim-testbed")
 MADE = Path("/run/netns")
@@ -37,6 +40,7 @@ SETTINGS = {
     "ipv4/tcp_congestion_control": "reno",
     "ipv4/tcp_slow_start_after_idle": "0",
     "ipv4/tcp_no_metrics_save": "1",
+    "ipv4/tcp_early_retrans": "0",  # no probes for lost tails: a packet that is late waits in a queue
     "ipv4/tcp_wmem": f"4096 {SEND_BUFFER} {SEND_BUFFER}",
     "ipv4/tcp_rmem": f"4096 {RECEIVE_BUFFER} {RECEIVE_BUFFER}",
 }
@@ -192,6 +196,7 @@ class Testbed:
         self.fabric = fabric
         self.token = f"{os.getpid():x}"
         self._file: IO[str] | None = None
+        self._janitor: Janitor | None = None
 
     def namespace(self, what: str) -> str:
         """Return the name of the namespace of ``r0`` (a rank), ``n0`` (a node) or ``core``."""
@@ -205,6 +210,7 @@ class Testbed:
         remove_left_behind()
         self._file = _lock(self.token)
         try:
+            self._janitor = Janitor(self._all(), LOCKS / self.token)
             self._make()
         except BaseException:
             self.__exit__()
@@ -212,10 +218,14 @@ class Testbed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _remove(self.token)
-        if self._file is not None:
-            _unlock(self.token, self._file)
-            self._file = None
+        with ignoring_interrupts():
+            _remove(self.token)
+            if self._file is not None:
+                _unlock(self.token, self._file)
+                self._file = None
+            if self._janitor is not None:
+                self._janitor.dismiss()
+                self._janitor = None
 
     def ends(self) -> list[End]:
         """Return every end of every link."""

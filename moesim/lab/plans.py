@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.base.errors import UsageError
-from moesim.lab.job import OPERATIONS, ComputeCase, ExchangeCase, Job, LayerCase
+from moesim.lab.job import OPERATIONS, ComputeCase, ExchangeCase, Job, LayerCase, OverlapCase
 from moesim.lab.patterns import matrix, read_matrix
 
 Shape = tuple[int, int, int, int]
@@ -26,6 +26,8 @@ class Defaults:
     sizes: tuple[int, ...]
     layer_tokens: int
     layer_shape: Shape
+    overlap_rows: tuple[int, ...]
+    overlap_sizes: tuple[int, ...]
     repeats: int
 
 
@@ -44,6 +46,8 @@ CPU = Defaults(
     sizes=_powers(64 << 10, 4 << 20, 4),
     layer_tokens=256,
     layer_shape=(512, 512, 16, 2),
+    overlap_rows=(32, 128, 512),
+    overlap_sizes=(1 << 20, 4 << 20, 16 << 20, 64 << 20),
     repeats=15,
 )
 CPU_QUICK = Defaults(
@@ -54,6 +58,8 @@ CPU_QUICK = Defaults(
     sizes=(64 << 10, 1 << 20),
     layer_tokens=128,
     layer_shape=(256, 256, 8, 2),
+    overlap_rows=(32, 256),
+    overlap_sizes=(1 << 20, 8 << 20),
     repeats=5,
 )
 GPU = Defaults(
@@ -64,6 +70,8 @@ GPU = Defaults(
     sizes=_powers(1 << 10, 512 << 20, 4),
     layer_tokens=4096,
     layer_shape=(2048, 1408, 64, 6),
+    overlap_rows=(512, 4096, 32768),
+    overlap_sizes=(4 << 20, 32 << 20, 128 << 20, 512 << 20),
     repeats=20,
 )
 GPU_QUICK = Defaults(
@@ -74,6 +82,8 @@ GPU_QUICK = Defaults(
     sizes=(64 << 10, 4 << 20, 64 << 20),
     layer_tokens=1024,
     layer_shape=(2048, 1408, 64, 6),
+    overlap_rows=(1024, 8192),
+    overlap_sizes=(16 << 20, 128 << 20),
     repeats=5,
 )
 
@@ -192,6 +202,36 @@ def layer_cases(
         )
         for skew in skews
         for factor in factors
+    )
+
+
+def overlap_cases(
+    shape: Shape, ranks: int, *, rows: Sequence[int], sizes: Sequence[int], dtype: str, kernel: str, posting: str
+) -> tuple[OverlapCase, ...]:
+    """Return a case for every number of rows x size: from experts that outlast the exchange to the other way round.
+
+    Raises
+    ------
+    UsageError
+        If the experts do not divide over the ranks.
+    """
+    hidden, width, experts, _ = shape
+    if experts % ranks:
+        raise UsageError(f"{experts} experts cannot be split evenly over {ranks} ranks")
+    return tuple(
+        OverlapCase(
+            name=f"{count} rows beside {size} B",
+            rows=count,
+            experts=experts // ranks,
+            hidden=hidden,
+            expert_width=width,
+            bytes=size,
+            dtype=dtype,
+            kernel=kernel,
+            posting=posting,
+        )
+        for count in rows
+        for size in sizes
     )
 
 

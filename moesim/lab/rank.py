@@ -11,8 +11,10 @@ writes ``FOLDER/rank-R.jsonl`` as it goes, one JSON value in a line, so that wha
 
   - exchange: ``arrival_s`` (it begins), ``posted_s`` (all its sends are handed over, on a CPU), ``end_s`` (of ``iterations`` calls),
     ``late_s`` (how late it noticed the start), ``correct``, ``flows_s`` (source → end; with ``flows`` only)
-  - layer: ``marks_s`` (start, then the end of each phase), ``cpu_s`` (CPU time of each phase, all threads), ``dropped``
+  - layer: ``marks_s`` (start, then the end of each phase), ``cpu_s`` (CPU time of each phase, all threads), ``dropped``, ``reference_s``
+    (with ``reference`` only)
   - compute: ``time_s`` of one call, ``iterations``
+  - overlap: ``compute_s`` and ``exchange_s``, each alone; ``compute_beside_s`` and ``exchange_beside_s``, started together; ``correct``
 
 - ``{"case", "error"}`` instead, where the device cannot do what the case asks for;
 - last ``{"end": true}``. A file without it is partial.
@@ -154,6 +156,8 @@ def play(job: Job, journal: Journal, *, publish: bool = False, join: Callable[[J
             from moesim.lab.exchange import measure_exchange as measure
         elif job.kind == "layer":
             from moesim.lab.layer import measure_layer as measure
+        elif job.kind == "overlap":
+            from moesim.lab.overlap import measure_overlap as measure
         else:
             from moesim.lab.compute import measure_compute as measure
         measure(job, session, journal)

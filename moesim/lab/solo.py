@@ -172,6 +172,9 @@ def _backward_of_tokens(found: Points, x: Any, gate: Any, top_k: int, rows: Any,
 
 def main(arguments: list[str]) -> int:
     """Answer a request; return the exit code."""
+    from moesim.lab.rank import end_with_parent
+
+    end_with_parent()
     if len(arguments) != 2:
         sys.stderr.write("usage: python -m moesim.lab.solo REQUEST.json ANSWER.json\n")
         return 2

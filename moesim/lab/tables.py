@@ -16,6 +16,7 @@ def tables(measured: Mapping[str, Any]) -> dict[str, str]:
         "compute": _compute,
         "exchange": _exchange,
         "layer": _layer,
+        "overlap": _overlap,
     }
     made = makers[measured["kind"]](measured)
     return {name: _text(measured, rows, notes) for name, (rows, notes) in made.items() if rows}
@@ -90,8 +91,9 @@ def _compute(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[str
             "max_expert_rows": facts["max_expert_rows"],
             "graph": facts["graph"],
         }
+        listed = {"rows_per_expert": " ".join(map(str, facts["rows_per_expert"]))}
         rate = {"tflops": facts["flop"] / result["median"] / 1e12, "GBps": facts["bytes"] / result["median"] / 1e9}
-        rows.append({**framework, "operation": asked["operation"], **shape, **extra, **_spread(result), **rate})
+        rows.append({**framework, "operation": asked["operation"], **shape, **extra, **_spread(result), **rate, **listed})
         if asked["operation"] == "moe_ffn":
             times = _spread(result)
             whole.append({**framework, **shape, "time_us": times.pop("time_us"), **extra, **times})
@@ -99,7 +101,7 @@ def _compute(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[str
     notes = [
         "units: time_us microseconds of one call on one device; sizes in elements; tflops 1e12 flop/s; GBps 1e9 B/s of weights and rows",
         "note: num_tokens = tokens of the whole expert-parallel group; the device plays the most loaded of moe_ep_size ranks",
-        "note: rows = token-expert pairs of the device's own experts, the only ones that it computes",
+        "note: rows = token-expert pairs of the device's own experts, the only ones that it computes; rows_per_expert: of each of them",
         "note: power_law_A draws a weight per expert by inverse CDF on [1, 0.8 num_tokens], one seeded draw",
         f"note: caches {'emptied' if kept['cold'] else 'warm'}; graph 1: replayed as a CUDA graph; CPU threads: {kept['threads']}",
     ]
@@ -213,3 +215,39 @@ def _layer(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[str]]
         "note: join on case; rows that source_rank sends",
     ]
     return {"layer.csv": (rows, notes), "layer_phases.csv": (phases, of_phases), "layer_expert_counts.csv": (counts, of_counts)}
+
+
+def _overlap(measured: Mapping[str, Any]) -> dict[str, tuple[list[Row], list[str]]]:
+    header = measured["rank_headers"][0] if measured["rank_headers"] else {}
+    rows: list[Row] = []
+    for case in _done(measured):
+        asked, facts, results = case["parameters"], case["facts"], case["results"]
+        micro = {name: result["median"] * 1e6 for name, result in results.items()}
+        rows.append(
+            {
+                "system": measured["system"],
+                "library": header.get("backend", ""),
+                "posting": asked["posting"],
+                "kernel_source": facts["kernel"],
+                "moe_dtype": asked["dtype"],
+                "hidden_size": asked["hidden"],
+                "inter_size": asked["expert_width"],
+                "num_local_experts": asked["experts"],
+                "rows": asked["rows"],
+                "num_gpus": measured["ranks"],
+                "bytes_per_rank": asked["bytes"],
+                "compute_us": micro["compute"],
+                "exchange_us": micro["exchange"],
+                "sequential_us": micro["compute"] + micro["exchange"],
+                **_spread(results["overlapped"], "overlapped"),
+                "compute_beside_us": micro["compute_beside"],
+                "exchange_beside_us": micro["exchange_beside"],
+                "correct": facts["correct"],
+            }
+        )
+    notes = [
+        "units: *_us microseconds of the slowest rank; sizes in elements; bytes_per_rank with a rank's own share",
+        "note: experts (SwiGLU) and an even all-to-all, each alone, then started together on the same ranks",
+        "note: sequential = compute + exchange; overlapped = until both have ended; *_beside = until that one has ended beside the other",
+    ]
+    return {"overlap.csv": (rows, notes)}

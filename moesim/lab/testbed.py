@@ -6,10 +6,8 @@ and returns what was measured.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -19,16 +17,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from moesim.base.errors import MeasurementError, UsageError
 from moesim.desk.sealed import SEAL, check_seal
 from moesim.lab.job import ExchangeCase, Job, LayerCase
 from moesim.lab.launch import Outcome, run_ranks, terminated_like_interrupted
 from moesim.lab.namespaces import Fabric, Testbed, why_not
 from moesim.lab.needs import need_torch
+from moesim.lab.testbed_lines import latencies, measured
 
 Progress = Callable[[str], None]
+PROBES = 21
+"""Repeats of the smallest all-to-all."""
 OF_FABRIC = ("name", "ranks", "per_node", "fast_mbit", "slow_mbit", "queue")
 OF_LAYER = (
     "name", "tokens", "hidden", "expert_width", "experts", "top_k", "capacity_factor", "drop", "skew", "popularity", "posting", "backward",
@@ -50,8 +49,8 @@ def need_testbed() -> None:
 
 
 def prepare(
-    fabrics: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], *, probe: Mapping[str, Any], seed: int, repeats: int,
-    quick: bool, progress: Progress,
+    fabrics: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], *, exchanging: Sequence[str], probe: Mapping[str, Any],
+    seed: int, repeats: int, quick: bool, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure what predictions may rest on: local operations alone, latencies of the smallest step; and find out which rows will be kept.
 
@@ -59,8 +58,10 @@ def prepare(
     ----------
     fabrics, layers : sequence of mapping
         As a prediction file has them.
+    exchanging : sequence of str
+        Names of the fabrics that have all-to-alls.
     probe : mapping
-        ``tokens``, ``expert_width`` and ``top_k`` of the smallest step.
+        ``tokens``, ``expert_width`` and ``top_k`` of the smallest step, ``pair_bytes`` of the smallest all-to-all.
     seed : int
         Of the jobs that will be measured.
     repeats : int
@@ -73,10 +74,39 @@ def prepare(
     Returns
     -------
     dict
-        ``calibration``, ``kept``, ``probes`` by fabric, ``environment``.
+        ``calibration``, ``kept``, ``probes`` by fabric with layers, ``posting`` (s of the smallest all-to-all) by fabric with all-to-alls,
+        ``environment``.
     """
     with terminated_like_interrupted():
-        return _prepare(fabrics, layers, probe=probe, seed=seed, repeats=repeats, quick=quick, progress=progress)
+        smallest = {key: value for key, value in probe.items() if key != "pair_bytes"}
+        found = _prepare(fabrics, layers, probe=smallest, seed=seed, repeats=repeats, quick=quick, progress=progress)
+        of_name = {fabric["name"]: fabric for fabric in fabrics}
+        posting = {}
+        for name in exchanging:
+            progress(f"smallest all-to-all of {name}")
+            posting[name] = posting_of(of_name[name], int(probe["pair_bytes"]), seed=seed)
+        return {**found, "posting": posting}
+
+
+def posting_of(fabric: Mapping[str, Any], pair_bytes: int, *, seed: int) -> float:
+    """Return what an all-to-all of next to nothing takes on a fabric, s: the median over repeats of the last rank's end.
+
+    Raises
+    ------
+    MeasurementError
+        If it was not finished.
+    """
+    ranks = int(fabric["ranks"])
+    sent = [[0 if one == other else pair_bytes for other in range(ranks)] for one in range(ranks)]
+    case = {"kind": "exchange", "name": "probe", "bytes": sent, "posting": "receives_first", "stagger_s": [0.0] * ranks, "pattern": "even"}
+    outcome, _, _ = on_fabric(fabric_of(fabric), exchange_job([case], seed=seed, repeats=PROBES), scheduling="realtime")
+    _demand(outcome, str(fabric["name"]))
+    return float(statistics.median(measured(case, outcome.ranks)["seconds"]))
+
+
+def _demand(outcome: Outcome, fabric: str) -> None:
+    if outcome.why:
+        raise (KeyboardInterrupt if outcome.interrupted else MeasurementError(f"the probe on {fabric} was not finished: {outcome.why}"))
 
 
 def _prepare(
@@ -102,8 +132,7 @@ def _prepare(
         tiny = {**first, **probe, "name": "probe", "skew": 0.0, "capacity_factor": None, "backward": False}
         job = layer_job([tiny], seed=seed, repeats=max(repeats, 7), ranks=of_name[name]["ranks"])
         outcome, _, _ = on_fabric(fabric_of(of_name[name]), job, scheduling="first")
-        if outcome.why:
-            raise (KeyboardInterrupt if outcome.interrupted else MeasurementError(f"the probe on {name} was not finished: {outcome.why}"))
+        _demand(outcome, name)
         probes[name] = latencies(outcome)
     return {"calibration": alone["calibration"], "kept": alone["kept"], "probes": probes, "environment": alone["environment"]}
 
@@ -113,7 +142,8 @@ def _alone(request: Mapping[str, Any]) -> dict[str, Any]:
         asked, answered = Path(name) / "request.json", Path(name) / "answer.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, "-m", "moesim.lab.solo", str(asked), str(answered)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this Python
+        environment = {**os.environ, "MOESIM_LAB_PARENT": str(os.getpid())}  # it ends with this process, however that ends
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - this Python
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()]
             raise MeasurementError(f"the calibration of local operations failed: {said[-1] if said else f'exit code {done.returncode}'}")
@@ -126,11 +156,14 @@ def fabric_of(item: Mapping[str, Any]) -> Fabric:
     return Fabric(**{key: item[key] for key in OF_FABRIC})
 
 
-def layer_job(cases: Sequence[Mapping[str, Any]], *, seed: int, repeats: int, ranks: int) -> Job:
-    """Return the job of some steps: every rank has one thread, and the core of its number."""
+def layer_job(cases: Sequence[Mapping[str, Any]], *, seed: int, repeats: int, ranks: int, reference: int = 0) -> Job:
+    """Return the job of some steps: every rank has one thread, and the core of its number; ``reference`` as a job has it."""
     cores = tuple(sorted(os.sched_getaffinity(0)))
     made = tuple(LayerCase(**{key: case[key] for key in OF_LAYER}, kernel="loop") for case in cases)
-    return Job(kind="layer", cases=made, repeats=repeats, warmup=2, seed=seed, threads=1, cores=cores[:ranks], backend="gloo", device="cpu")
+    return Job(
+        kind="layer", cases=made, repeats=repeats, warmup=2, seed=seed, threads=1, cores=cores[:ranks], backend="gloo", device="cpu",
+        reference=reference,
+    )  # fmt: skip
 
 
 def exchange_job(cases: Sequence[Mapping[str, Any]], *, seed: int, repeats: int) -> Job:
@@ -169,28 +202,6 @@ def on_fabric(
     return outcome, counters, changed
 
 
-def latencies(outcome: Outcome) -> dict[str, float]:
-    """Return what the exchange of counts, and an all-to-all of next to nothing, take: from the last rank's arrival to its end, s."""
-    marks, facts = marks_of(outcome.ranks, "probe")
-    middle = np.median(marks, axis=0)  # [ranks, phases + 1]
-    at = {name: number for number, name in enumerate(facts["phases"])}
-
-    def spent(phase: str) -> float:
-        return max(0.0, float(middle[:, at[phase] + 1].max() - middle[:, at[phase]].max()))
-
-    return {"counts_s": spent("counts"), "all_to_all_s": statistics.median([spent("dispatch"), spent("combine")])}
-
-
-def marks_of(ranks: Sequence[Sequence[Mapping[str, Any]]], name: str) -> tuple[Any, Mapping[str, Any]]:
-    """Return float[repeats, ranks, phases + 1], the instants of a layer case that every rank has measured, and the facts of rank 0."""
-    found = [{line["repeat"]: line["marks_s"] for line in lines if line.get("case") == name and "repeat" in line} for lines in ranks]
-    common = sorted(set.intersection(*map(set, found))) if found else []
-    facts: Mapping[str, Any] = (
-        next((line["facts"] for line in ranks[0] if line.get("case") == name and "facts" in line), {}) if ranks else {}
-    )
-    return np.array([[of_rank[repeat] for of_rank in found] for repeat in common]), facts
-
-
 def measure(document: Mapping[str, Any], *, seed: int, progress: Progress) -> dict[str, Any]:
     """Measure every case of a prediction file.
 
@@ -225,13 +236,15 @@ def measure(document: Mapping[str, Any], *, seed: int, progress: Progress) -> di
                 job = (
                     exchange_job(cases, seed=seed, repeats=document["repeats"])
                     if kind == "exchange"
-                    else layer_job(cases, seed=seed, repeats=document["repeats"], ranks=fabric["ranks"])
+                    else layer_job(
+                        cases, seed=seed, repeats=document["repeats"], ranks=fabric["ranks"], reference=document.get("reference_rows", 0)
+                    )
                 )
                 scheduling = "realtime" if kind == "exchange" else "first"
                 outcome, counters, changed = on_fabric(fabric_of(fabric), job, scheduling=scheduling, change=change)
                 found["runs"].append({"fabric": fabric["name"], "kind": kind, "cases": len(cases), "repeats": job.repeats, **counters})
                 for case in cases:
-                    found["cases"][case["name"]] = _measured(case, outcome.ranks) | ({"changes": changed} if changed else {})
+                    found["cases"][case["name"]] = measured(case, outcome.ranks) | ({"changes": changed} if changed else {})
                 if outcome.why:
                     found |= {"partial": f"{fabric['name']}: {outcome.why}", "interrupted": outcome.interrupted}
                     break
@@ -253,38 +266,3 @@ def _runs(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list
         for case in mine:
             if case.get("change"):
                 yield fabric, [case], case["change"]
-
-
-def _measured(case: Mapping[str, Any], ranks: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    if case["kind"] == "layer":
-        marks, facts = marks_of(ranks, case["name"])
-        if not len(marks):
-            return {"seconds": []}
-        of_ranks: list[Mapping[str, Any]] = [
-            next((line["facts"] for line in lines if line.get("case") == case["name"] and "facts" in line), {}) for lines in ranks
-        ]
-        kept, dropped = [item.get("kept") for item in of_ranks], sum(item.get("dropped", 0) for item in of_ranks)
-        return {
-            "seconds": marks[:, :, -1].max(axis=1).tolist(),
-            "phases": facts["phases"],
-            "marks_median_s": np.median(marks, axis=0).tolist(),
-            "kept": kept,
-            "dropped": dropped,
-        }
-    found = [{line["repeat"]: line for line in lines if line.get("case") == case["name"] and "repeat" in line} for lines in ranks]
-    common = sorted(set.intersection(*map(set, found))) if found else []
-    ends = np.array([[of_rank[repeat]["end_s"] for of_rank in found] for repeat in common])
-    wrong = sum(not of_rank[repeat]["correct"] for repeat in common for of_rank in found)
-    if wrong:
-        raise MeasurementError(f"case {case['name']!r}: {wrong} receives did not hold what was sent")
-    return {"seconds": ends.max(axis=1).tolist() if len(ends) else []}
-
-
-@contextlib.contextmanager
-def ignoring_interrupts() -> Iterator[None]:
-    """Hold back Ctrl-C while results are written."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -10,7 +10,7 @@ from moesim.base.units import format_quantity
 
 def shown(measured: Mapping[str, Any]) -> str:
     """Return the table of a measurement: one line per case, medians and quartiles."""
-    makers = {"compute": _compute, "exchange": _exchange, "layer": _layer}
+    makers = {"compute": _compute, "exchange": _exchange, "layer": _layer, "overlap": _overlap}
     environment = measured["environment"]
     device = environment.get("gpu", {}).get("name") or environment.get("processor") or "unknown device"
     torch = environment.get("torch", {}).get("version", "?")
@@ -87,3 +87,15 @@ def _layer(cases: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str
             ]
         )
     return ["case", "forward", "q25", "q75", "min", "n", "with backward", "drop rate", "rank max/mean", "skew at combine", "kernel"], rows
+
+
+def _overlap(cases: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for case in cases:
+        results = case["results"]
+        alone = results["compute"]["median"] + results["exchange"]["median"]
+        parts = [_time(results[name]["median"]) for name in ("compute", "exchange", "compute_beside", "exchange_beside")]
+        hidden = f"{100 * (1 - results['overlapped']['median'] / alone):.0f} %"
+        rows.append([case["name"], *_spread(results["overlapped"]), *parts, hidden, case["facts"]["kernel"]])
+    head = ["case", "overlapped", "q25", "q75", "min", "n", "experts alone", "exchange alone", "experts beside", "exchange beside"]
+    return [*head, "saved", "kernel"], rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ DEAD = 20
 """Measured steps without work after which an expert counts as dead."""
 SWING = -0.3
 """Correlation of loads with those of the step before, below which a bias overshoots: independent loads have 0, stable ones nearly 1."""
+RISING = 2.0
+"""How many times as far apart loads must be as in the first measured steps, before that counts as rising."""
 STALE = 1.2
 """How much more uneven ranks are than right after the last placement, before that placement counts as stale."""
 
@@ -90,7 +93,18 @@ def find_alarms(tables: Mapping[str, Table], *, experts: int, top_k: int, tokens
             f"loads of MoE layer {layer} swing: experts above the mean in one step are below it in the next",
             "lower the rate of the bias (or of the loss), or update it less often",
         )
-        information = mine["source_information"]
+        spread = np.nan_to_num(mine["load_cv"])
+        rising = _rising(spread, math.sqrt((1 - top_k / experts) * experts / (top_k * tokens)) if tokens else 0.0)
+        add(
+            "rising variance",
+            rising & (idle < experts / 2),
+            f"loads of MoE layer {layer} come apart: they varied by {spread[:PATIENCE].mean():.2f} x their mean at first, and by up to "
+            f"{spread.max():.2f} x since",
+            "imbalance feeds itself: switch balancing on now, or strengthen it, before experts die",
+        )
+        by_domain = mine["domain_information"]
+        known = bool(np.count_nonzero(~np.isnan(by_domain)) >= PATIENCE)  # what is known of domains says more than what GPUs happen to have
+        information = by_domain if known else mine["source_information"]
         before = np.maximum.accumulate(np.nan_to_num(information))
         add(
             "over-balancing",
@@ -101,6 +115,11 @@ def find_alarms(tables: Mapping[str, Table], *, experts: int, top_k: int, tokens
     found += _unrealistic(tables, floor, phase, ranks)
     found += _stale(tables)
     return tuple(sorted(found, key=lambda alarm: (alarm.step, alarm.moe_layer, alarm.name)))
+
+
+def _rising(spread: Floats, floor: float) -> Bools:
+    """Return bool[steps], where loads are much further apart than in the first steps, and than chance alone would put them."""
+    return np.asarray(spread > RISING * max(float(spread[:PATIENCE].mean()), floor))
 
 
 def _lasting(holds: Bools) -> int | None:

@@ -34,6 +34,34 @@ class IdleExperts:
         return mean_over_layers(record, record.tables["layers"]["idle_experts"])
 
 
+@register("metric", "stagnant_experts")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagnantExperts:
+    """Experts with less than 10 % of the mean load, idle ones among them, mean over MoE layers: they learn next to nothing."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps]."""
+        return mean_over_layers(record, record.tables["layers"]["stagnant_experts"])
+
+
+@register("metric", "load_cv")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadCv:
+    """Standard deviation of the experts' loads of a step over their mean, mean over MoE layers: how skewed their use is."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps]."""
+        return _known_mean(record, "load_cv")
+
+
 @register("metric", "load_entropy")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadEntropy:
@@ -74,3 +102,17 @@ class SourceInformation:
     def measure(self, record: Record) -> Floats:
         """Return float[steps]."""
         return _known_mean(record, "source_information")
+
+
+@register("metric", "domain_information")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainInformation:
+    """Specialisation: bits that the domain of a token says about its expert, mean over MoE layers; unknown where domains are."""
+
+    unit: ClassVar[str] = "bit"
+    better: ClassVar[str] = "neither"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps]; NaN in steps whose routing does not say which domain a token is from."""
+        return _known_mean(record, "domain_information")

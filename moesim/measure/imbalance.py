@@ -63,6 +63,21 @@ class MaxVio:
         return mean_over_layers(record, _peaks(record, "expert") - 1.0)
 
 
+@register("metric", "maxvio_global")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaxVioGlobal:
+    """MaxVio of all measured steps together (arXiv 2408.15664 calls it global): max / mean - 1 of expert loads, mean over MoE layers."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+    summary: ClassVar[str] = "whole"
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], the same number for each."""
+        return whole(record, float(loads.maxvio(expert_loads(record)).mean()))
+
+
 @register("metric", "balancedness")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balancedness:
@@ -118,6 +133,21 @@ class ExpertCv:
     def measure(self, record: Record) -> Floats:
         """Return float[steps], the same number for each."""
         return whole(record, float(loads.coefficient_of_variation(expert_loads(record)).mean()))
+
+
+@register("metric", "expert_gini")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertGini:
+    """Gini coefficient of the expert loads of all measured steps together, mean over MoE layers; 0 is balanced."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+    summary: ClassVar[str] = "whole"
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps], the same number for each."""
+        return whole(record, float(loads.gini(expert_loads(record)).mean()))
 
 
 @register("metric", "normalised_entropy")

@@ -11,6 +11,7 @@ from moesim.base.registry import register
 from moesim.facts.arrays import Floats
 from moesim.facts.contracts import Record
 from moesim.measure.columns import of_tokens, ratio, total, whole
+from moesim.measure.drops import unknown_anywhere
 
 
 @register("metric", "dispatch_bytes")
@@ -67,6 +68,21 @@ class CopiesPerToken:
     def measure(self, record: Record) -> Floats:
         """Return float[steps]."""
         return ratio(total(record, "layers", "copies"), total(record, "layers", "tokens"))
+
+
+@register("metric", "nodes_per_token")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesPerToken:
+    """Nodes that compute routed rows of a token, its own among them if it does, mean over tokens and MoE layers; unknown of counts."""
+
+    unit: ClassVar[str] = ""
+    better: ClassVar[str] = "lower"
+    rests_on: ClassVar[tuple[str, ...]] = ("routing",)
+
+    def measure(self, record: Record) -> Floats:
+        """Return float[steps]; NaN in a step with a layer whose single tokens are unknown (-1 in the table)."""
+        unknown = unknown_anywhere(record, "nodes")
+        return np.where(unknown, np.nan, ratio(total(record, "layers", "nodes"), total(record, "layers", "tokens")))
 
 
 @register("metric", "all_to_all_contention")

@@ -13,9 +13,15 @@ from moesim.facts.arrays import Floats, Ints
 from moesim.facts.cluster import Cluster
 from moesim.facts.program import BACKWARD, COLLECTIVES, COMMUNICATES, RECEIVE, SEND, Program, Work
 
+MOST_ELEMENTS = 2_000_000
+"""Of a temporary array."""
 
-def _hops(pairs: Ints, cluster: Cluster) -> tuple[Ints, Ints]:
-    """Return the links of the routes of some pairs, one after another, and for each the position of its pair in ``pairs``."""
+
+def hops(pairs: Ints, cluster: Cluster) -> tuple[Ints, Ints]:
+    """Return the links of the routes of some pairs, one after another, and for each the position of its pair in ``pairs``.
+
+    A pair is ``source * G + destination``.
+    """
     start = cluster.route_start[pairs]
     length = cluster.route_start[pairs + 1] - start
     owner = np.repeat(np.arange(len(pairs)), length)
@@ -49,7 +55,7 @@ def link_bytes(bytes_: ArrayLike, cluster: Cluster) -> Floats:
         If the matrix does not fit the cluster.
     """
     pairs, sent = _sending(bytes_, cluster)
-    link, owner = _hops(pairs, cluster)
+    link, owner = hops(pairs, cluster)
     return np.bincount(link, weights=sent[owner], minlength=cluster.links).astype(np.float64)
 
 
@@ -82,16 +88,18 @@ def link_bound(bytes_: ArrayLike, cluster: Cluster, *, carried: Floats | None = 
 
 def port_links(cluster: Cluster) -> NDArray[np.bool_]:
     """Return bool[K], the links that are some GPU's own port: all routes over them start at that GPU, or all end there."""
-    gpus = cluster.gpus
-    link, pair = _hops(np.arange(gpus * gpus), cluster)
-    own = np.zeros(cluster.links, dtype=np.bool_)
-    for gpu in (pair // gpus, pair % gpus):
-        lowest = np.full(cluster.links, gpus, dtype=np.int64)
-        highest = np.full(cluster.links, -1, dtype=np.int64)
-        np.minimum.at(lowest, link, gpu)
-        np.maximum.at(highest, link, gpu)
-        own |= lowest == highest
-    return own
+    gpus, links = cluster.gpus, cluster.links
+    lowest, highest = np.full((2, links), gpus, dtype=np.int64), np.full((2, links), -1, dtype=np.int64)
+    some = max(MOST_ELEMENTS // gpus, 1)  # sources at once
+    for first in range(0, gpus, some):
+        pairs = slice(first * gpus, min(first + some, gpus) * gpus)
+        start = cluster.route_start[pairs.start : pairs.stop + 1]
+        link = cluster.route_link[start[0] : start[-1]]
+        pair = np.repeat(np.arange(pairs.start, pairs.stop), np.diff(start))
+        for end, gpu in enumerate((pair // gpus, pair % gpus)):
+            np.minimum.at(lowest[end], link, gpu)
+            np.maximum.at(highest[end], link, gpu)
+    return np.asarray((lowest == highest).any(axis=0))
 
 
 def port_bound(bytes_: ArrayLike, cluster: Cluster, *, ports: NDArray[np.bool_] | None = None, carried: Floats | None = None) -> float:
@@ -130,53 +138,13 @@ def port_seconds(bytes_: ArrayLike, cluster: Cluster) -> Floats:
         For its routes and bandwidths.
     """
     pairs, sent = _sending(bytes_, cluster)
-    link, owner = _hops(pairs, cluster)
+    link, owner = hops(pairs, cluster)
     worst = np.zeros(cluster.gpus)
     for gpu in (pairs // cluster.gpus, pairs % cluster.gpus):
         place = gpu[owner] * cluster.links + link
         moved = np.bincount(place, weights=sent[owner], minlength=cluster.gpus * cluster.links).reshape(cluster.gpus, cluster.links)
         worst = np.maximum(worst, (moved / cluster.bandwidth).max(axis=1, initial=0.0))
     return worst
-
-
-class PairRoutes:
-    """The routes between all pairs of GPUs, for bounds of many traffic matrices at once.
-
-    Parameters
-    ----------
-    cluster : Cluster
-
-    Attributes
-    ----------
-    own : bool[K]
-        :func:`port_links` of the cluster.
-    """
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._gpus, self._links, self._bandwidth = cluster.gpus, cluster.links, cluster.bandwidth
-        self._link, self._pair = _hops(np.arange(cluster.gpus * cluster.gpus), cluster)
-        self.own = port_links(cluster)
-
-    def link_bytes(self, matrices: Floats) -> Floats:
-        """Return float[N, K], :func:`link_bytes` of float[N, G, G] with nothing on the diagonals."""
-        return self._sums(matrices, self._link, self._links)
-
-    def port_seconds(self, matrices: Floats) -> Floats:
-        """Return float[N, G], :func:`port_seconds` of float[N, G, G] with nothing on the diagonals."""
-        worst = np.zeros((len(matrices), self._gpus))
-        for gpu in (self._pair // self._gpus, self._pair % self._gpus):
-            moved = self._sums(matrices, gpu * self._links + self._link, self._gpus * self._links)
-            seconds = moved.reshape(len(matrices), self._gpus, self._links) / self._bandwidth
-            worst = np.maximum(worst, seconds.max(axis=2, initial=0.0))
-        return worst
-
-    def _sums(self, matrices: Floats, place: Ints, places: int) -> Floats:
-        """Add what the pairs send up by the place of each hop."""
-        count = len(matrices)
-        sent = matrices.reshape(count, -1)[:, self._pair]
-        where = np.arange(count)[:, None] * places + place
-        sums = np.bincount(where.ravel(), weights=sent.ravel(), minlength=count * places)
-        return np.asarray(sums.reshape(count, places), dtype=np.float64)
 
 
 def no_communication(program: Program, durations: Mapping[Work, Floats], groups: int) -> float:

@@ -68,7 +68,9 @@ def expert_bytes(model: MoeModel, phase: str, *, optimiser: bool = True) -> floa
     return float(model.expert_parameters) * (DTYPE_BYTES[model.expert_dtype] + states)
 
 
-def activation_bytes(model: MoeModel, workload: Workload, rows_received: ArrayLike, *, tokens: ArrayLike | None = None) -> Floats:
+def activation_bytes(
+    model: MoeModel, workload: Workload, rows_received: ArrayLike, *, tokens: ArrayLike | None = None, context: ArrayLike | None = None
+) -> Floats:
     """Return the bytes of activations, exchange buffers and cache on a GPU.
 
     Per token and layer: the residual stream and its normalised copy, before attention and before the feed-forward block (4 hidden), the
@@ -91,6 +93,8 @@ def activation_bytes(model: MoeModel, workload: Workload, rows_received: ArrayLi
         Rows that a GPU computes in one MoE layer: the mean over the layers in training, which holds them all; the largest otherwise.
     tokens : int[...], optional
         Tokens that start on the GPU; by default what the workload says.
+    context : float[...], optional
+        How many tokens a token attends to on average; by default what the workload says.
 
     Returns
     -------
@@ -108,13 +112,19 @@ def activation_bytes(model: MoeModel, workload: Workload, rows_received: ArrayLi
     )
     if workload.phase == "training":
         return np.asarray(element * (model.layers * common + (model.layers - moe) * in_dense + moe * in_moe))
-    cached = tokens * (workload.context if workload.phase == "decode" else 1)
+    cached = tokens * (np.asarray(workload.context if context is None else context) if workload.phase == "decode" else 1)
     cache = cached * model.layers * model.attention.cache_bytes_per_token
     return np.asarray(element * (common + np.maximum(in_dense, in_moe)) + cache)
 
 
 def peak_memory(
-    model: MoeModel, workload: Workload, slots_per_gpu: int, rows_received: ArrayLike, *, tokens: ArrayLike | None = None
+    model: MoeModel,
+    workload: Workload,
+    slots_per_gpu: int,
+    rows_received: ArrayLike,
+    *,
+    tokens: ArrayLike | None = None,
+    context: ArrayLike | None = None,
 ) -> Floats:
     """Return the bytes that a GPU holds at most: :func:`weight_bytes` and :func:`activation_bytes`, which say what is counted.
 
@@ -130,10 +140,13 @@ def peak_memory(
         Rows that a GPU computes in one MoE layer, as :func:`activation_bytes` takes them.
     tokens : int[...], optional
         Tokens that start on the GPU; by default what the workload says.
+    context : float[...], optional
+        How many tokens a token attends to on average; by default what the workload says.
 
     Returns
     -------
     float[...]
         One number for each of ``rows_received``.
     """
-    return np.asarray(weight_bytes(model, slots_per_gpu, workload.phase) + activation_bytes(model, workload, rows_received, tokens=tokens))
+    activations = activation_bytes(model, workload, rows_received, tokens=tokens, context=context)
+    return np.asarray(weight_bytes(model, slots_per_gpu, workload.phase) + activations)

@@ -114,7 +114,9 @@ def _layer(setting: Setting, layer: int) -> _Layer:
     return _Layer(element * (common + inner), element * row, element * kept_token, element * kept_row)
 
 
-def stage_activation_bytes(setting: Setting, program: Program, stage: int, rows: ArrayLike, tokens: ArrayLike) -> Floats:
+def stage_activation_bytes(
+    setting: Setting, program: Program, stage: int, rows: ArrayLike, tokens: ArrayLike, context: ArrayLike | None = None
+) -> Floats:
     """Return the bytes of activations, exchange buffers and cache on GPUs of one stage.
 
     The list is that of :func:`moesim.models.memory.activation_bytes`. Training keeps what :func:`passes_kept` counts, less what is
@@ -131,6 +133,8 @@ def stage_activation_bytes(setting: Setting, program: Program, stage: int, rows:
         Rows that a GPU computes in each MoE layer of the model in a step; only those of the stage are looked at.
     tokens : float[...]
         Tokens that start on it in a step.
+    context : float[...], optional
+        How many tokens a token attends to on average; by default what the workload says.
 
     Returns
     -------
@@ -152,7 +156,8 @@ def stage_activation_bytes(setting: Setting, program: Program, stage: int, rows:
         dropped = np.maximum(dropped, (whole - held) / parts)
     if setting.workload.phase == "training":
         return np.asarray(total + dropped)
-    cached = tokens * (setting.workload.context if setting.workload.phase == "decode" else 1)
+    read = np.asarray(setting.workload.context if context is None else context)
+    cached = tokens * (read if setting.workload.phase == "decode" else 1)
     return np.asarray(widest + cached * len(layers) * model.attention.cache_bytes_per_token)
 
 
@@ -161,7 +166,9 @@ def layers_of_stage(program: Program, stage: int) -> list[int]:
     return sorted({task.work.layer for task in program.tasks if task.stage == stage and task.work.phase == "attention"})
 
 
-def held_by(setting: Setting, program: Program, gpu: int, slots: int, rows: ArrayLike, tokens: ArrayLike) -> tuple[float, Floats]:
+def held_by(
+    setting: Setting, program: Program, gpu: int, slots: int, rows: ArrayLike, tokens: ArrayLike, context: ArrayLike | None = None
+) -> tuple[float, Floats]:
     """Return the bytes of weights and float[steps] bytes of activations of one GPU.
 
     Parameters
@@ -175,7 +182,9 @@ def held_by(setting: Setting, program: Program, gpu: int, slots: int, rows: Arra
         Rows that it computes in each MoE layer of the model.
     tokens : int[steps]
         Tokens that start on it.
+    context : float[steps], optional
+        How many tokens a token of it attends to on average; by default what the workload says.
     """
     stage = gpu // (setting.gpus // program.stages)
     weights = stage_weight_bytes(setting, layers_of_stage(program, stage), slots)
-    return weights, stage_activation_bytes(setting, program, stage, rows, tokens)
+    return weights, stage_activation_bytes(setting, program, stage, rows, tokens, context)

@@ -1,4 +1,4 @@
-"""Loops over single routes, compiled: which stay in full queues, which slot each takes, which GPUs a token goes to.
+"""Loops over single routes, compiled: which experts a token likes best, which routes stay in full queues, what slots and GPUs they take.
 
 Each gives what the plain NumPy code does that calls it, bit for bit; that code is what runs where nothing can be compiled, for few routes
 and for arrays of other types.
@@ -16,6 +16,7 @@ from moesim.models.sharing.bottleneck_groups import Whole32
 _WHOLE = types.Array(types.int64, 1, "C", readonly=True)
 _TABLE = types.Array(types.int64, 2, "C", readonly=True)
 _IDS = types.Array(types.int32, 2, "C", readonly=True)
+_SCORES = types.Array(types.float32, 2, "C", readonly=True)
 _FLAGS = types.Array(types.boolean, 1, "C")
 _FLAGS_OF_TOKENS = types.Array(types.boolean, 2, "C", readonly=True)
 
@@ -126,19 +127,20 @@ def strike(ids: Whole32, weights: Singles, keep: Bools) -> int:
     return emptied
 
 
-@njit(types.Array(types.int64, 2, "C")(_IDS, _WHOLE, _TABLE), cache=True)
-def tokens_between(slots: Whole32, token_start: Ints, destination: Ints) -> Ints:
-    """Return int[G, G], one copy per token and GPU that holds at least one of its slots, its own GPU included.
+@njit(types.Array(types.int64, 2, "C")(_IDS, _WHOLE, _TABLE, types.int64), cache=True)
+def tokens_between(slots: Whole32, token_start: Ints, destination: Ints, ranks: int) -> Ints:
+    """Return int[G, R], one copy per token and GPU of its group of R that holds at least one of its slots, its own GPU included.
 
     Raises
     ------
     ValueError
-        If a slot does not exist.
+        If a slot does not exist, or is outside the group of its source.
     """
     gpus = len(destination)
-    copies = np.zeros((gpus, gpus), dtype=np.int64)
+    copies = np.zeros((gpus, ranks), dtype=np.int64)
     seen = np.full(gpus, -1, dtype=np.int64)
     for source in range(gpus):
+        begin = source // ranks * ranks
         for token in range(token_start[source], token_start[source + 1]):
             for choice in range(slots.shape[1]):
                 slot = slots[token, choice]
@@ -146,9 +148,11 @@ def tokens_between(slots: Whole32, token_start: Ints, destination: Ints) -> Ints
                     raise ValueError("a route has a slot that does not exist")
                 if slot >= 0:
                     to = destination[source, slot]
+                    if to < begin or to >= begin + ranks:
+                        raise ValueError("a route leaves the group of its source")
                     if seen[to] != token:
                         seen[to] = token
-                        copies[source, to] += 1
+                        copies[source, to - begin] += 1
     return copies
 
 
@@ -185,3 +189,40 @@ def turns(ids: Whole32, token_start: Ints, number: Ints, first: Ints, by_expert:
                 slots[token, choice] = by_expert[first[expert] + turn[expert] % number[expert]]
                 turn[expert] += 1
     return slots
+
+
+@njit(types.Array(types.int32, 2, "C")(_SCORES, types.int64), cache=True)
+def best_first(scores: Singles, top_k: int) -> Whole32:
+    """Return int32[T, k], the experts of each token's largest scores, best first, of equal ones the lower first.
+
+    The first choice of a token is -1 where a score is not a number or plus infinity, or fewer than k are finite: nothing else of it counts.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than ``top_k`` experts, or no choice is asked for.
+    """
+    tokens, experts = scores.shape
+    if top_k < 1 or top_k > experts:
+        raise ValueError("a token has between one choice and as many as there are experts")
+    ids = np.empty((tokens, top_k), dtype=np.int32)
+    best = np.empty(top_k, dtype=np.float32)
+    last = top_k - 1
+    for token in range(tokens):
+        best[:] = -np.inf
+        ids[token] = -1
+        wrong = False
+        for expert in range(experts):
+            score = scores[token, expert]
+            if not score <= best[last]:  # larger, or not a number
+                wrong |= not score < np.inf
+                place = last
+                while place > 0 and best[place - 1] < score:
+                    best[place] = best[place - 1]
+                    ids[token, place] = ids[token, place - 1]
+                    place -= 1
+                best[place] = score
+                ids[token, place] = expert
+        if wrong or best[last] == -np.inf:
+            ids[token, 0] = -1
+    return ids

@@ -49,7 +49,7 @@ class Work:
 
 
 def dense_work(
-    phase: str, model: MoeModel, tokens: ArrayLike, context: int, direction: str = FORWARD, *, workload_phase: str = "training"
+    phase: str, model: MoeModel, tokens: ArrayLike, context: ArrayLike, direction: str = FORWARD, *, workload_phase: str = "training"
 ) -> Work:
     """Return what one layer's ``phase`` does with ``tokens`` tokens on each GPU.
 
@@ -62,7 +62,7 @@ def dense_work(
         Its shape.
     tokens : int[G]
         Tokens on each GPU; no tokens, no work.
-    context : int
+    context : int or float[G]
         Tokens that a token attends to on average.
     direction : str
         ``forward`` or ``backward``.
@@ -82,7 +82,7 @@ def dense_work(
     """
     if direction not in {FORWARD, BACKWARD}:
         raise UsageError(f"unknown direction {direction!r}{did_you_mean(direction, (FORWARD, BACKWARD))}")
-    count = np.asarray(tokens, dtype=np.float64)
+    count, context = np.asarray(tokens, dtype=np.float64), np.asarray(context, dtype=np.float64)
     if phase == "attention":
         return attention_work(model, count, context, direction, workload_phase=workload_phase)
     if phase == "attention_core":
@@ -126,7 +126,7 @@ def matrix_work(tokens: Floats, parameters: float, weight_bytes: float, moved_pe
     return 2.0 * flops, once * parameters * (weight_bytes + GRADIENT_BYTES) + 2.0 * tokens * moved_per_token
 
 
-def attention_work(model: MoeModel, tokens: Floats, context: int, direction: str, *, workload_phase: str = "training") -> Work:
+def attention_work(model: MoeModel, tokens: Floats, context: Floats | float, direction: str, *, workload_phase: str = "training") -> Work:
     """Return the work of the attention block of one layer.
 
     Projections: 2 flops per token and weight. Scores and values: ``4 * context * heads * score_width`` per token (PaLM,
@@ -155,7 +155,7 @@ def attention_work(model: MoeModel, tokens: Floats, context: int, direction: str
     return Work(flops=flops + factor * scores, moved=moved + passes * cache, dtype=model.activation_dtype)
 
 
-def attention_core_work(model: MoeModel, tokens: Floats, context: int) -> Work:
+def attention_core_work(model: MoeModel, tokens: Floats, context: Floats | float) -> Work:
     """Return the work of scores and values of one layer, forward: what selective recomputation of attention does once more.
 
     Counted as in :func:`attention_work`: ``4 * context * heads * score_width`` flops per token; queries in and results out, and keys

@@ -119,8 +119,14 @@ def calibrate(
     return Calibration(profiles=profiles_of([fit.sections for fit in fits], made), fits=tuple(fits), unused=tuple(unused))
 
 
-CARRIED_TO = {"b200-sxm": "gb200-nvl72", "gb300-nvl72": "gb200-nvl72", "h100-sxm": "h200-sxm"}
-"""Shipped profiles of GPUs of which less was measured, and whose sections they take over by ratios of data sheets."""
+CARRIED_TO = {
+    "a100-sxm-80": ("h200-sxm",),
+    "b200-sxm": ("gb200-nvl72", "h200-sxm"),
+    "gb200-nvl72": ("h200-sxm",),
+    "gb300-nvl72": ("gb200-nvl72", "h200-sxm"),
+    "h100-sxm": ("h200-sxm",),
+}
+"""Shipped profiles of GPUs of which less was measured, and whose sections they take over by ratios of data sheets, the first first."""
 
 
 def carried(profile: Profile, gpu: str) -> Profile:
@@ -144,14 +150,20 @@ def carried(profile: Profile, gpu: str) -> Profile:
 
 
 def with_carried(profiles: Profiles) -> dict[str, Profile]:
-    """Return profiles with those of :data:`CARRIED_TO` added or filled up."""
+    """Return profiles with those of :data:`CARRIED_TO` added or filled up; only what was measured is carried, and never twice."""
     found = dict(profiles)
-    for gpu, source in CARRIED_TO.items():
-        if source in profiles:
-            taken = carried(profiles[source], gpu)
-            own = found.get(gpu)
-            note = f"Sections with 'carried_from' follow from the {source} by ratios of data sheets."
-            found[gpu] = taken if own is None else replace(own, note=note, sections={**taken.sections, **own.sections})
+    for gpu, sources in CARRIED_TO.items():
+        own = profiles.get(gpu)
+        sections = {} if own is None else dict(own.sections)
+        for source in sources:
+            if source in profiles:
+                sections = {**carried(profiles[source], gpu).sections, **sections}
+        taken = sorted({section.carried_from for section in sections.values() if section.carried_from})
+        if not taken:
+            continue
+        base = own if own is not None else carried(profiles[next(source for source in sources if source in profiles)], gpu)
+        note = f"Sections with 'carried_from' follow from the {' and the '.join(taken)} by ratios of data sheets."
+        found[gpu] = replace(base, note=note, sections=dict(sorted(sections.items())))
     return dict(sorted(found.items()))
 
 

@@ -53,7 +53,7 @@ def on_dask(queue: Queue, play: Play, take: Take, *, address: str, jobs: int, me
 
         window = max(LEAST_IN_FLIGHT, AHEAD * _threads(client))
         executor = client.get_executor(pure=False, retries=0)
-        for cell, future in drain(executor, queue, play, window=window, patience=PATIENCE, waiting=waiting):
+        for cell, future in drain(executor, queue, play, window=window, patience=PATIENCE, waiting=waiting, cancel=True):
             deserted = 0
             take(_answer_of(cell, future, address))
 

@@ -8,16 +8,20 @@ import numpy as np
 from scipy.stats import binomtest
 
 from moesim.base.errors import UsageError
+from moesim.engine.own_tokens import held_tokens
 from moesim.engine.rows import Rows
 from moesim.facts.arrays import Floats
 from moesim.facts.model import DTYPE_BYTES
 from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
 from moesim.models.memory import activation_bytes, expert_bytes, weight_bytes
+from moesim.models.memory_parts import activation_parts, weight_parts
 from moesim.models.parallel_memory import held_by, spread_or_recomputed
 from moesim.models.schedule.whole import step_program
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+LEVELS = tuple(level / 20 for level in range(21))
+"""Shares of the steps at which a distribution is told: from the step with the least to the one with the most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,21 @@ class GpuMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Breakdown:
+    """What the GPU that needs most holds in the step in which it does, in B; ``rebalanced`` are experts copied to it for a batch."""
+
+    gpu: int
+    step: int
+    weights: float
+    gradients: float
+    optimiser: float
+    activations: float
+    expert_rows: float
+    cache: float
+    rebalanced: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeed:
     """What the GPUs of a scenario need.
 
@@ -67,24 +86,36 @@ class MemoryNeed:
         The largest total of any GPU in a step.
     buffer_rows : Spread
         Rows of the fullest layer on the fullest GPU in a step: what a buffer of fixed size must hold.
+    buffer : Spread
+        Bytes of such a buffer: of the rows that come in and of their results.
+    any_gpu_levels : tuple of float
+        Of the largest total of any GPU in a step: what at most a share of :data:`LEVELS` of the steps need.
     mean_rows : float
         Rows of the mean GPU in the mean layer.
+    gpu_memory : float
+        What a GPU has, B.
     out_of_memory : Chance or None
         That any GPU needs more than the limit in a step; None without a limit.
     limit : float or None
         B.
     steps, independent : int
         Steps looked at, and how many of them had tokens of their own.
+    fullest : Breakdown
+        Of the GPU that needs most.
     """
 
     gpus: tuple[GpuMemory, ...]
     any_gpu: Spread
     buffer_rows: Spread
+    buffer: Spread
+    any_gpu_levels: tuple[float, ...]
     mean_rows: float
+    gpu_memory: float
     out_of_memory: Chance | None
     limit: float | None
     steps: int
     independent: int
+    fullest: Breakdown
 
 
 def spread(values: Floats) -> Spread:
@@ -125,15 +156,16 @@ def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -
     laid = None
     if spread_or_recomputed(setting):
         laid = step_program(scenario.schedule, model, workload, parallel=scenario.parallel, training=scenario.training)
+    tokens, contexts = held_tokens(setting, rows.tokens, np.arange(scenario.warmup, scenario.warmup + len(received)))
     gpus = []
     totals = np.zeros(held.shape)
     fresh = rows.fresh
     for gpu, slots in enumerate(rows.slots):
         if laid is None:
             weights = weight_bytes(model, int(slots), workload.phase)
-            activations = activation_bytes(model, workload, held[:, gpu], tokens=rows.tokens[:, gpu])
+            activations = activation_bytes(model, workload, held[:, gpu], tokens=tokens[:, gpu], context=contexts[:, gpu])
         else:
-            weights, activations = held_by(setting, laid, gpu, int(slots), received[:, :, gpu], rows.tokens[:, gpu])
+            weights, activations = held_by(setting, laid, gpu, int(slots), received[:, :, gpu], tokens[:, gpu], contexts[:, gpu])
         totals[:, gpu] = weights + activations + guests[:, gpu]
         gpus.append(
             GpuMemory(
@@ -147,15 +179,28 @@ def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -
             )
         )
     worst = totals.max(axis=1)
+    step, gpu = (int(index) for index in np.unravel_index(int(totals.argmax()), totals.shape))
+    arrived = held[step, gpu] if laid is None else received[step, :, gpu]
+    parts = activation_parts(setting, laid, gpu, arrived, tokens[step, gpu], contexts[step, gpu])
     return MemoryNeed(
         gpus=tuple(gpus),
         any_gpu=spread(worst),
         buffer_rows=spread(fullest.max(axis=1)),
+        buffer=spread(fullest.max(axis=1) * of_row),
+        any_gpu_levels=tuple(np.quantile(worst, LEVELS, method="inverted_cdf").tolist()),
         mean_rows=float(received.mean()) * scenario.parallel.pp,
+        gpu_memory=float(setting.cluster.gpu.memory),
         out_of_memory=None if limit is None else chance(int((worst[fresh] > limit).sum()), int(fresh.sum())),
         limit=limit,
         steps=len(received),
         independent=int(fresh.sum()),
+        fullest=Breakdown(
+            gpu=gpu,
+            step=scenario.warmup + step,
+            rebalanced=float(guests[step, gpu]),
+            **weight_parts(setting, laid, gpu, int(rows.slots[gpu])),
+            **{name: float(size) for name, size in parts.items()},
+        ),
     )
 
 

@@ -16,7 +16,7 @@ from moesim.base.errors import MoesimError
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.contracts import Kernels
-from moesim.facts.program import BACKWARD, COLLECTIVES, FORWARD, GROUP_CALLS, Program, Work, may_overlap
+from moesim.facts.program import BACKWARD, COLLECTIVES, COMMUNICATES, FORWARD, OPTIMISER, RECOMPUTE, Program, Work, may_overlap
 from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
 from moesim.models.bounds import no_communication
@@ -24,8 +24,12 @@ from moesim.models.compute.grouped_gemm import GroupedGemmKernels
 from moesim.models.compute.peaks import peak
 from moesim.models.compute.roofline import RooflineKernels
 from moesim.models.exchange.transport import Carrier
-from moesim.models.memory import peak_memory
+from moesim.models.parallel_memory import spread_or_recomputed
+from moesim.models.schedule.tensor import cut_model, is_cut
+from moesim.models.schedule.whole import step_program
+from moesim.models.stages import stage_setting
 from moesim.models.work import dense_work
+from moesim.study.plan_memory import memory_floor
 
 MEMORY, COMPUTE, PORTS = "memory floor", "no-communication bound", "port bound"
 
@@ -93,38 +97,41 @@ def bounds_of(scenario: Scenario, read_trace: Callable[..., Trace], *, drop_rate
 
     Notes
     -----
-    *Memory floor*: :func:`moesim.models.memory.peak_memory` of the fewest experts that some GPU must hold, and of the mean rows.
+    *Memory floor*: :func:`moesim.study.plan_memory.memory_floor`, of the mean rows.
 
     *No-communication bound*: :func:`moesim.models.bounds.no_communication` of an average GPU. In every task the mean over GPUs of its time
     is at least what is said here, the times along a path add up, and the slowest GPU is no faster than the average one. Dense phases count
     as their kernels take; experts as their floating-point operations at the achieved rate.
 
     *Port bound*: the same with exchanges that last as long as the mean GPU's rows take over all first (or last) links of a GPU together. A
-    token whose k experts are on ranks of at most s experts leaves for at least k / s - 1 ranks.
+    token whose k experts are on ranks of at most s experts leaves for at least k / s - 1 ranks. A step in micro-batches, in stages, with
+    tensor parallelism or with a section ``training`` has no port bound, and what its GPUs send to each other counts nothing.
     """
-    if scenario.parallel.pp > 1 or scenario.parallel.tp > 1 or scenario.training is not None:
-        return ()  # stages, shares of layers and what is recomputed have no bounds here: runs decide
     cluster = scenario.cluster.build()
-    setting = Setting(
+    whole = Setting(
         cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed,
-        read_trace=read_trace,
+        read_trace=read_trace, training=scenario.training,
     )  # fmt: skip
+    setting = stage_setting(whole)
+    program = step_program(scenario.schedule, scenario.model, scenario.workload, parallel=scenario.parallel, training=scenario.training)
     known = _known(scenario, setting)
     kept = 1.0 if not known.drops else 0.0 if drop_rate is None else max(0.0, 1.0 - drop_rate)
-    ranks = scenario.parallel.ep
-    slots = -(-scenario.model.experts // ranks)
-    memory = float(peak_memory(scenario.model, scenario.workload, slots, np.floor(kept * known.routes), tokens=known.tokens))
+    in_parts = program.microbatches > 1 or spread_or_recomputed(whole)
+    if in_parts and known.drops:
+        kept = 0.0  # how drops are shared out over stages and parts is not certain
     given = drop_rate if 0.0 < kept < 1.0 else None
+    memory = memory_floor(whole, program, known.tokens, float(np.floor(kept * known.routes)))
     found = [Bound(name=MEMORY, metric="peak_memory", value=memory, drop_rate=given)]
-    if not known.tokens:
-        return tuple(found)
-    program = scenario.schedule.program(scenario.model, scenario.workload)
-    if any(task.work.microbatch for task in program.tasks) or any(
-        before >= index for index, task in enumerate(program.tasks) for before in task.after
-    ):
+    if not known.tokens or any(before >= index for index, task in enumerate(program.tasks) for before in task.after):
         return tuple(found)
     kernels = scenario.compute.begin(setting)
-    tokens = cluster.gpus * known.tokens
+    tokens = setting.gpus * known.tokens
+    if in_parts:
+        least = _least_in_parts(program, whole, setting, known, kernels)
+        found.append(Bound(name=COMPUTE, metric="step_time", value=least))
+        if least:
+            found.append(Bound(name=COMPUTE, metric="tokens_per_second", value=tokens / least))
+        return tuple(found)
     for name, network in ((COMPUTE, False), (PORTS, True)):
         seconds = _seconds(program, setting, known, kernels, kept)
         moving = _moving(scenario, setting, known, kept) if network else {}
@@ -151,6 +158,8 @@ def _known(scenario: Scenario, setting: Setting) -> _Known:
     drops = policy.capacity.kind not in NO_DROPS
     kind = scenario.routing.kind
     tokens = scenario.workload.tokens_per_gpu
+    if scenario.workload.ranks is not None:
+        return _Known(tokens=0, routes=0.0, drops=drops)  # no rank is the average one
     full = kind in EVEN_SOURCES
     if kind == "recorded" and scenario.routing.deal != "recorded":
         task = getattr(scenario.routing, "task", None)
@@ -169,7 +178,7 @@ def _seconds(program: Program, setting: Setting, known: _Known, kernels: Kernels
     found: dict[Work, Floats] = {}
     for task in program.tasks:
         work = task.work
-        if work.phase in COLLECTIVES or work.phase in GROUP_CALLS or work in found:
+        if work.phase in COMMUNICATES or work in found:
             continue
         if work.phase == "experts":
             found[work] = np.array([_expert_seconds(kernels, setting, kept * known.routes, work.direction)])
@@ -180,6 +189,38 @@ def _seconds(program: Program, setting: Setting, known: _Known, kernels: Kernels
         )  # fmt: skip
         found[work] = np.asarray(kernels.dense(cost.flops, cost.moved, dtype=cost.dtype))
     return found
+
+
+def _least_in_parts(program: Program, whole: Setting, setting: Setting, known: _Known, kernels: Kernels) -> float:
+    """Return the least seconds of a step whose tokens are cut into parts or whose model is cut over GPUs, if bytes took no time.
+
+    A part has one token more or fewer than another; the quicker of both counts. What is dropped may be dropped from any part, so a rule
+    that drops leaves the experts no certain work; the optimiser has none either. Paths through the GPUs with one number in every stage
+    make a step, and their mean is a path of means.
+    """
+    parts, tensor = program.microbatches, whole.parallel.tp
+    few, many = known.tokens // parts, -(-known.tokens // parts)
+    rows = 0.0 if known.drops else few * known.routes / known.tokens
+    seconds: dict[Work, Floats] = {}
+    for task in program.tasks:
+        work = task.work
+        if work.phase in COMMUNICATES or work in seconds:
+            continue
+        direction = FORWARD if work.direction == RECOMPUTE else work.direction
+        if work.phase == OPTIMISER:
+            least = 0.0
+        elif work.phase == "experts":
+            least = _expert_seconds(kernels, setting, rows, direction)
+        else:
+            cut = is_cut(work, whole.parallel)
+            tokens = np.array([few, many]) * (tensor if cut else 1)
+            cost = dense_work(
+                work.phase, cut_model(setting.model, tensor) if cut else setting.model, tokens, setting.workload.context, direction,
+                workload_phase=setting.workload.phase,
+            )  # fmt: skip
+            least = float(np.min(kernels.dense(cost.flops, cost.moved, dtype=cost.dtype)))
+        seconds[work] = np.full(program.stages, least)
+    return no_communication(program, seconds, program.stages)
 
 
 def _expert_seconds(kernels: Any, setting: Setting, rows: float, direction: str) -> float:

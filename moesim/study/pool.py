@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import contextmanager
 
 from moesim.base.errors import SimulationError, UsageError, did_you_mean
 from moesim.study.cell import Answer, Cell, failure
+from moesim.study.workers import Workers
 
 Play = Callable[[Cell], Answer]
 Take = Callable[[Answer], object]
@@ -124,12 +125,20 @@ class Queue:
 
 
 def drain(
-    executor: Executor, queue: Queue, play: Play, *, window: int, patience: float | None = None, waiting: Ready | None = None
+    executor: Executor,
+    queue: Queue,
+    play: Play,
+    *,
+    window: int,
+    patience: float | None = None,
+    waiting: Ready | None = None,
+    cancel: bool = False,
 ) -> Iterator[tuple[Cell, Future[Answer]]]:
     """Hand cells out, ``window`` at a time, and yield each with its future as they end.
 
     ``waiting`` is called whenever nothing has ended for ``patience`` seconds. An executor that is broken is given nothing more: the
-    queue keeps the rest.
+    queue keeps the rest. ``cancel`` says whether what is in flight when this ends early shall be cancelled; worker processes of this
+    machine are ended instead (:meth:`moesim.study.workers.Workers.end_now`).
     """
     flying: dict[Future[Answer], Cell] = {}
     more = True
@@ -153,8 +162,9 @@ def drain(
             for future in ended:
                 yield flying.pop(future), future
     finally:
-        for future in flying:
-            future.cancel()
+        if cancel:
+            for future in flying:
+                future.cancel()
 
 
 def _in_processes(queue: Queue, play: Play, take: Take, jobs: int, ready: Ready | None) -> None:
@@ -195,16 +205,12 @@ def _play_until_a_death(queue: Queue, play: Play, take: Take, jobs: int, ready: 
 
 
 @contextmanager
-def _pool(jobs: int, ready: Ready | None) -> Iterator[ProcessPoolExecutor]:
+def _pool(jobs: int, ready: Ready | None) -> Iterator[Workers]:
     """Start worker processes, and end them at once if this one is interrupted."""
-    # Spawned and not forked: this process may have threads by now, and a forked one would inherit their locks.
-    pool = ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn"), initializer=ready)
+    pool = Workers(jobs, ready)
     try:
         yield pool
     except BaseException:
-        workers = list((pool._processes or {}).values())  # noqa: SLF001 - there is no public way to end them before Python 3.14
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.kill()
+        pool.end_now()
         raise
     pool.shutdown()

@@ -17,7 +17,8 @@ from moesim.study.cell import Answer, Scalar
 
 T = TypeVar("T")
 
-PARETO = ("step_time", "drop_rate")
+TIMES = ("step_time", "net_step_time")
+"""What says how fast a cell is: the second, with the stalls of rebalances, if any cell stalls."""
 """The trade-off that a sweep is drawn for: fewer drops cost time."""
 
 
@@ -63,11 +64,14 @@ class Sweep:
         Dotted keys; a cell that was included by hand may lack some and keeps the file's value of those.
     answers : tuple of Answer
         One per cell, in the order of the matrix; failed ones too.
+    shown : tuple of str
+        The metrics that were asked for, to be drawn before others.
     """
 
     name: str
     axes: tuple[str, ...]
     answers: tuple[Answer, ...]
+    shown: tuple[str, ...] = ()
 
     @property
     def done(self) -> tuple[Answer, ...]:
@@ -129,12 +133,22 @@ class Sweep:
         """Return the names of all metrics of all cells, in the order of a run."""
         return list(dict.fromkeys(name for answer in self.done for name in answer.metrics))
 
-    def front(self, first: str = PARETO[0], second: str = PARETO[1]) -> tuple[Answer, ...]:
+    @property
+    def pareto(self) -> tuple[str, str]:
+        """The two metrics that the front weighs: time, with the stalls of rebalances if there are any, and drops."""
+        for answer in self.done:
+            step, net = (answer.metrics[name].value if name in answer.metrics else None for name in TIMES)
+            if step is not None and net is not None and net > step * (1 + 1e-9):
+                return TIMES[1], "drop_rate"
+        return TIMES[0], "drop_rate"
+
+    def front(self, first: str | None = None, second: str | None = None) -> tuple[Answer, ...]:
         """Return the cells that no other beats in one metric without losing in the other, from the best in ``first`` on.
 
         Which way is better is what each metric says; of a metric that says neither, less is. A cell that lacks one of the numbers is not
-        on the front. Of cells that are equal in both, all are.
+        on the front. Of cells that are equal in both, all are. Without names the metrics are those of :attr:`pareto`.
         """
+        first, second = first or self.pareto[0], second or self.pareto[1]
         known = metrics()
         points = []
         for answer in self.done:

@@ -25,6 +25,8 @@ from moesim.models.source.training import Training
 
 WINDOW = 50
 """Steps over which MaxVio is averaged before prediction and recording are compared."""
+DEAD = 0.5
+"""A layer with more idle experts than this, mean over the last fifth of the steps, has lost some."""
 ALIKE = 0.1
 """Two trainings whose final MaxVio differ by less than this share have no order."""
 
@@ -191,6 +193,8 @@ class Score:
         Idle experts of a layer, in the last fifth.
     dropped_predicted, dropped_recorded : float
         Share of routes, in the last fifth.
+    lost_predicted, lost_recorded : tuple of int
+        Layers that have lost experts by then: more than :data:`DEAD` of them are idle on average.
     """
 
     predicted: Floats
@@ -203,6 +207,8 @@ class Score:
     idle_recorded: float
     dropped_predicted: float
     dropped_recorded: float
+    lost_predicted: tuple[int, ...] = ()
+    lost_recorded: tuple[int, ...] = ()
 
 
 def score(predicted: Course, recorded: Course) -> Score:
@@ -211,8 +217,14 @@ def score(predicted: Course, recorded: Course) -> Score:
     mine, theirs = (windows(item.maxvio, steps) for item in (predicted, recorded))
     error = mine / theirs - 1.0
 
+    def tail(values: Floats) -> Floats:
+        return values[-max(len(values) // 5, 1) :]
+
     def end(values: Floats) -> float:
-        return float(values[-max(len(values) // 5, 1) :].mean())
+        return float(tail(values).mean())
+
+    def lost(idle: Floats) -> tuple[int, ...]:
+        return tuple(np.flatnonzero(tail(idle).mean(axis=0) > DEAD).tolist())
 
     return Score(
         predicted=mine,
@@ -225,6 +237,8 @@ def score(predicted: Course, recorded: Course) -> Score:
         idle_recorded=end(recorded.idle),
         dropped_predicted=end(predicted.dropped),
         dropped_recorded=end(recorded.dropped),
+        lost_predicted=lost(predicted.idle),
+        lost_recorded=lost(recorded.idle),
     )
 
 

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.base.errors import MoesimError
+from moesim.base.errors import MoesimError, UsageError
+from moesim.engine.own_tokens import mean_context
 from moesim.engine.simulate import simulate
 from moesim.facts.record import Result, Table
-from moesim.facts.scenario import Scenario
+from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
 from moesim.measure.critical_path import Link, critical_path, waiting_chains
+from moesim.models.stages import stage_setting
 from moesim.models.what_if import EvenLayers, FasterLinks, NoLaggards
 
 FASTER = 2.0
 """How many times as fast a link is in the question what it is worth."""
-LINKS, LAYERS, GPUS = 3, 3, 2
-"""How many single links, layers and GPUs are asked about: those with the most time on the critical path."""
+EACH = 3
+"""How many single links, layers and GPUs are asked about unless said otherwise: those with the most time on the critical path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,9 @@ class Explanation:
     what_ifs: tuple[WhatIf, ...]
 
 
-def explain(scenario: Scenario, *, read_trace: Callable[..., Trace], progress: Callable[[int, int], None] | None = None) -> Explanation:
+def explain(
+    scenario: Scenario, *, read_trace: Callable[..., Trace], progress: Callable[[int, int], None] | None = None, each: int = EACH
+) -> Explanation:
     """Simulate a scenario, follow its critical path, and simulate it again with each likely cause taken away.
 
     Parameters
@@ -72,6 +76,8 @@ def explain(scenario: Scenario, *, read_trace: Callable[..., Trace], progress: C
         As :func:`moesim.engine.simulate.simulate` takes it.
     progress : callable, optional
         Called with (runs done, runs) after every run.
+    each : int
+        How many single links, layers and late GPUs to ask about, each by a run of its own: those with the most time on the critical path.
 
     Returns
     -------
@@ -87,7 +93,7 @@ def explain(scenario: Scenario, *, read_trace: Callable[..., Trace], progress: C
             start=float(start), ranks=scenario.parallel.ep,
         )  # fmt: skip
     shares = _shares(path, result, len(steps))
-    changes = _changes(scenario, result, shares)
+    changes = _changes(scenario, result, shares, each)
     if progress is not None:
         progress(1, len(changes) + 1)
     base = _with_stalls(result)
@@ -157,7 +163,7 @@ def _hottest(result: Result) -> dict[int, int]:
     return found
 
 
-def _changes(scenario: Scenario, result: Result, shares: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, Scenario]]:
+def _changes(scenario: Scenario, result: Result, shares: Mapping[str, Mapping[str, float]], each: int) -> list[tuple[str, str, Scenario]]:
     """Return the changes to try: name, sentence, and the scenario with the change."""
     changes: list[tuple[str, str, Scenario]] = []
     table = result.tables["links"]
@@ -166,19 +172,19 @@ def _changes(scenario: Scenario, result: Result, shares: Mapping[str, Mapping[st
         names = frozenset(table["link"][table["link_class"] == kind].tolist())
         faster = FasterLinks(base=scenario.cluster, links=names, factor=FASTER)
         changes.append((f"{kind} x {FASTER:g}", f"every {kind} link carries twice as much", dataclasses.replace(scenario, cluster=faster)))
-    for name in list(shares["link"])[:LINKS]:
+    for name in list(shares["link"])[:each]:
         faster = FasterLinks(base=scenario.cluster, links=frozenset({name}), factor=FASTER)
         changes.append(
             (f"{name} x {FASTER:g}", f"the link {name} alone carries twice as much", dataclasses.replace(scenario, cluster=faster))
         )
     numbers = {layer: index for index, layer in enumerate(scenario.model.moe_layers)}
     layers = [int(name.removeprefix("layer ")) for name in shares["layer"]]
-    for layer in [layer for layer in layers if layer in numbers][:LAYERS]:
+    for layer in [layer for layer in layers if layer in numbers][:each]:
         even = EvenLayers(base=scenario.routing, layers=frozenset({numbers[layer]}))
         changes.append(
             (f"layer {layer} even", f"the experts of layer {layer} have equal loads", dataclasses.replace(scenario, routing=even))
         )
-    for gpu in _laggards(result):
+    for gpu in _laggards(result, each):
         level = NoLaggards(base=scenario.compute, gpus=frozenset({gpu}))
         changes.append(
             (
@@ -191,12 +197,32 @@ def _changes(scenario: Scenario, result: Result, shares: Mapping[str, Mapping[st
         free = dataclasses.replace(scenario.policy.rebalance, mode="free")
         policy = dataclasses.replace(scenario.policy, rebalance=free)
         changes.append(("rebalancing free", "new placements cost no time and no bytes", dataclasses.replace(scenario, policy=policy)))
+    if scenario.workload.ranks is not None:
+        changes.append(("ranks equal", "every rank has as many tokens, and as much context, as the mean", _with_equal_ranks(scenario)))
     return changes
 
 
-def _laggards(result: Result) -> list[int]:
+def _laggards(result: Result, most: int) -> list[int]:
     """Return the GPUs whose experts take longest, if they take longer than the mean."""
     gpus = result.tables["gpus"]
     seconds = gpus["expert_s"]
-    order = np.argsort(-seconds, kind="stable")[:GPUS]
+    order = np.argsort(-seconds, kind="stable")[:most]
     return [int(gpus["gpu"][place]) for place in order if seconds[place] > seconds.mean() * (1 + 1e-9)]
+
+
+def _with_equal_ranks(scenario: Scenario) -> Scenario:
+    """Return the scenario with the mean of its ranks on all of them."""
+    stage = stage_setting(
+        Setting(
+            cluster=scenario.cluster.build(), model=scenario.model, parallel=scenario.parallel, workload=scenario.workload,
+            seed=scenario.seed, read_trace=_no_trace,
+        )
+    )  # fmt: skip
+    tokens = [stage.tokens_of_gpus(step) for step in range(scenario.warmup, scenario.steps)]
+    read = mean_context(stage, tokens, scenario.warmup)
+    workload = dataclasses.replace(scenario.workload, ranks=None, context=scenario.workload.context if read is None else read)
+    return dataclasses.replace(scenario, workload=workload)
+
+
+def _no_trace(path: str) -> Trace:
+    raise UsageError(f"tokens of ranks are in no recording of routing, and {path} is not read for them")

@@ -99,7 +99,7 @@ _BOUNDS = {"step_time_if_balanced": 0.75, "step_time_if_no_communication": 0.5}
 
 _COMPUTING = ("attention", "dense", "gate", "shared", "expert")
 _PHASES = (*_COMPUTING, "dispatch_transfer", "combine_transfer", "waiting", "gradient", "gradient_exposed", "bubble")
-_WHOLE = ("tensor", "recompute", "optimiser", "hand_over", "pipeline")
+_WHOLE = ("tensor", "recompute", "optimiser", "hand_over", "pipeline", "unequal_ranks")
 
 
 def _tables(*, quiet: bool) -> dict[str, Table]:
@@ -176,12 +176,15 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
             "dispatch_library_bytes": sizes(layers),
             "combine_library_bytes": sizes(layers),
             "copies": np.zeros(layers, dtype=np.int64) if quiet else counts(layers),
+            "nodes": counts(layers),
             "idle_experts": counts(layers, 3),
+            "stagnant_experts": counts(layers, 3),
             "idle_longest": counts(layers, 4),
             "load_cv": times(layers),
             "load_entropy": times(layers),
             "load_correlation": np.full(layers, np.nan) if quiet else times(layers) - 0.5,
             "source_information": times(layers),
+            "domain_information": np.full(layers, np.nan) if quiet else times(layers),
         },
         "experts": {
             "moe_layer": np.repeat(np.arange(LAYERS), EXPERTS),
@@ -198,7 +201,7 @@ def _tables(*, quiet: bool) -> dict[str, Table]:
             "padding": np.zeros(layers * GPUS, dtype=np.int64),
         },
         "gpus": {"gpu": np.arange(GPUS), "node": links.node_of, "rows": counts(GPUS).astype(np.float64)}
-        | {f"{phase}_s": times(GPUS) for phase in (*_PHASES, "idle")}
+        | {f"{phase}_s": times(GPUS) for phase in (*_PHASES, "tensor", "optimiser", "idle")}
         | {"weight_bytes": np.full(GPUS, 1e9), "peak_memory_bytes": 2e9 + sizes(GPUS)},
         "links": {
             "link": np.array(links.link_names),

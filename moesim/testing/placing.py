@@ -155,13 +155,19 @@ def _bind(dispatch: Any, setting: Setting, kept: Kept, placement: Placement) -> 
 def _check_assignment(where: str, assignment: Assignment, kept: Kept, placement: Placement, setting: Setting, layer: int) -> None:
     demand(isinstance(assignment, Assignment), "type", f"{where}: returned {type(assignment).__name__}, expected Assignment")
     expert_of_slot = placement.expert_of_slot[layer]
-    shape = (setting.gpus, placement.slots)
+    shared, ranks = assignment.shared_slots, setting.parallel.ep
+    demand(
+        shared in {0, ranks}, "shape", f"{where}: {shared} slots hold the shared expert; it has none, or one on each of the {ranks} ranks"
+    )
+    shape = (setting.gpus, placement.slots + shared)
     for name, rows, given in (
         ("routes", assignment.slot_counts, kept.routing.counts),
         ("padding rows", assignment.slot_padding, kept.padding),
     ):
         whole_numbers(where, f"slot table of {name}", rows, shape)
         bound = np.zeros_like(given)
+        if shared and rows is assignment.slot_counts:
+            _check_shared(where, rows[:, -shared:], np.diff(kept.routing.token_start))
         for slot, expert in enumerate(expert_of_slot):
             bound[:, expert] += rows[:, slot]
         wrong = np.argwhere(bound != given)
@@ -170,20 +176,36 @@ def _check_assignment(where: str, assignment: Assignment, kept: Kept, placement:
             text = f"{where}: {bound[gpu, expert]} of {given[gpu, expert]} {name} from GPU {gpu} to expert {expert} are bound to its slots"
             raise ContractBroken("law L1", text)
     whole_numbers(where, "destination", assignment.destination, shape)
-    elsewhere = np.argwhere(assignment.destination != home(placement, setting))
+    right = home(placement, setting)
+    if shared:
+        right = np.hstack([right, np.arange(setting.gpus)[:, None] // ranks * ranks + np.arange(ranks)])
+    elsewhere = np.argwhere(assignment.destination != right)
     if elsewhere.size:
         gpu, slot = elsewhere[0]
-        text = f"slot {slot} as seen by GPU {gpu} is on GPU {assignment.destination[gpu, slot]}, not {home(placement, setting)[gpu, slot]}"
+        text = f"slot {slot} as seen by GPU {gpu} is on GPU {assignment.destination[gpu, slot]}, not {right[gpu, slot]}"
         raise ContractBroken("own group", f"{where}: {text}")
     demand(same(assignment.kept, kept), "law L1", f"{where}: the kept routes are not those it was given")
     if kept.routing.ids is not None:
         _check_slots(where, assignment, expert_of_slot)
 
 
+def _check_shared(where: str, rows: Ints, tokens: Ints) -> None:
+    wrong = np.flatnonzero(rows.sum(axis=1) != tokens)
+    if wrong.size:
+        gpu = wrong[0]
+        text = f"{where}: GPU {gpu} has {tokens[gpu]} tokens, of which the shared experts of its group compute {rows[gpu].sum()}"
+        raise ContractBroken("law L1", text)
+
+
 def _check_slots(where: str, assignment: Assignment, expert_of_slot: Ints) -> None:
     ids = np.asarray(assignment.kept.routing.ids)
     demand(assignment.slots is not None, "fidelity", f"{where}: slots is None, but the tokens are known")
     slots = np.asarray(assignment.slots)
+    if assignment.shared_slots:
+        # The last choice of each token is the shared expert, which is treated as one expert more.
+        shape = (len(ids), 1)
+        ids = np.hstack([ids, np.full(shape, ids.max(initial=-1) + expert_of_slot.max(initial=0) + 1)])
+        expert_of_slot = np.concatenate([expert_of_slot, np.full(assignment.shared_slots, ids[:, -1].max(initial=-1))])
     demand(slots.shape == ids.shape, "shape", f"{where}: slots have shape {slots.shape}, ids {ids.shape}")
     demand(slots.dtype.kind in "iu", "type", f"{where}: slots hold {slots.dtype}, expected integers")
     outside = np.argwhere((slots < -1) | (slots >= len(expert_of_slot)) | ((slots < 0) != (ids < 0)))

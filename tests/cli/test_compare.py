@@ -1,14 +1,19 @@
 """``moesim compare``: what it prints and writes, its contract for scripts, and what it refuses."""
 
 import csv
+import errno
 import io
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
 from scenario_texts import SMALL
 
+import moesim
+from moesim.base.errors import ResultError
 from moesim.cli import main
+from moesim.desk import folder as places
 from moesim.desk.scenario_file import load_scenario
 from moesim.measure.collect import metrics
 
@@ -92,6 +97,7 @@ def test_the_folder(compared):
     assert names == {
         "comparison.json", "differences.csv", "variants.csv", "meta.json", "report.html",
         "variants/dropless.yaml", "variants/tight.yaml", "variants/moved.yaml",
+        *(f"cells/{digest}.json" for one in found["variants"].values() for digest in one["cells"]),
     }  # fmt: skip
     rows = list(csv.DictReader(io.StringIO((folder / "differences.csv").read_text())))
     assert len(rows) == 2 * len(metrics())
@@ -201,3 +207,71 @@ def test_a_folder_of_somebody_else_is_left_alone(small):
 def test_a_run_says_that_compare_plays_the_variants(small):
     done = CliRunner().invoke(main, ["run", str(small), "--no-report", "workload.tokens_per_gpu=64"])
     assert "'moesim compare' plays them" in done.stderr
+
+
+def test_a_comparison_that_is_repeated_plays_nothing_again_and_says_so(compared, tmp_path):
+    folder, _ = compared
+    words = (folder.parent / "small.yaml", *QUICK, "-o", tmp_path / "kept")
+    first = invoke(*words)
+    assert first.exit_code == 0
+    again = invoke(*words)
+    assert again.exit_code == 0
+    assert "6 runs were finished already" in again.stderr  # two variants of three seeds
+    assert again.stdout == first.stdout
+
+
+def test_an_interrupted_comparison_keeps_its_runs_and_its_folder(compared, tmp_path, monkeypatch):
+    from moesim.desk import cell_store
+
+    folder, _ = compared
+    real, played = cell_store.play, []
+
+    def play(cell):
+        if len(played) == 3:
+            raise KeyboardInterrupt
+        played.append(cell)
+        return real(cell)
+
+    monkeypatch.setattr(cell_store, "play", play)
+    words = (folder.parent / "small.yaml", *QUICK, "--executor", "inline", "-o", tmp_path / "kept")
+    done = invoke(*words)
+    assert done.exit_code == 130
+    assert f"interrupted: 3 finished runs are kept in {tmp_path / 'kept'}; the same command goes on from there" in done.stderr
+    other = CliRunner().invoke(
+        main, ["plan", str(words[0]), "parallel.ep=4,8", "--target", "step_time <= 1 s", "-o", str(tmp_path / "kept")]
+    )
+    assert other.exit_code == 2
+    assert "holds results of another command (moesim compare)" in other.stderr
+    monkeypatch.setattr(cell_store, "play", real)
+    done = invoke(*words)
+    assert done.exit_code == 0
+    assert "3 runs were finished already" in done.stderr
+
+
+def test_runs_of_another_version_are_said_and_played_again(compared, tmp_path, monkeypatch):
+    folder, _ = compared
+    words = (folder.parent / "small.yaml", *QUICK, "-o", tmp_path / "kept", "--no-report")
+    assert invoke(*words).exit_code == 0
+    for module in ("moesim.desk.study_cells", "moesim.desk.study_folder"):
+        monkeypatch.setattr(f"{module}.__version__", "9.9")
+    done = invoke(*words)
+    assert done.exit_code == 0
+    assert f"holds cells of moesim {moesim.__version__}, and this is moesim 9.9: all cells are played again" in done.stderr
+    assert "finished already" not in done.stderr
+
+
+def test_a_disk_that_is_full_costs_the_runs_and_not_the_answer(compared, tmp_path, monkeypatch):
+    folder, _ = compared
+    put, full = places.put, f"{places.reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))}"
+
+    def some(path, content):
+        if path.parent.name == "cells" or path.name == "comparison.json":
+            raise ResultError(f"cannot write {path}: {full}")
+        put(path, content)
+
+    monkeypatch.setattr(places, "put", some)
+    done = invoke(folder.parent / "small.yaml", *QUICK, "-o", tmp_path / "kept")
+    assert done.exit_code == 1
+    assert "wins by step time" in done.stdout  # printed before anything is written
+    assert done.stderr.count("no space left on device; free some space or choose another folder with -o") == 1
+    assert "Traceback" not in done.output

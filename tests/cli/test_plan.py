@@ -67,7 +67,7 @@ def test_the_folder_holds_all_candidates_and_the_front():
     assert done.exit_code == 0
     assert "nodes=1, ep=4 meets every target, each with 95 % confidence, for 4 GPUs" in done.stdout
     names = {path.name for path in Path("out").iterdir()}
-    assert names == {"plan.json", "candidates.csv", "pareto.png", "pareto.svg", "report.html", "cells"}
+    assert names == {"plan.json", "candidates.csv", "pareto.png", "pareto.svg", "report.html", "meta.json", "cells"}
     rows = list(csv.DictReader(io.StringIO(Path("out/candidates.csv").read_text())))
     assert [row["status"] for row in rows].count("meets") == 3
     assert float(rows[0]["step_time_low"]) < float(rows[0]["step_time"]) < float(rows[0]["step_time_high"])

@@ -85,6 +85,7 @@ def test_other_metrics_and_files():
         "sensitivity.csv",
         "tornado.png",
         "tornado.svg",
+        "meta.json",
         "report.html",
         "cells",
     }

@@ -185,7 +185,7 @@ def test_a_full_disk_costs_no_finished_cell(monkeypatch):
 def test_results_of_another_version_are_said_and_not_used(monkeypatch):
     assert invoke(FACTORS).exit_code == 0
     before = cells()
-    for module in ("moesim.desk.study_cells", "moesim.desk.sweep_run"):
+    for module in ("moesim.desk.study_cells", "moesim.desk.study_folder"):
         monkeypatch.setattr(f"{module}.__version__", "9.9")
     done = invoke(FACTORS)
     assert done.exit_code == 0
@@ -261,6 +261,41 @@ def test_interrupting_the_command_with_worker_processes_ends_with_130(folder):
     assert "Traceback" not in errors
 
 
+def test_an_interruption_while_workers_are_loading_prints_no_traceback(folder):
+    # A worker takes half a second or more to load; it is interrupted before it could say that it leaves Ctrl-C to the command. On a busy
+    # machine the command itself is slow to end it; here it stands still for a while.
+    import signal
+    import time
+
+    command = [sys.executable, "-m", "moesim", "sweep", "s.yaml", "seed=1..2000", "-o", "out", "-j", "2"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.monotonic() + 60
+    while len(workers_of(process.pid)) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1.0)
+    os.kill(process.pid, signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1:] == ["interrupted: 0 of 2000 cells are finished and kept in out; the same command goes on from there"]
+    assert "Traceback" not in errors
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes that a process has started to play cells."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            words = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == pid and b"spawn_main" in words:
+            found.append(int(path.name))
+    return found
+
+
 def test_an_axis_that_changes_nothing_is_named_and_what_all_cells_share_is_said_once():
     # The name of a scenario is an input that no metric depends on; a higher factor keeps more.
     done = invoke(FACTORS, "name=a,b")
@@ -308,3 +343,18 @@ def test_a_narrow_terminal_shows_fewer_metrics_and_cuts_no_value(width):
     asked = table(sweep, Path("out"), metrics=("step_time", "tokens_per_second", "drop_rate", "peak_memory"), width=60)
     assert "peak memory" in asked.splitlines()[2]
     assert "…" not in asked
+
+
+def test_a_disk_that_fills_up_at_the_end_costs_no_answer(monkeypatch):
+    put = places.put
+
+    def full(path, content):
+        if path.suffix in {".png", ".csv"}:
+            raise places.ResultError(f"cannot write {path}: {places.reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))}")
+        put(path, content)
+
+    monkeypatch.setattr(places, "put", full)
+    done = invoke(FACTORS)
+    assert done.exit_code == 1
+    assert "2 of 2 cells" in done.stdout
+    assert done.stderr.count("no space left on device") == 1

@@ -47,7 +47,8 @@ def test_the_contract_of_the_json(folder):
     assert "tpu_v5" in small["unpredicted"][0]["reason"]
     assert -50 < small["bias"] < 50
     other = {item["file"]: item["unpredicted"] for item in told["tables"] if not item["n"]}
-    assert other["what.csv"] == [{"rows": 2, "reason": "no kind of table goes by this name"}]
+    assert [item["rows"] for item in other["what.csv"]] == [2]
+    assert other["what.csv"][0]["reason"].startswith("no kind of table goes by this name")
     assert other["broken.npz"][0]["rows"] == 0
     assert told["other_files"] == [{"file": "notes.md", "reason": "no table: tables end in .csv, .jsonl, .npz, .json"}]
 

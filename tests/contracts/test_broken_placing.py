@@ -110,6 +110,29 @@ def test_dispatch_that_breaks_a_rule(rule: str, change: Callable[[Any], Any]) ->
     broken(rule, check_dispatch, changed("dispatch", "even", change), settings=settings)
 
 
+def less_shared(assignment: Any) -> Any:
+    """One row less for the shared expert, which comes last."""
+    rows = np.array(assignment.slot_counts)
+    gpu, slot = np.argwhere(rows[:, -assignment.shared_slots :] > 0)[0]
+    rows[gpu, slot - assignment.shared_slots] -= 1
+    return replace(assignment, slot_counts=rows)
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("law L1", less_shared),
+        ("law L1", lambda a: replace(a, slots=np.where(np.arange(a.slots.shape[1]) == a.slots.shape[1] - 1, -1, a.slots))),
+        ("law L11", lambda a: replace(a, slots=np.where(a.slots == a.slots[0, -1], 0, a.slots))),
+        ("own group", lambda a: replace(a, destination=np.hstack([a.destination[:, :-2], a.destination[:, -2:][:, ::-1]]))),
+        ("shape", lambda a: replace(a, shared_slots=1)),
+        ("shape", lambda a: replace(a, slots=a.slots[:, :-1])),
+    ],
+)
+def test_dispatch_of_shared_rows_that_breaks_a_rule(rule: str, change: Callable[[Any], Any]) -> None:
+    broken(rule, check_dispatch, changed("dispatch", "waterfill", change), settings=[tiny_setting(ep=2)])
+
+
 def test_dispatch_that_binds_differently_every_time() -> None:
     # Every other run swaps what two replicas of an expert get, where only counts are known.
     counter = count()

@@ -218,3 +218,67 @@ def test_without_scripts_all_of_it_can_be_read(browser, page_of):
     assert "<table" in text
     assert not re.search(r"<th[^>]*><button", text)
     one.call("Page.close")
+
+
+TIP = """(() => { const tip = document.querySelector(".tip"); return tip.hidden ? null : tip.textContent; })()"""
+
+
+def focus(tab, figure):
+    tab.ask(f"document.querySelectorAll('figure .scroll')[{figure}].focus()")
+
+
+def figures_with_values(tab):
+    """For each figure its place, the titles of its marks and the data of its maps, in the order in which keys go through them."""
+    return tab.ask("""[...document.querySelectorAll("figure .scroll")].map((figure, place) => [place, [...figure.querySelectorAll(
+      ".hover, .cells")].map((part) => part.dataset.cells
+      ? ["map", part.dataset.cells] : ["mark", part.querySelector("title").textContent])])
+      .filter(([, stops]) => stops.length)""")
+
+
+def test_arrow_keys_go_through_the_values_of_every_figure(tab):
+    found = figures_with_values(tab)
+    assert found
+    for figure, stops in found:
+        focus(tab, figure)
+        assert tab.ask(TIP) is None
+        for kind, text in stops[:6]:
+            tab.key("ArrowRight", 39)
+            if kind == "mark":
+                assert tab.ask(TIP) == text
+                continue
+            data = json.loads(text)
+            said = f"{data['row']} {data['rows'][0]}, {data['column']} {data['columns'][0]}: {data['texts'][0][0]}"
+            assert tab.ask(TIP) == said
+            assert tab.ask("getComputedStyle(document.querySelector('.frame')).display") != "none"
+            tab.key("End", 35)
+            assert tab.ask(TIP).endswith(f"{data['column']} {data['columns'][-1]}: {data['texts'][0][-1]}")
+            if len(data["rows"]) > 1:
+                tab.key("ArrowDown", 40)
+                assert tab.ask(TIP).startswith(f"{data['row']} {data['rows'][1]}, ")
+                tab.key("ArrowUp", 38)
+                tab.key("ArrowUp", 38)  # the top row has nothing above it
+            assert tab.ask(TIP).startswith(f"{data['row']} {data['rows'][0]}, ")
+        # What the keys show is in sight, framed, and told to screen readers.
+        box = tab.ask("(() => { const box = document.querySelector('.frame').getBoundingClientRect(); return [box.top, box.bottom]; })()")
+        assert -4 <= box[0] < 900
+        assert box[1] > 0
+        assert tab.ask("document.querySelector('.tip').getAttribute('role')") == "status"
+        tab.key("Escape", 27)
+        assert tab.ask(TIP) is None
+
+
+def test_a_finger_keeps_a_value_until_it_touches_something_else(tab):
+    tab.size(390, 844, mobile=True)
+    tab.call("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=1)
+    figure, stops = figures_with_values(tab)[0]
+    kind, text = stops[0]
+    x, y = tab.ask(f"""(() => {{ const port = document.querySelectorAll("figure .scroll")[{figure}];
+      const part = port.querySelector(".hover, .cells");
+      part.scrollIntoView({{block: "center", inline: "center"}});
+      const [box, seen] = [part.getBoundingClientRect(), port.getBoundingClientRect()];
+      return [(Math.max(box.left, seen.left) + Math.min(box.right, seen.right)) / 2, box.y + box.height / 2]; }})()""")
+    tab.tap(x, y)
+    said = tab.ask(TIP)
+    assert said == text if kind == "mark" else ": " in said
+    tab.tap(5, 5)
+    assert tab.ask(TIP) is None

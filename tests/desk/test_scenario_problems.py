@@ -98,8 +98,12 @@ def test_a_rule_between_fields_names_its_field():
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("parallel: {ep: 8}", "parallel: 8", "f.yaml:16:11: parallel: expected a mapping with the keys ep, tp, pp, tensor, not 8"),
-        ("parallel: {ep: 8}", "parallel:", "f.yaml:16:10: parallel: expected a mapping with the keys ep, tp, pp, tensor, not nothing"),
+        ("parallel: {ep: 8}", "parallel: 8", "f.yaml:16:11: parallel: expected a mapping with the keys ep, tp, pp, tensor, etp, cp, not 8"),
+        (
+            "parallel: {ep: 8}",
+            "parallel:",
+            "f.yaml:16:10: parallel: expected a mapping with the keys ep, tp, pp, tensor, etp, cp, not nothing",
+        ),
         ("moe_layers: [0, 1]", "moe_layers: 1", "f.yaml:8:15: model.moe_layers: expected a list, not 1"),
         ("moe_layers: [0, 1]", "moe_layers: [0, x]", "f.yaml:8:19: model.moe_layers.1: 'x' is not a whole number"),
         ("name: small", "name: 1.5", "f.yaml:1:7: name: 1.5 is not text; put it in quotes"),

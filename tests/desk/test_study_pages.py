@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -192,7 +193,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["run", "sweep", "plan", "sensitivity", "why", "memory"])
+@pytest.mark.parametrize("name", ["run", "compare", "sweep", "plan", "sensitivity", "why", "memory"])
 def test_l8_a_folder_is_enough_to_draw_its_page_again(name, folders):
     drawn = (folders / name / "report.html").read_bytes()
     (folders / name / "report.html").unlink()
@@ -218,11 +219,23 @@ def test_a_plan_that_does_not_fit_says_what_it_misses(folders):
     assert "peak memory at most 90.0 % of GPU memory" in text
 
 
-def test_a_comparison_says_who_draws_its_page(folders):
-    before = (folders / "compare" / "report.html").read_bytes()
-    with pytest.raises(ResultError, match=r"holds what `moesim compare` found: .*`moesim compare` draws it"):
-        draw_again(folders / "compare")
-    assert (folders / "compare" / "report.html").read_bytes() == before
+def test_the_page_of_a_comparison_needs_its_runs_and_says_which_are_gone(folders, tmp_path):
+    again = tmp_path / "compare"
+    shutil.copytree(folders / "compare", again)
+    content = json.loads((again / "comparison.json").read_text())
+    digest = content["variants"]["tight"]["cells"][0]
+    (again / "cells" / f"{digest}.json").unlink()
+    with pytest.raises(ResultError, match=rf"not all runs of tight are in .*: {digest}\.json is not in cells; run `moesim compare` again"):
+        draw_again(again)
+    (again / "comparison.json").write_text(json.dumps({**content, "variants": {"tight": {}}}))
+    with pytest.raises(ResultError, match=r"comparison\.json is damaged: KeyError: .*; run `moesim compare` again"):
+        draw_again(again)
+    (again / "comparison.json").write_text(json.dumps({**content, "schema": 7}))
+    with pytest.raises(ResultError, match=r"has schema 7, this moesim reads schema 1; run `moesim compare` again"):
+        draw_again(again)
+    (again / "comparison.json").write_text("{")
+    with pytest.raises(ResultError, match=r"comparison\.json is damaged: Expecting"):
+        draw_again(again)
 
 
 @pytest.mark.parametrize(("name", "command"), [("network.json", "network"), ("validation.json", "validate")])

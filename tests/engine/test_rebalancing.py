@@ -146,6 +146,57 @@ def test_eplb_evens_out_a_skewed_router_from_its_first_rebalance_on():
     assert fullest[layers["step"] >= first].mean() < fullest[layers["step"] < first].mean()
 
 
+def test_chunks_of_layers_stop_the_world_one_after_the_other_and_are_planned_once():
+    """SGLang's: planned before step 3, layer 0 changes before step 4 and layer 1 before step 5; the planner works for the first only."""
+    sglang = plugin("placement", "eplb_sglang")(redundant=4, interval=3, layers_per_chunk=1)
+    world = dataclasses.replace(scenario(sglang, steps=7, planner_time=0.5), routing=plugin("source", "power_law")(), seed=3)
+    table = play(world).tables["rebalances"]
+    assert table["step"].tolist() == [4, 5]
+    assert table["in_place_step"].tolist() == [4, 5]
+    assert table["layers"].tolist() == [1, 1]
+    assert table["planner_s"].tolist() == [0.5, 0.0]
+    assert table["stall_s"] == pytest.approx(table["planner_s"] + table["transfer_s"])
+    at_once = dataclasses.replace(
+        world, policy=dataclasses.replace(world.policy, placement=dataclasses.replace(sglang, layers_per_chunk=None))
+    )
+    whole = play(at_once).tables["rebalances"]
+    assert whole["step"].tolist() == [3, 6]
+    assert whole["layers"][0] == 2
+    assert whole["bytes"][0] == table["bytes"].sum()
+
+
+def test_an_interval_shorter_than_an_asynchronous_rebalance_is_stretched_and_said():
+    """Two layers arrive in two steps: planned before step 1, in place before step 3, when the plan is asked again, not before 2."""
+    eplb = plugin("placement", "eplb")(redundant=4, window=1, interval=1)
+    world = dataclasses.replace(scenario(eplb, steps=9, mode="async"), routing=plugin("source", "power_law")(redraw="step"), seed=3)
+    result = play(world)
+    moves = result.tables["rebalances"]
+    assert moves["step"].tolist() == [1, 3, 5, 7]
+    assert moves["in_place_step"].tolist()[:-1] == [3, 5, 7]
+    assert any("took longer than policy.placement.interval (1 steps" in text for text in result.warnings)
+    patient = dataclasses.replace(world, policy=dataclasses.replace(world.policy, placement=dataclasses.replace(eplb, interval=4)))
+    assert not any("policy.placement.interval" in text for text in play(patient).warnings)
+
+
+def test_a_rebalance_that_does_not_arrive_in_the_run_is_said():
+    result = play(scenario(Swap(), mode="async", planner_time=1e3))
+    assert any("before step 2 was not in place when the run ended" in text for text in result.warnings)
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_what_is_no_placement_is_refused_by_its_type(when):
+    @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+    class Odd:
+        kind = "odd"
+
+        def begin(self, setting):
+            good = Swap(at=99).begin(setting)
+            return lambda view: view.loads if (view.placement is None) == (when == "first") else good(view)
+
+    with pytest.raises(PluginError, match="placement 'odd' returned ndarray, expected a Placement"):
+        play(scenario(Odd()))
+
+
 @pytest.mark.parametrize("kind", ["llep", "fastermoe", "laer", "flexmoe"])
 def test_a_planner_of_batches_is_asked_for_each_layer_and_its_weights_are_charged(kind):
     """Skewed routing: the fullest GPU computes fewer rows than with experts in order, and weights travel beside the tokens."""

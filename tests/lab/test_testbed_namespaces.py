@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -144,6 +145,53 @@ with Testbed(Fabric(name="t", ranks=2)) as bed:
 """
 
 
+def janitor_of(owner):
+    """The shell that waits for the end of a process."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == owner and b"netns delete" in (place / "cmdline").read_bytes():
+                return int(place.name)
+        except OSError:  # it has ended meanwhile
+            continue
+    raise AssertionError(f"{owner} has no janitor")
+
+
+def wait_for(condition, seconds=20.0):
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+@needs_namespaces
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_testbed_whose_owner_is_killed_is_removed_by_its_janitor(number):
+    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as holder:
+        token = holder.stdout.readline().strip()
+        assert len(there(token)) == 3
+        holder.send_signal(number)
+        holder.wait(10)
+    assert wait_for(lambda: not there(token))
+    assert wait_for(lambda: not (namespaces.LOCKS / token).exists())
+
+
+@needs_namespaces
+def test_a_second_interruption_does_not_stop_the_removal(monkeypatch):
+    bed = Testbed(Fabric(name="t", ranks=2))
+    honest = namespaces.run
+
+    def interrupted(command, text=""):
+        os.kill(os.getpid(), signal.SIGINT)
+        return honest(command, text)
+
+    bed.__enter__()
+    monkeypatch.setattr(namespaces, "run", interrupted)
+    bed.__exit__()  # no KeyboardInterrupt
+    assert there(bed.token) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @needs_namespaces
 def test_what_a_killed_run_left_behind_is_removed_and_what_another_uses_is_not():
     holder = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
@@ -152,9 +200,10 @@ def test_what_a_killed_run_left_behind_is_removed_and_what_another_uses_is_not()
         assert len(there(token)) == 3
         assert token not in remove_left_behind()
         assert len(there(token)) == 3  # its owner is alive
+        os.kill(janitor_of(holder.pid), signal.SIGKILL)  # as if everything of that run had been killed at once
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
-        time.sleep(0.05)
+        time.sleep(0.5)
         assert len(there(token)) == 3
         assert token in remove_left_behind()
         assert there(token) == []

@@ -75,6 +75,42 @@ def test_errors_are_signed_and_in_per_cent_of_the_measurement():
     assert found["prediction"] == document()["sha256"]
 
 
+def with_speeds(**reference):
+    """Layer b takes 0.2 s on cores as calibrated and 0.3 s on cores of half the speed; the reference kernel was calibrated at 1 ms."""
+    base = document()
+    at = {"slowdown": [1.0, 2.0], "predicted_s": [0.2, 0.3], "baselines_s": {"balanced load": [0.2, 0.2]}}
+    cases = [case | {"at_slowdown": at, "reference_s": 1e-3} if case["name"] == "b" else case for case in base["cases"]]
+    found = measured()
+    found["cases"]["b"] |= reference
+    return compared(sealed({**base, "cases": cases}), found)
+
+
+def test_a_step_is_held_against_what_was_foretold_for_cores_of_the_measured_speed():
+    # Ranks needed 1.4 and 1.6 ms: 1.5 times the calibration. Foretold for that: 0.25 s, and 0.25 s were measured.
+    case = next(case for case in with_speeds(reference_s=[1.4e-3, 1.6e-3])["cases"] if case["name"] == "b")
+    assert case["error_pct"] == pytest.approx(-20.0)
+    assert case["at_speed"]["slowdown"] == pytest.approx(1.5)
+    assert case["at_speed"]["error_pct"] == pytest.approx(0.0)
+    assert case["at_speed"]["baselines_pct"]["balanced load"] == pytest.approx(-20.0)
+    # Beyond the speeds that were played, straight on: three times as slow is 0.4 s, half again as fast 0.15 s.
+    for reference, predicted in ((3e-3, 0.4), (0.5e-3, 0.15)):
+        case = next(case for case in with_speeds(reference_s=[reference])["cases"] if case["name"] == "b")
+        assert case["at_speed"]["predicted_s"] == pytest.approx(predicted)
+
+
+def test_where_nobody_timed_the_reference_nothing_is_said_of_speed():
+    found = with_speeds(reference_s=[])
+    assert all("at_speed" not in case for case in found["cases"])
+    assert "at_speed" not in found["sorts"]["layer, forward"]
+    assert "at_speed" not in with_speeds(reference_s=[1e-3])["sorts"]["layer, forward"]  # of one case only
+
+
+def test_order_is_that_of_predictions_for_the_speeds_of_their_times():
+    # b took 0.25 s on slow cores, c 0.2 s and was foretold 0.3 s: b counts as 0.4 s on cores three times as slow, and the order is right.
+    assert with_speeds(reference_s=[3e-3])["order"]["wrong"] == 0
+    assert with_speeds()["order"]["wrong"] == 1
+
+
 def test_what_was_not_measured_is_named_and_the_rest_is_kept():
     found = compared(document(), measured(a={"seconds": []}) | {"partial": "a rank died"})
     assert found["unmeasured"] == ["a"]
@@ -111,8 +147,13 @@ def test_tables_have_the_columns_that_validate_reads(tmp_path):
         (tmp_path / name).write_text(text)
     exchanges = read_measured(tmp_path / "a2a_cases.csv").rows
     assert set(TestbedAllToAll.columns) <= set(exchanges)
-    # 8 B at 100 Mbit/s, 1448 of 1514 B of a packet being data.
-    assert TestbedAllToAll().predict(exchanges, {}).values[0] == pytest.approx(8 / (12.5e6 * 1448 / 1514))
+    # 8 B at 100 Mbit/s, 1448 of 1514 B of a packet being data; both ways, so that acknowledgements take 66 of 7570 B more.
+    assert TestbedAllToAll().predict(exchanges, {}).values[0] == pytest.approx(8 / (12.5e6 * 1448 / 1514) * (1 + 66 / 7570))
+    assert "alpha_s" not in exchanges
+    known = {**base, "posting": {"star2": 2e-3}}
+    text = tables(known, compared(base, measured()), measured())["a2a_cases.csv"]
+    (tmp_path / "a2a_cases.csv").write_text(text)
+    assert read_measured(tmp_path / "a2a_cases.csv").rows["alpha_s"].tolist() == [2e-3]
     steps = read_measured(tmp_path / "moe_fwd_own.jsonl").rows
     assert set(TestbedLayer.columns) <= set(steps)
     assert steps["kept"][0] == [[2, 2], [2, 2]]

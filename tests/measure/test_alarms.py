@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from moesim.base.balance_health import correlation, entropy, idle, noise_floor, source_information
+from moesim.base.balance_health import correlation, entropy, idle, mutual_information, noise_floor, stagnant
 from moesim.base.loads import maxvio
 from moesim.facts.record import Table
 from moesim.measure.alarms import DEAD, PATIENCE, find_alarms
@@ -25,7 +25,9 @@ def tables(**columns):
         "rank_max": np.full(STEPS, 2300),
         "rank_mean": np.full(STEPS, 2048.0),
         "load_correlation": np.full(STEPS, 0.8),
+        "load_cv": np.full(STEPS, 0.3),
         "source_information": np.full(STEPS, 0.05),
+        "domain_information": np.full(STEPS, np.nan),
     }
     ranks = Table(columns={"step": np.zeros(4, dtype=int), "gpu": np.arange(4), "rows": np.full(4, 2048)})
     return {"layers": Table(columns=plain | columns), "ranks": ranks}
@@ -76,6 +78,23 @@ def test_specialisation_that_is_lost_while_loads_are_even_is_over_balancing():
     assert found(tables(source_information=np.full(STEPS, 0.001), expert_max=even)) == []  # there never was any
 
 
+def test_specialisation_is_judged_by_domains_where_they_are_known():
+    even = np.full(STEPS, 512 * (1 + noise_floor(EXPERTS, TOP_K, TOKENS)))
+    lost, kept = since(9, 0.001, 0.05), np.full(STEPS, 0.05)
+    assert found(tables(domain_information=lost, source_information=kept, expert_max=even)) == [("over-balancing", 9)]
+    assert found(tables(domain_information=kept, source_information=lost, expert_max=even)) == []
+    seldom = np.where(np.arange(STEPS) % 10 == 0, kept, np.nan)  # known in three steps: too few to judge by
+    assert found(tables(domain_information=seldom, source_information=lost, expert_max=even)) == [("over-balancing", 9)]
+
+
+def test_loads_that_come_apart_are_told_before_experts_die():
+    assert found(tables(load_cv=since(14, 0.7, 0.3))) == [("rising variance", 14)]
+    assert found(tables(load_cv=since(14, 0.55, 0.3))) == []  # not twice as much
+    assert found(tables(load_cv=since(14, 0.01, 0.001))) == []  # chance alone gives sqrt(7 / 4096) = 0.04
+    collapsed = tables(load_cv=since(14, 2.0, 0.3), idle_experts=since(14, 9))
+    assert found(collapsed) == [("collapse", 14)]  # said once, by its worst name
+
+
 def test_serving_with_loads_as_even_as_chance_is_unrealistic():
     even = np.full(STEPS, 512 * (1 + noise_floor(EXPERTS, TOP_K, TOKENS)))
     assert found(tables(expert_max=even), phase="decode") == [("unrealistic routing", 0)]
@@ -103,17 +122,18 @@ def test_statistics_by_hand():
     assert math.isnan(entropy([0, 0]))
     assert idle([1000, 1000, 0, 4]).tolist() == [False, False, True, True]  # below 5.01
     assert not idle([0, 0]).any()
+    assert stagnant([1000, 1000, 0, 60]).tolist() == [False, False, True, False]  # below 51.5
     assert correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1.0)
     assert correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
     assert math.isnan(correlation([1, 1], [1, 2]))
     # Each of two sources uses an expert of its own: one bit, less (2 - 1)(2 - 1) / (2 * 200 * ln 2).
-    assert source_information([[100, 0], [0, 100]]) == pytest.approx(1 - 1 / (400 * math.log(2)))
-    assert source_information([[50, 50], [50, 50]]) == 0.0
+    assert mutual_information([[100, 0], [0, 100]]) == pytest.approx(1 - 1 / (400 * math.log(2)))
+    assert mutual_information([[50, 50], [50, 50]]) == 0.0
 
 
-def test_source_information_of_chance_is_nothing_on_average():
+def test_mutual_information_of_chance_is_nothing_on_average():
     rng = np.random.default_rng(4)
-    bits = [source_information(rng.multinomial(400, np.full(32, 1 / 32)).reshape(4, 8)) for _ in range(200)]
+    bits = [mutual_information(rng.multinomial(400, np.full(32, 1 / 32)).reshape(4, 8)) for _ in range(200)]
     # Without the correction it would be 3 * 7 / (2 * 400 * ln 2) = 0.038 bit; cut at 0, half of the spread remains.
     assert np.mean(bits) < 0.01
 

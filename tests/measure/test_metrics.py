@@ -31,9 +31,12 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "overlap_scheduled": (0.3 / 1.2, 1.6 / 2.7),
     "overlap_realised": (0.24 / 1.2, 1.35 / 2.7),
     "idle_experts": (0.5, 2.5),
+    "stagnant_experts": (1.0, 3.0),
+    "load_cv": (0.375, 0.75),
     "load_entropy": (0.875, 0.375),
     "load_correlation": (math.nan, 0.125),
     "source_information": (0.25, 0.5),
+    "domain_information": (0.75, 0.25),  # a layer of which nothing is known does not count
     # 100 tokens in 2 s and in 4 s; waiting 0.5 of 2 s and 2 of 4 s.
     "tokens_per_second": (50.0, 25.0),
     "waiting_share": (0.25, 0.5),
@@ -57,6 +60,9 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "expert_cv": (np.sqrt(168 / 27) / (8 / 3) / 2,) * 2,
     "normalised_entropy": ((1 - (0.75 * np.log(0.75) + 0.25 * np.log(0.25)) / np.log(3)) / 2,) * 2,
     "dead_experts": (0.5, 0.5),
+    # (6, 2, 0): 6 / (8/3) - 1 = 5/4, and Gini (2 (0 x 1 + 2 x 2 + 6 x 3) / (3 x 8) - 4/3) = 1/2; the balanced layer 0 and 0.
+    "maxvio_global": (0.625, 0.625),
+    "expert_gini": (0.25, 0.25),
     "dispatch_bytes": (3000.0, 1200.0),
     "combine_bytes": (3300.0, 1400.0),
     "cross_node_bytes": (700.0, 120.0),
@@ -70,6 +76,8 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "combine_bandwidth": (9000.0, 2000.0),
     # 200 and 100 copies of 200 (token, layer) pairs.
     "copies_per_token": (1.0, 0.5),
+    # 240 nodes of 200 (token, layer) pairs; unknown in one layer of the other step.
+    "nodes_per_token": (1.2, np.nan),
     # Step 3: (0.5 + 0.25) s over 0.5 s of ports and 0.6 s of links. Step 4 sends nothing: unknown.
     "all_to_all_contention": (1.5, np.nan),
     "fabric_bound_ratio": (1.25, np.nan),
@@ -86,6 +94,7 @@ EXPECTED: dict[str, tuple[float, float]] = {
     "aux_loss_batch": (1.5, 1.0),
     "aux_loss_device": (1.25, 1.0),
     "router_z_loss": (6.0, 2.0),
+    "unequal_ranks_time": (0.125, 0.5),
     "pipeline_bubble": (0.25, np.nan),  # 0.4 s of 1.6 s; no pipeline in the second step
     "recompute_time": (0.3, np.nan),
     "optimiser_time": (0.05, np.nan),

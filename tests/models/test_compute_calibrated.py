@@ -16,6 +16,7 @@ from moesim.models.fitted.routing_draws import even_rows
 FFN = {
     "launch": 20e-6, "slot": 0.0, "memory_efficiency": 0.8, "compute_efficiency_16": 0.5, "compute_efficiency_8": 0.4, "step_16": 3e-9,
     "step_8": 5e-9, "sharpness_16": 2.0, "sharpness_8": 2.5, "passes": 2.0, "empty_tile": 3e-7, "floor": 0.0,
+    "tile_load": 0.0,
 }  # fmt: skip
 
 

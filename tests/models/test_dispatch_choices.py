@@ -14,7 +14,7 @@ from moesim.base.registry import plugin
 from moesim.facts.placement import Placement
 from moesim.facts.routing import Kept, LayerRouting
 from moesim.models.dispatch.lp_split import optimal_split, whole_rows
-from moesim.models.dispatch.waterfill import LOCAL_ONLY_BELOW, dynamic_fill, shared_ranks, static_fill
+from moesim.models.dispatch.shared_ranks import LOCAL_ONLY_BELOW, dynamic_fill, shared_ranks, static_fill
 
 
 def everything(routing, padding=None):
@@ -224,12 +224,12 @@ def test_nothing_to_split_needs_no_solver():
 
 
 def test_shared_rows_of_a_small_batch_stay_at_home_and_tokens_without_routes_have_none():
-    ids = np.tile([0, 5], (LOCAL_ONLY_BELOW, 1))
-    ids[3] = -1
+    visited = np.tile([0, 2], (LOCAL_ONLY_BELOW, 1))
+    visited[3] = -1
     # All routes go to ranks 0 and 2 of four: ranks 1 and 3 have room.
     fill = static_fill(np.asarray([63, 0, 63, 0]), 2)
-    assert set(shared_ranks(ids[:-1], fill, source=0, experts=8)) == {0, -1}
-    chosen = shared_ranks(ids, fill, source=0, experts=8)
+    assert set(shared_ranks(visited[:-1], fill, source=0)) == {0, -1}
+    chosen = shared_ranks(visited, fill, source=0)
     assert chosen[3] == -1
     assert set(chosen[chosen >= 0]) == {1, 3}
 
@@ -240,17 +240,17 @@ def test_a_rank_in_need_may_only_use_ranks_that_the_token_visits():
     fill = dynamic_fill(routed, tokens, 2)
     # Rows 800, tokens 400, and 400 more shared rows to place: (1200 + 400) / 4.
     assert (fill.target, fill.anywhere) == (400, False)
-    ids = np.tile([0, 2], (100, 1))  # ranks 0 and 1 of four, two experts each
-    assert set(shared_ranks(ids, fill, source=0, experts=8)) == {1}
-    assert set(shared_ranks(ids, fill, source=3, experts=8)) == {1, 3}
+    visited = np.tile([0, 1], (100, 1))
+    assert set(shared_ranks(visited, fill, source=0)) == {1}
+    assert set(shared_ranks(visited, fill, source=3)) == {1, 3}
 
 
 def test_without_room_anywhere_the_lightest_by_a_tenth_wins_else_the_source():
     fill = replace(static_fill(np.asarray([100, 95, 80, 90]), 2), target=50)
-    ids = np.tile([0, 2], (64, 1))
-    assert set(shared_ranks(ids, fill, source=0, experts=8)) == {2}
+    visited = np.tile([0, 1], (64, 1))
+    assert set(shared_ranks(visited, fill, source=0)) == {2}
     # Among rank 0 and those visited (0 and 1), 95 is not lighter than 100 by a tenth.
-    assert set(shared_ranks(ids, replace(fill, anywhere=False), source=0, experts=8)) == {0}
+    assert set(shared_ranks(visited, replace(fill, anywhere=False), source=0)) == {0}
 
 
 @pytest.mark.parametrize("keys", [{"kind": "dynamic"}, {"kind": "lp", "split": "sampled"}], ids=["dynamic", "lp"])

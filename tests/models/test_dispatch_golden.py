@@ -13,8 +13,8 @@ from moesim.base.registry import plugin
 from moesim.facts.placement import Placement
 from moesim.facts.routing import Kept, LayerRouting
 from moesim.models.dispatch.lp_split import optimal_split, whole_rows
+from moesim.models.dispatch.shared_ranks import dynamic_fill, shared_ranks, static_fill
 from moesim.models.dispatch.static import static_tables
-from moesim.models.dispatch.waterfill import dynamic_fill, shared_ranks, static_fill
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -138,6 +138,27 @@ def test_waterfill_sends_shared_rows_where_sglang_does(case, arrays):
         np.testing.assert_array_equal(fill.load, found["rank_load"])
         assert fill.target == params["target_total"]
     assert fill.anywhere == params["allow_all_ranks"]
-    shared = shared_ranks(ids, fill, source=source, experts=experts)
+    shared = shared_ranks(np.where(ids >= 0, ids // (experts // ranks), -1), fill, source=source)
     np.testing.assert_array_equal(shared, found["shared_rank"])
     np.testing.assert_array_equal(np.bincount(shared[shared >= 0], minlength=ranks), found["shared_per_rank"])
+
+
+# In the others a rank knows what all send, which the cases do not hold.
+@pytest.mark.parametrize("case", [case for case in cases("sglang_waterfill") if case.values[0]["params"]["static"]])
+def test_the_plugin_binds_shared_rows_as_sglang_does(case, arrays):
+    found, params = given(case, arrays["sglang_waterfill"]), case["params"]
+    ids, source, experts, ranks = found["topk_ids"], params["source_rank"], params["num_experts"], params["world_size"]
+    each = experts // ranks
+    setting = world(gpus=ranks, experts=experts, top_k=ids.shape[1], moe_layers=1, shared_experts=1, shared_width=4)
+    start = np.where(np.arange(ranks + 1) > source, len(ids), 0)
+    routing = LayerRouting.of_tokens(ids.astype(np.int32), start, experts)
+    none = np.zeros_like(routing.counts)
+    placement = Placement(expert_of_slot=np.arange(experts)[None], rank_of_slot=np.arange(experts) // each)
+    dispatch = plugin("dispatch", "waterfill")().begin(setting)
+    rows = dispatch(Kept(routing=routing, dropped=none, padding=none), placement, step=0, moe_layer=0)
+    routed = (ids >= 0).any(axis=1)
+    np.testing.assert_array_equal((rows.slots[:, -1] - experts)[routed], found["shared_rank"][routed])
+    # SGLang numbers a rank's shared expert after its routed ones.
+    by_rank = np.where(ids >= 0, ids + ids // each, -1)
+    np.testing.assert_array_equal(by_rank, found["expanded_ids"][:, :-1])
+    np.testing.assert_array_equal((rows.slots[:, -1] - experts + 1)[routed] * (each + 1) - 1, found["expanded_ids"][routed, -1])

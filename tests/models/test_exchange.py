@@ -18,7 +18,8 @@ from moesim.models.exchange.payload import payload_bytes
 
 
 def carry(plan, assignment, top_k, direction="forward"):
-    return plan.begin(SimpleNamespace(model=model(top_k)))(assignment, direction=direction)
+    group = SimpleNamespace(ep=len(set(assignment.destination[0].tolist())))  # every GPU of a group holds slots
+    return plan.begin(SimpleNamespace(model=model(top_k), parallel=group))(assignment, direction=direction)
 
 
 def count_by_hand(assignment, deduplicate):

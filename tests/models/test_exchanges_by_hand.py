@@ -213,7 +213,7 @@ def test_forwarders_where_nodes_take_turns():
     base = setting(3, gpus=6, nodes=2)
     world = dataclasses.replace(base, cluster=dataclasses.replace(base.cluster, node_of=np.array([0, 1, 1, 0, 0, 1])))
     expected = [[0, 1, 1, 0, 0, 1], [0, 1, 1, 0, 0, 1], [3, 2, 2, 3, 3, 2], [3, 2, 2, 3, 3, 2], [4, 5, 5, 4, 4, 5], [4, 5, 5, 4, 4, 5]]
-    assert same_index_on_node_of(world, "it").tolist() == expected
+    assert same_index_on_node_of(world, "it").tolist() == [expected]
     # A token of GPU 0 for GPU 5 lands on GPU 1; one of GPU 4 lands on GPU 5 itself.
     assignment = assign([[5], [5]], [0, 1, 1, 1, 1, 2, 2], 1)
     across, within = Hierarchical().begin(world)(assignment, direction="forward").dispatch

@@ -10,13 +10,14 @@ from moesim.base.errors import FidelityError, FieldError, PluginError
 from moesim.base.registry import plugin
 from moesim.engine.check import least_bytes
 from moesim.facts.contracts import View
+from moesim.facts.placement import Placement
 from moesim.models.placement.eplb_plan import plan_eplb, plan_global
 from moesim.models.placement.eplb_trtllm_plan import plan_trtllm
 from moesim.models.placement.eplb_vllm_plan import plan_vllm
 from moesim.models.placement.group_sizes import group_sizes, nodes_of_group
 from moesim.models.placement.simple_plans import plan_greedy
 from moesim.models.placement.topology_plan import plan_topology
-from moesim.models.placement.utilisation import loads_of_ranks, mean_utilisation
+from moesim.models.placement.utilisation import loads_of_ranks, mean_utilisation, relative_gain
 from moesim.testing import check_placement
 from moesim.testing.world import tiny_cluster, tiny_setting
 
@@ -88,6 +89,29 @@ def test_vllm_keeps_slots_of_what_stays():
     _, placements = play(make("eplb_vllm", redundant=4, window=5, interval=8), world(gpus=4), loads)
     expected = plan_vllm(loads[5:10], slots=12, gpus=4, old=placements[9].expert_of_slot)
     np.testing.assert_array_equal(placements[10].expert_of_slot, expected.physical_to_logical_map)
+
+
+def test_vllm_on_rocm_leaves_alone_what_would_gain_little():
+    even = np.full((30, 2, 8), 50)
+    assert changes(play(make("eplb_vllm", window=4, interval=8), world(gpus=4), even)[0]) == [0, 2, 10, 18, 26]
+    assert changes(play(make("eplb_vllm", window=4, interval=8, least_gain=0.05), world(gpus=4), even)[0]) == [0]
+    # Pairs of 50 + w and 50 on rank 0 to 50 and 50 on the others: with w on two experts of one rank the plan takes them apart.
+    for more, wanted in ((4, [0]), (40, [0, 2])):
+        skewed = even.copy()
+        skewed[..., :2] += more
+        found = changes(play(make("eplb_vllm", window=4, interval=8, least_gain=0.05), world(gpus=4), skewed)[0])
+        assert found == wanted  # (100 + 2 w) to (100 + w): 108 to 104 is 3.7 % less, 180 to 140 is 22 %; afterwards nothing is left to gain
+
+
+def test_relative_gain_by_hand():
+    def two(row):
+        return Placement(expert_of_slot=np.asarray([row, row]), rank_of_slot=np.asarray([0, 0, 1, 1]))
+
+    # Layer 0 loads 6, 6, 2, 2; layer 1 loads 1, 1, 1, 1: ranks 14 and 6 of 10 become 10 and 10.
+    loads = np.array([[[6, 6, 2, 2], [1, 1, 1, 1]]])
+    assert relative_gain(loads, two([0, 1, 2, 3]), two([0, 2, 1, 3]), 2) == pytest.approx((1.4 - 1.0) / 1.4)
+    assert relative_gain(loads, two([0, 2, 1, 3]), two([0, 1, 2, 3]), 2) == pytest.approx(-0.4)
+    assert relative_gain(np.zeros((3, 2, 4), dtype=int), two([0, 1, 2, 3]), two([0, 2, 1, 3]), 2) == 0.0
 
 
 def test_sglang_leaves_an_even_layer_alone():

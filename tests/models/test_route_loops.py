@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moesim.base.errors import FidelityError
 from moesim.facts.placement import Placement
 from moesim.facts.routing import Kept, LayerRouting, count_routes
 from moesim.models import compiled_loops, route_loops
@@ -12,6 +13,7 @@ from moesim.models.capacity.orders import by_position, by_weight
 from moesim.models.capacity.survivors import keep_first, keep_in_queues, what_is_left
 from moesim.models.dispatch.even import split_evenly
 from moesim.models.exchange.copies import copies_per_token
+from moesim.models.gate.select import largest
 
 
 def both_ways(call):
@@ -20,7 +22,7 @@ def both_ways(call):
         patch.setattr(compiled_loops, "FEWEST", 1)
         patch.setattr(compiled_loops, "WORTH_LOADING", 0)
         used = []
-        for name in ("keep_lowest", "strike", "tokens_between", "turns"):
+        for name in ("keep_lowest", "strike", "tokens_between", "turns", "best_first"):
             inner = getattr(route_loops, name)
             patch.setattr(route_loops, name, lambda *given, inner=inner, name=name: used.append(name) or inner(*given))
         compiled = call()
@@ -77,7 +79,8 @@ def test_slots_and_copies_are_the_same_both_ways(routing, spare, seed) -> None:
 
     def bound():
         assignment = split_evenly(Kept(routing=routing, dropped=none, padding=none), placement, moe_layer=0, ranks=ranks)
-        return assignment, copies_per_token(assignment, "a test", own=True), copies_per_token(assignment, "a test")
+        own, sent = (copies_per_token(assignment, "a test", ranks=ranks, own=own) for own in (True, False))
+        return assignment, own, sent
 
     (one, own, sent), (other, own_expected, sent_expected), used = both_ways(bound)
     np.testing.assert_array_equal(one.slots, other.slots)
@@ -125,7 +128,9 @@ def test_lengths_that_are_wrong_are_refused() -> None:
     with pytest.raises(ValueError, match="does not exist"):
         route_loops.keep_lowest(keep, queue + 1, np.array([3]), np.array([1]), order)
     with pytest.raises(ValueError, match="slot that does not exist"):
-        route_loops.tokens_between(np.array([[2]], dtype=np.int32), np.array([0, 1]), np.zeros((1, 2), dtype=np.int64))
+        route_loops.tokens_between(np.array([[2]], dtype=np.int32), np.array([0, 1]), np.zeros((1, 2), dtype=np.int64), 1)
+    with pytest.raises(ValueError, match="leaves the group"):
+        route_loops.tokens_between(np.array([[0]], dtype=np.int32), np.array([0, 1, 1]), np.ones((2, 1), dtype=np.int64), 1)
     one = np.array([1])
     for expert, number in ((1, 1), (0, 0)):
         with pytest.raises(ValueError, match="has no slot"):
@@ -164,3 +169,45 @@ def test_queues_of_devices_use_the_same_loop() -> None:
     np.testing.assert_array_equal(one, other)
     assert used == ["keep_lowest"]
     assert [int(one[queue == number].sum()) for number in range(3)] == room.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), tokens=st.integers(0, 40), experts=st.integers(1, 20), levels=st.sampled_from([3, 2**20]))
+def test_the_best_experts_are_the_same_both_ways(data, tokens, experts, levels) -> None:
+    # Few levels make many ties; some experts may not be chosen.
+    top_k = data.draw(st.integers(1, experts))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    scores = (rng.integers(-levels, levels, size=(tokens, experts)) / levels).astype(np.float32)
+    for token in range(tokens):
+        scores[token, rng.permutation(experts)[: int(rng.integers(0, experts - top_k + 1))]] = -np.inf
+    compiled, plain, used = both_ways(lambda: largest(scores, top_k, "a test"))
+    np.testing.assert_array_equal(compiled, plain)
+    assert compiled.dtype == plain.dtype == np.int32
+    assert used == (["best_first"] if tokens else [])
+    # Best first, and of equal ones the lower first: no pair is the other way round, and nothing better was left out.
+    for row, ids in zip(scores, compiled, strict=True):
+        pairs = list(zip((-row[ids]).tolist(), ids.tolist(), strict=True))
+        assert pairs == sorted((-value, expert) for expert, value in enumerate(row.tolist()))[:top_k]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, "few"])
+def test_a_token_without_enough_scores_is_refused_both_ways(bad) -> None:
+    scores = np.zeros((3, 4), dtype=np.float32)
+    scores[1, 2] = 0.0 if bad == "few" else bad
+    if bad == "few":
+        scores[1, 1:] = -np.inf
+
+    def refused():
+        with pytest.raises(FidelityError, match=r"a test: token 1 has no \d. expert with a finite score") as error:
+            largest(scores, 2, "a test")
+        return str(error.value)
+
+    compiled, plain, used = both_ways(refused)
+    assert compiled == plain
+    assert used == ["best_first"]
+
+
+def test_best_first_refuses_sizes_that_would_read_beyond_the_scores() -> None:
+    for top_k in (0, 5):
+        with pytest.raises(ValueError, match="between one choice"):
+            route_loops.best_first(np.zeros((2, 4), dtype=np.float32), top_k)

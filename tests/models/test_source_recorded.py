@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.base.errors import FidelityError, TraceError, UsageError
+from moesim.facts.ranks import Ranks, RankStep
 from moesim.facts.routing import LayerRouting, Routing
 from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace
@@ -382,3 +383,43 @@ def test_counts_of_other_tokens_than_the_workload_s_are_noted_beyond_rounding(pe
     trace = counted([[[[10, 10]]]], by_source=True)
     notes = Recorded(trace="c").begin(world_for(trace, gpus=1, tokens=per_gpu))(0).notes
     assert any(f"has 10 to 10 tokens per GPU, not the {per_gpu} of" in note for note in notes) is said
+
+
+def with_ranks(setting: Setting, ranks: Ranks, **more) -> Setting:
+    return replace(setting, workload=replace(setting.workload, ranks=ranks, **more))
+
+
+def test_unequal_ranks_take_their_own_next_tokens():
+    trace = numbered(7)
+    draw = Recorded(trace="t").begin(with_ranks(world_for(trace, gpus=2, tokens=2), Ranks(tokens=(3, 1))))
+    assert dealt(draw, 0) == [[0, 1, 2], [3]]
+    assert dealt(draw, 1) == [[4, 5, 6], [0]]
+    assert draw(0).repeats is None
+    # Every step takes 4 of 7 tokens from the same GPUs: step 7 is step 0 again.
+    assert draw(7).repeats == 0
+    assert dealt(draw, 7) == dealt(draw, 0)
+
+
+def test_recorded_ranks_go_on_where_the_step_before_ended_in_any_order():
+    trace = numbered(7)
+    steps = (RankStep(tokens=(1, 2)), RankStep(tokens=(0, 1)))
+    draw = Recorded(trace="t").begin(with_ranks(world_for(trace, gpus=2), Ranks(recorded=steps)))
+    assert dealt(draw, 3) == [[], [0]]  # 3 + 1 + 3 = 7 tokens came before
+    assert dealt(draw, 0) == [[0], [1, 2]]
+    assert dealt(draw, 1) == [[], [3]]
+    assert dealt(draw, 2) == [[4], [5, 6]]
+    assert draw(2).repeats is None
+
+
+def test_conversations_fill_unequal_ranks():
+    trace = numbered(6, sample_length=np.array([2, 4], dtype=np.int64))
+    draw = Recorded(trace="t", deal="conversations").begin(with_ranks(world_for(trace, gpus=2, tokens=2), Ranks(tokens=(4, 0))))
+    of_first, of_second = dealt(draw, 0)
+    assert len(of_first) == 4
+    assert of_second == []
+
+
+def test_a_deal_that_knows_its_ranks_refuses_others():
+    trace = numbered(4)
+    with pytest.raises(TraceError, match=r"deal: recorded says itself.*leave workload\.ranks out"):
+        Recorded(trace="t", deal="recorded").begin(with_ranks(world_for(trace, gpus=2, tokens=2), Ranks(variation=0.1)))

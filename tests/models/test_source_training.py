@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from moesim.base.errors import FieldError, PluginError
 from moesim.base.loads import maxvio
 from moesim.base.registry import plugin
+from moesim.facts.routing import Fidelity
 from moesim.models.bare_setting import bare_setting
 from moesim.models.gate.losses import balance_loss, probabilities, z_loss
 from moesim.models.router.coefficients import OverSteps, at_step
@@ -71,7 +72,7 @@ def test_z_gradient_is_the_derivative_of_the_z_loss(seed):
 
 def test_one_step_by_hand():
     # Four experts, loads 6 2 0 0 (mean 2), so 3, 1, 0 and 0 times the mean: 2 (x - 1) / (x + 1) = 1, 0, -2, -2. Feedback 0.1 at pace 0.5,
-    # drive 0.4 at 0.5 and a quarter left of it, decay 0.5, drift 0.01.
+    # drive 0.4 with an eighth left of it, decay 0.5, drift 0.01.
     state = RouterState(offsets=np.ones(4), domains=np.zeros((2, 4)), driven=np.array([0.0, 0.0, 1.0, -1.0]))
     chosen = np.array([[0, 1], [0, 1], [0, -1], [0, -1], [0, -1], [0, -1]])
     advance(
@@ -88,7 +89,7 @@ def test_one_step_by_hand():
         scoring="softmax",
         walk=np.vstack([[1.0, 0.0, 0.0, -1.0], np.ones((2, 4))]),
         pace=0.5,
-        faded=0.25,
+        pull=0.125,
     )
     np.testing.assert_allclose(state.offsets, [0.5 + 0.05 + 0.01, 0.5, 0.5 - 0.1 + 0.05, 0.5 - 0.1 - 0.05 - 0.01])
     # Domain 0 has loads 2 2 0 0: 2/3, 2/3, -2, -2; domain 1 has 4 0 0 0: 6/5, -2, -2, -2; less 1, 0, -2, -2 of all, times 0.2 times 0.5.
@@ -269,3 +270,126 @@ def test_bad_fields_are_named():
         Training(domains=2, shift=Shift(at=1, mixture=(0.0, 0.0)))
     with pytest.raises(PluginError, match="as_given"):
         Training(gate=plugin("gate", "as_given")()).begin(setting())
+
+
+def test_a_rate_that_changes_over_the_steps():
+    # Biases move at 0.05 until step 20 and not at all from 21 on: as if the gate were frozen there.
+    gate = plugin("gate", "loss_free")
+    changing = Training(gate=gate(rate=((0, 0.05), (20, 0.05), (21, 0.0))), feedback=5e-3, sequence_length=64)
+    frozen = replace(changing, gate=gate(rate=0.05), freeze_gate_at=21)
+    still = replace(frozen, freeze_gate_at=None)
+    drawn = {name: source.begin(setting())(60).layers[0].ids for name, source in (("rate", changing), ("frozen", frozen), ("on", still))}
+    assert np.array_equal(drawn["rate"], drawn["frozen"])
+    assert not np.array_equal(drawn["rate"], drawn["on"])
+
+
+@pytest.mark.parametrize(("kind", "name"), [("noisy_topk", "amount"), ("input_jitter", "epsilon")])
+def test_noise_that_fades_is_gone_at_its_last_corner(kind, name):
+    source = Training(gate=plugin("gate", kind)(**{name: ((0, 8.0), (4, 0.0))}), sequence_length=64)
+    fading, clean = source.begin(setting()), replace(source, gate=plugin("gate", "topk")()).begin(setting())
+    # Noise does not move the tokens of a step, only choices; what was learned from them differs, but by step 4 that is little.
+    same = [float((fading(step).layers[0].ids == clean(step).layers[0].ids).mean()) for step in (0, 4)]
+    assert same[0] < 0.5
+    assert same[1] > 0.9
+
+
+def test_a_capacity_factor_that_changes_over_the_steps():
+    rule = plugin("capacity", "scheduled")(of=plugin("capacity", "megatron")(factor=9.0), factor=((0, 4.0), (10, 1.0)), first=2, stride=4)
+    where = setting()
+    limit, draw = rule.begin(where), Training(feedback=5e-3).begin(where)
+    for step, factor in ((0, 3.4), (1, 2.2), (2, 1.0), (9, 1.0)):  # steps 2, 6, 10 and 38 of the schedule
+        wanted = plugin("capacity", "megatron")(factor=factor).begin(where)(draw(step).layers[0], step=step, moe_layer=0)
+        found = limit(draw(step).layers[0], step=step, moe_layer=0)
+        assert found.capacity.tolist() == wanted.capacity.tolist() == [np.ceil(64 * factor)] * 2  # 256 tokens, two choices, eight experts
+        assert np.array_equal(found.dropped, wanted.dropped)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        plugin("gate", "loss_free")(rate=0.02),
+        plugin("gate", "loss_free")(rate=0.02, count="after"),
+        plugin("gate", "quantile")(),
+        plugin("gate", "zero_computation")(rate=0.02),
+    ],
+    ids=["bias", "bias after drops", "quantiles", "zero-computation experts"],
+)
+def test_a_router_that_is_served_changes_no_more_and_keeps_its_biases(gate):
+    source = Training(gate=gate, drive=0.01, sequence_length=64, serve_from=40, scores=True)
+    trained, served = replace(source, serve_from=None).begin(setting()), source.begin(setting())
+    assert np.array_equal(trained(40).layers[0].ids, served(40).layers[0].ids)  # the router of step 40, biases and all
+    later = [served(step).layers[0] for step in (41, 200)]
+    assert not np.array_equal(later[0].ids, later[1].ids)  # other tokens
+    offsets = [layer.scores.mean(axis=0) for layer in (served(40).layers[0], *later)]
+    assert max(float(np.abs(one - offsets[0]).max()) for one in offsets) < 0.4  # means of 512 tokens differ by chance only
+    assert float(np.abs(trained(200).layers[0].scores.mean(axis=0) - offsets[0]).max()) > 0.8
+    assert np.array_equal(source.begin(setting())(200).layers[0].ids, later[1].ids)  # whichever steps were asked for before
+    assert np.array_equal(served(7).layers[0].ids, trained(7).layers[0].ids)  # and back
+
+
+def test_service_has_no_noise_and_balances_no_more():
+    noisy = Training(gate=plugin("gate", "noisy_topk")(amount=5.0), serve_from=3)
+    assert np.array_equal(noisy.begin(setting())(3).layers[0].ids, _without(noisy, 3))
+    sinkhorn = Training(gate=plugin("gate", "sinkhorn")(), experts_start=1.0, serve_from=3)
+    assert worst(replace(sinkhorn, serve_from=None), 3) < 0.5 < worst(sinkhorn, 3)
+    # What it is asked about does not change how it was trained: in decode, too, sinkhorn balanced until it was served.
+    where = setting()
+    decode = replace(where, workload=replace(where.workload, phase="decode"))
+    assert np.array_equal(sinkhorn.begin(decode)(2).layers[0].ids, sinkhorn.begin(where)(2).layers[0].ids)
+
+
+def _without(source, step):
+    """Ids of the k largest logits of a step."""
+    logits = replace(source, scores=True).begin(setting())(step).layers[0].scores
+    return np.argsort(-logits, axis=1, kind="stable")[:, :2]
+
+
+def test_tokens_know_their_domain():
+    layer = Training(domains=3, mixture=(1.0, 0.0, 3.0), stickiness=1.0, sequence_length=32).begin(setting())(0).layers[0]
+    assert set(np.unique(layer.domains)) == {0, 2}
+    by_domain = layer.routes_of_domains()
+    assert np.array_equal(by_domain.sum(axis=0), layer.counts.sum(axis=0))
+    assert by_domain[1].sum() == 0
+    assert by_domain[0].sum() == 2 * (layer.domains == 0).sum()
+
+
+def test_a_gate_without_biases_has_none_to_keep():
+    with pytest.raises(PluginError, match=r"freeze_gate_at 5: the gate 'topk' has no biases"):
+        Training(freeze_gate_at=5).begin(setting())
+    with pytest.raises(FieldError, match="'dropless' has no factor"):
+        plugin("capacity", "scheduled")(of=plugin("capacity", "dropless")(), factor=((0, 1.0),))
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "where"),
+    [
+        ({"shift": Shift(at=10, mixture=(1.0,) * 4)}, 11, []),
+        ({"shift": Shift(at=10, mixture=(1.0,) * 4)}, 10, ["shift.at"]),
+        ({"shift": Shift(at=100, mixture=(1.0,) * 4), "first": 40, "stride": 20}, 4, []),
+        ({"shift": Shift(at=101, mixture=(1.0,) * 4), "first": 40, "stride": 20}, 4, ["shift.at"]),
+        ({"shift": Shift(at=40, mixture=(1.0,) * 4), "first": 40}, 9, ["shift.at"]),
+        ({"freeze_gate_at": 9, "serve_from": 10}, 10, ["serve_from"]),
+        ({"freeze_gate_at": 10, "serve_from": 9}, 10, ["freeze_gate_at"]),
+    ],
+)
+def test_what_the_run_never_reaches_is_refused(changes, steps, where):
+    assert [name for name, _ in Training(**changes).outside(steps)] == where
+
+
+def test_policies_are_told_what_the_source_keeps():
+    assert (Training().fidelity, Training(scores=True).fidelity) == (Fidelity.WEIGHTS, Fidelity.SCORES)
+
+
+def test_noise_goes_with_every_gate_and_is_not_learned_from():
+    plain = Training(gate=plugin("gate", "loss_free")(rate=0.02), auxiliary=((0, 0.01),), sequence_length=64, scores=True)
+    noisy = replace(plain, noise=((0, 2.0), (3, 2.0), (4, 0.0)))
+    drawn = {name: source.begin(setting()) for name, source in (("plain", plain), ("noisy", noisy))}
+    first = {name: draw(0).layers[0] for name, draw in drawn.items()}
+    assert np.array_equal(first["plain"].scores, first["noisy"].scores)  # what losses are taken of
+    assert (first["plain"].ids != first["noisy"].ids).mean() > 0.5
+    still = drawn["noisy"](4).layers[0]  # biases apart, choices follow the scores again
+    assert still.weights is not None
+    assert np.array_equal(replace(noisy, serve_from=0).begin(setting())(0).layers[0].ids, first["plain"].ids)  # no noise in service
+    # Noise alone makes loads more even.
+    skewed = Training(experts_start=1.0, feedback=0.0, domain_feedback=0.0)
+    assert worst(replace(skewed, noise=((0, 5.0),)), 0) < 0.5 * worst(skewed, 0)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
+import time
+from concurrent.futures import process
 from dataclasses import replace
 
 import playing_cells as playing
 import pytest
 
 from moesim.base.errors import SimulationError, UsageError
+from moesim.study import pool
 from moesim.study.pool import play_all
 
 
@@ -103,3 +107,58 @@ def test_jobs_start_at_one():
 def test_nothing_to_play_is_no_error():
     for executor in ("inline", "processes"):
         assert play_all([], playing.square, executor=executor, jobs=2) == []
+
+
+@pytest.fixture
+def thread_errors(monkeypatch):
+    """What threads die of."""
+    found = []
+    monkeypatch.setattr(threading, "excepthook", found.append)
+    return found
+
+
+def wait_for_threads(names):
+    for thread in threading.enumerate():
+        if thread.name not in names:
+            thread.join(20)
+            assert not thread.is_alive(), thread
+
+
+@pytest.mark.skipif(not hasattr(process, "_ExecutorManagerThread"), reason="the thread that looks after the processes has another name")
+def test_the_thread_of_the_pool_outlives_an_interruption_that_kills_a_worker_first(monkeypatch, thread_errors):
+    # Ctrl-C reaches all processes at once. Here the thread always learns of the dead workers before it learns that the study was given up,
+    # as happens on a busy machine: it then hands the error of a broken pool to every future that is left.
+    manager = process._ExecutorManagerThread  # there is no public way to make two threads meet in one order
+    before, given_up = {thread.name for thread in threading.enumerate()}, threading.Event()
+
+    def wait_until_they_are_dead(self):
+        given_up.wait(20)
+        for worker in list(self.processes.values()):
+            worker.join()
+        return None, True, None
+
+    def interrupted(*_, **__):
+        given_up.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manager, "wait_result_broken_or_wakeup", wait_until_they_are_dead)
+    monkeypatch.setattr(pool, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        play_all(playing.cells(40), playing.square_slowly, executor="processes", jobs=2)
+    wait_for_threads(before)
+    assert thread_errors == []
+
+
+def test_an_interruption_ends_though_a_pipe_is_full(monkeypatch, thread_errors):
+    # Cells of a megabyte, and workers that are still loading: the pipe to them holds 64 KiB, and nobody reads it once they are dead.
+    before = {thread.name for thread in threading.enumerate()}
+
+    def interrupted(*_, **__):
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        play_all(playing.cells(8, "x" * 2**20), playing.square_slowly, executor="processes", jobs=2)
+    wait_for_threads(before)
+    assert thread_errors == []

@@ -46,6 +46,7 @@ def test_predictions_were_made_before_and_are_what_the_engine_says_today(folder)
         "probes": document["probes"],
         "kept": {case["name"]: case["kept"] for case in document["cases"] if case["kind"] == "layer"},
     }
+    known |= {"posting": document["posting"]} if "posting" in document else {}  # runs of before it was measured have none
     again = predictions(plan_of(document), known, document["cores"])
     np.testing.assert_allclose([case["predicted_s"] for case in again], [case["predicted_s"] for case in document["cases"]], rtol=1e-9)
 
@@ -59,12 +60,14 @@ def test_measurements_lie_within_the_limits_and_are_complete(folder):
     assert found["cases"] == noted["cases"]
     assert (found["partial"], found["unmeasured"], found["notes"]) == ("", [], [])
     told = MISSED.get(folder.name, {})
+    # Where ranks timed a reference kernel beside the steps, what was foretold for cores of that speed is held to the limits.
+    reached = {sort: errors.get("at_speed", errors) for sort, errors in found["sorts"].items()}
     for sort, (mean, worst) in {**LIMITS, **told}.items():
-        if sort in found["sorts"]:
-            assert found["sorts"][sort]["mean_abs_pct"] <= mean, sort
-            assert found["sorts"][sort]["worst_pct"] <= worst, sort
+        if sort in reached:
+            assert reached[sort]["mean_abs_pct"] <= mean, sort
+            assert reached[sort]["worst_pct"] <= worst, sort
     readme = (folder / "README.md").read_text(encoding="utf-8") if told else ""
     for sort in told:  # a miss is told with its figures beside the data
-        assert found["sorts"][sort]["worst_pct"] > LIMITS[sort][1]
-        assert f"{found['sorts'][sort]['worst_pct']:.1f}" in readme
+        assert reached[sort]["worst_pct"] > LIMITS[sort][1]
+        assert f"{reached[sort]['worst_pct']:.1f}" in readme
     assert found["order"]["wrong"] <= 0.02 * max(found["order"]["pairs"], 1)

@@ -13,7 +13,7 @@ from moesim.study.testbed.calibration import calibration_of
 from moesim.study.testbed.patterns import KINDS, matrix
 from moesim.study.testbed.plan import full_plan, predicted_exchange, quick_plan
 from moesim.study.testbed.predict import Step, exchange, hosts_of, latency_of_probe, phases_of, play_step
-from moesim.study.validation.testbed_all_to_all import TestbedAllToAll
+from moesim.study.validation.testbed_all_to_all import TestbedAllToAll, each_case
 from moesim.study.validation.testbed_expert import TestbedExpert
 from moesim.study.validation.testbed_layer import TestbedLayer
 
@@ -38,34 +38,49 @@ def errors(rows, predicted):
     return (predicted / rows["median_s"] - 1) * 100
 
 
-def test_every_recorded_exchange_is_the_max_min_solution_that_was_noted_beside_it(exchanges):
+def test_max_min_sharing_alone_is_the_solution_that_was_noted_beside_every_recorded_exchange(exchanges):
     # The column maxmin_s was worked out by another program, with progressive filling in Python; it is rounded to six digits.
-    rows, found = exchanges
-    np.testing.assert_allclose(found.values, rows["maxmin_s"], rtol=1e-5)
+    rows, _ = exchanges
+    alone, _ = each_case(rows, lambda case: exchange(case.cluster, case.sent, late=case.late.tolist(), wire=False).seconds)
+    np.testing.assert_allclose(alone, rows["maxmin_s"], rtol=1e-5)
     name, bound = TestbedAllToAll().baseline(rows)
     assert name == "port bound"
     np.testing.assert_allclose(bound, rows["port_s"], rtol=1e-5)
 
 
-def test_exchanges_of_50_ms_and_more_meet_the_target_with_a_queue_per_flow(exchanges):
-    # Measured error: 0.66 % on average, 2.1 % worst; with one queue per link 2.2 % and 7.8 %, of which max-min sharing is no model.
+def test_exchanges_of_50_ms_and_more_meet_the_target(exchanges):
+    # Measured error: 0.41 % on average, 2.3 % worst with a queue per flow, 0.91 % and 4.0 % with one queue per link.
+    # Max-min sharing alone: 0.66 % and 2.1 %, 2.2 % and 7.8 %.
     rows, found = exchanges
     regime, error = TestbedAllToAll().regime(rows), np.abs(errors(rows, found.values))
     assert (np.count_nonzero(regime == "long"), np.count_nonzero(regime == "fifo_long")) == (35, 14)
-    assert error[regime == "long"].mean() <= 0.8
+    assert error[regime == "long"].mean() <= 0.45
     assert error[regime == "long"].max() <= 2.5
-    assert error[regime != "short"].mean() <= 1.5
-    assert error[regime == "fifo_long"].max() <= 8.0
+    assert error[regime == "fifo_long"].mean() <= 1.0
+    assert error[regime == "fifo_long"].max() <= 4.0
     port = np.abs(errors(rows, TestbedAllToAll().baseline(rows)[1]))
     assert port[regime == "long"].mean() > 4.0  # what a model of the busiest port says instead
+
+
+def test_each_law_of_the_wire_removes_the_error_it_is_about(exchanges):
+    # Even traffic fills every link both ways: there acknowledgements take 0.87 %, and the last to start is late. No other does so.
+    rows, found = exchanges
+    regime, alone = TestbedAllToAll().regime(rows), errors(rows, rows["maxmin_s"])
+    full = np.isin(rows["kind"], ("even", "shift")) & (regime != "short")
+    assert alone[full].max() < -0.7
+    assert np.abs(errors(rows, found.values)[full]).max() < 1.0
+    # One bucket of 16 KiB on a link of 200 Mbit/s is 0.63 ms of data: incast of 3 x 64 KiB, one full link, is so much earlier.
+    incast = (rows["kind"] == "incast") & (rows["bytes_per_pair"] == 65536)
+    assert alone[incast][0] > 2.0
+    assert abs(errors(rows, found.values)[incast][0]) < 0.5
 
 
 def test_steps_of_a_layer_meet_the_target_and_simpler_models_do_not(steps):
     rows, found = steps
     error = np.abs(errors(rows, found.values))
     assert len(error) == 48
-    assert error.mean() <= 2.4
-    assert error.max() <= 8.0
+    assert error.mean() <= 1.6
+    assert error.max() <= 6.0
     kind = TestbedLayer()
     means = {
         name: np.abs(errors(rows, kind.variant(rows, **keys))).mean()
@@ -132,7 +147,7 @@ def test_an_adversarial_pattern_idles_its_busiest_port():
     star = hosts_of(4, 0, 100.0, 0.0, cores=0).build()
     sent = matrix("adv1", 4, 65536).astype(float)
     bound = max(sent.sum(axis=0).max(), sent.sum(axis=1).max()) / star.bandwidth[0]
-    assert exchange(star, sent).seconds > 1.05 * bound
+    assert exchange(star, sent, wire=False).seconds > 1.05 * bound
 
 
 POINTS = {
@@ -148,15 +163,15 @@ def test_a_step_by_hand():
     step = Step(kept=[[4, 0], [2, 2]], hidden=8, width=16, tokens=4, top_k=1, counts=0.1)
     host = hosts_of(2, 0, 16 * 8 / 1e6, 0.0, cores=0, payload=1.0).build()
     expected = 0.5 + 0.25 + 0.1 + 4 + 6 + 0.09375 + 4 + 0.125
-    found = play_step(host, step, calibration_of(POINTS))
+    found = play_step(host, step, calibration_of(POINTS), wire=False)
     assert found.seconds == pytest.approx(expected)
     assert [phase.name for phase in phases_of(step, calibration_of(POINTS))] == [
         "router", "permute", "counts", "dispatch", "expert", "combine", "sum",
     ]  # fmt: skip
     # Another latency is paid twice, and one core for both ranks doubles what they do at once: 0.75 before counts.
     slower = Step(kept=step.kept, hidden=8, width=16, tokens=4, top_k=1, counts=0.1, latency=1.0)
-    assert play_step(host, slower, calibration_of(POINTS)).seconds == pytest.approx(expected + 2)
-    shared = play_step(hosts_of(2, 0, 16 * 8 / 1e6, 0.0, cores=1, payload=1.0).build(), step, calibration_of(POINTS))
+    assert play_step(host, slower, calibration_of(POINTS), wire=False).seconds == pytest.approx(expected + 2)
+    shared = play_step(hosts_of(2, 0, 16 * 8 / 1e6, 0.0, cores=1, payload=1.0).build(), step, calibration_of(POINTS), wire=False)
     # Experts: rank 1 has 2 rows, 2 s + 0.0625: it works beside rank 0, which has 6.09375 s, so rank 0 ends 2.0625 s later.
     # The grouping table has one point, 4 rows: below it the time is that of 4. The sums at the end (0.125 each) overlap as well.
     assert shared.seconds == pytest.approx(expected + 0.75 + 2.0625 + 0.125)
@@ -228,7 +243,7 @@ def test_a_link_that_changes_in_the_middle_by_hand():
     plan = quick_plan()
     case = next(case for case in plan.exchanges if case.degraded)
     found = predicted_exchange(
-        type(case)(name="x", fabric="star4", pattern="even", bytes_per_pair=4096, degraded=True), plan.fabric("star4")
+        type(case)(name="x", fabric="star4", pattern="even", bytes_per_pair=4096, degraded=True), plan.fabric("star4"), None
     )
     assert found["predicted_s"] == pytest.approx(2.8 * found["baselines_s"]["no change"])
     assert found["change"]["mbit"] == 25.0

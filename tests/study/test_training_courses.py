@@ -13,6 +13,7 @@ import pytest
 from moesim.base.errors import CalibrationError, TraceError, UsageError
 from moesim.desk.training_record import read_recorded
 from moesim.models.router.law import LAWS, Law
+from moesim.models.source.training import CONSTANTS
 from moesim.study.training_courses import Course, Recorded, Strategy, order, predict, score, source_of, windows
 from moesim.study.training_fit import coarser, constants_of, fit
 
@@ -45,6 +46,7 @@ def test_a_score_by_hand():
     recorded = course(np.repeat([1.0, 2.0, 4.0], 50), idle=2.0)
     predicted = course(np.repeat([1.1, 2.0, 3.0], 50), dropped=0.25)
     found = score(predicted, recorded)
+    assert (found.lost_predicted, found.lost_recorded) == ((), (0,))  # two idle experts of layer 0
     assert found.median == pytest.approx(10.0)  # 10 %, 0 and 25 %
     assert found.bias == pytest.approx(0.0)  # +10 %, 0 and -25 %
     assert (found.end_predicted, found.end_recorded) == (3.0, 4.0)
@@ -98,6 +100,12 @@ def test_a_constant_is_found_again():
     assert min(error for _, error, _ in tried) < tried[0][1] / 4
 
 
+def test_every_constant_has_a_source_on_the_page():
+    table = (ROOT / "docs" / "models" / "training.md").read_text(encoding="utf-8").partition("where they are from")[2].partition("\n\n")[0]
+    for name in CONSTANTS:
+        assert f"`{name}`" in table, name
+
+
 @pytest.mark.parametrize(("names", "message"), [(["feedbak"], "'feedbak'"), (["growth"], "'growth'"), (["fitted_at"], "'fitted_at'")])
 def test_what_cannot_be_fitted_is_named(names, message):
     with pytest.raises(CalibrationError, match=message):
@@ -127,7 +135,19 @@ def test_the_figures_are_those_of_the_preset(name):
 def test_what_was_reached_is_what_the_figures_say():
     held = [row for row in ROWS.values() if row["role"] == "held back"]
     errors = [abs(one / other - 1) for row in held for one, other in zip(row["predicted"], row["recorded"], strict=True)]
-    assert FIGURES["summary"]["held back"] == {"runs": len(held), "median": round(100 * float(np.median(errors)), 2)}
+    summary = FIGURES["summary"]["held back"]
+    assert (summary["runs"], summary["median"]) == (len(held), round(100 * float(np.median(errors)), 2))
+    lost = [sum(len(row["lost"][side]) for row in held) for side in (0, 1)]
+    both = sum(len({*row["lost"][0]} & {*row["lost"][1]}) for row in held)
+    assert (summary["lost_both"], summary["lost_predicted_only"], summary["lost_recorded_only"]) == (both, lost[0] - both, lost[1] - both)
+    assert summary["layers"] == 4 * len(held)
+    page = (ROOT / "docs" / "models" / "training.md").read_text(encoding="utf-8")
+    assert f"{summary['median']:.1f} % on the ten held back" in page
+    assert f"and {FIGURES['summary']['fitted']['median']:.1f} % on the four fitted" in page
+    right = FIGURES["summary"]["pairs"] - len(FIGURES["summary"]["wrong_pairs"])
+    assert f"right for {right} of the {FIGURES['summary']['pairs']} pairs" in page
+    lost = f"{summary['lost_both']} that lost experts are predicted, {summary['lost_recorded_only']} are not"
+    assert f"{lost}, and {summary['lost_predicted_only']} are predicted that lost none" in " ".join(page.split())
     ends = {row["file"]: row["end"] for row in ROWS.values()}
     told = [
         (one, other) for one in ends for other in ends

@@ -8,12 +8,16 @@ from click.testing import CliRunner
 
 from moesim.base.errors import UsageError
 from moesim.cli import main
+from moesim.desk.presets.profiles import profile_preset
 from moesim.desk.scenario_file import read_scenario
 from moesim.desk.study_cells import cell_of, play
 from moesim.desk.trace_files import read_trace
 from moesim.engine.simulate import simulate
+from moesim.facts.profile import Profile, Section
 from moesim.facts.record import Value
-from moesim.study.uncertainty import drawn, profiles_in, simulate_uncertain, uncertain_parameters, widened, with_drawn_parameters
+from moesim.models.fitted.intervals import spread
+from moesim.models.fitted.nccl_all_to_all import NcclAllToAll
+from moesim.study.uncertainty import deviation, drawn, profiles_in, simulate_uncertain, uncertain_parameters, widened, with_drawn_parameters
 
 TEXT = """
 name: uncertain
@@ -76,6 +80,33 @@ def test_draws_belong_to_the_seed_and_the_section():
             assert (before.value == after.value) == (before.error is None), before
         assert there.matrix.tolist() == section.matrix.tolist()
     assert uncertain_parameters(scenario) > 0
+
+
+def test_draws_scatter_as_the_interval_of_a_single_prediction_says():
+    # What `validate` works out to first order, `run` and `compare` draw: the same scatter, covariance, and widening on another GPU.
+    section = profile_preset("h200-sxm").sections["nccl_all_to_all"]
+    profile = Profile(name="one", gpu="h200-sxm", made="", sections={"nccl_all_to_all": section})
+    rows = {
+        "num_gpus": np.asarray([8.0]), "bytes_per_rank": np.asarray([5e8]), "link_bandwidth": np.asarray([4.5e11]),
+        "memory_bandwidth": np.asarray([4.8e12]),
+    }  # fmt: skip
+    for carried in (False, True):
+        wanted = spread(section, lambda values: NcclAllToAll.seconds_of(values, rows), carried=carried)[0]
+        wide = {"nccl_all_to_all": deviation(section, phase="prefill", carried=carried)}
+        times = [
+            NcclAllToAll.of_section(drawn(profile, 1, draw, deviations=wide).sections["nccl_all_to_all"]).predict(rows)[0]
+            for draw in range(1, 401)
+        ]
+        assert np.log(times).std() == pytest.approx(wanted, rel=0.15)
+
+
+def test_the_scatter_of_the_phase_counts():
+    section = Section(model="m", parameters=(), scatter={"": 0.1, "decode": 0.3, "prefill_even": 0.02, "prefill_skewed": 0.04})
+    assert deviation(section, phase="decode") == 0.3
+    assert deviation(section, phase="training") == 0.04  # the larger of two that fit
+    assert deviation(section, phase="prefill", carried=True) == pytest.approx(np.hypot(0.04, 0.2))
+    assert deviation(section, phase="prefill", outside=True) == pytest.approx(0.08)
+    assert deviation(Section(model="m", parameters=(), scatter={"": 0.1, "large": 0.2}), phase="decode") == 0.1
 
 
 def test_intervals_of_a_run_grow_and_values_stay():

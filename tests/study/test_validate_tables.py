@@ -227,7 +227,9 @@ def test_profiles_are_filled_up_from_their_kin():
     found = with_carried(
         {"gb200-nvl72": profile(gpu="gb200-nvl72"), "h200-sxm": profile(gpu="h200-sxm"), "h100-sxm": profile(2e7, "h100-sxm")}
     )
-    assert list(found) == ["b200-sxm", "gb200-nvl72", "gb300-nvl72", "h100-sxm", "h200-sxm"]
+    assert list(found) == ["a100-sxm-80", "b200-sxm", "gb200-nvl72", "gb300-nvl72", "h100-sxm", "h200-sxm"]
+    assert found["a100-sxm-80"].sections["rates"].carried_from == "h200-sxm"
+    assert found["gb200-nvl72"].sections["rates"].carried_from == ""
     assert found["b200-sxm"].sections["rates"].carried_from == "gb200-nvl72"
     assert found["h100-sxm"].sections["rates"].carried_from == ""  # its own rows win
     assert found["h100-sxm"].sections["rates"].values()["rate"] == 2e7

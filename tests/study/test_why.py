@@ -7,6 +7,7 @@ import pytest
 from worlds import no_trace, play, small_model
 
 from moesim.base.registry import plugin
+from moesim.facts.ranks import Ranks
 from moesim.facts.scenario import Parallel, Policy, Rebalance, Scenario, Setting, Workload
 from moesim.models.what_if import EvenLayers, FasterLinks, NoLaggards, even_layer
 from moesim.study.why import explain
@@ -121,3 +122,12 @@ def test_free_rebalancing_is_at_least_as_fast_and_moves_nothing():
     # The bounds take no stalls away.
     (bound,) = (what_if for what_if in found.what_ifs if what_if.name == "no communication")
     assert bound.step_time == pytest.approx(found.result.metrics["step_time_if_no_communication"].value + stall)
+
+
+def test_equal_ranks_are_asked_about_where_they_are_unequal():
+    workload = Workload(tokens_per_gpu=256, phase="prefill", ranks=Ranks(variation=0.8, idle=0.25))
+    unequal = {what_if.name: what_if for what_if in explain(scenario(workload=workload), read_trace=no_trace).what_ifs}
+    plain = {what_if.name: what_if for what_if in explain(scenario(), read_trace=no_trace).what_ifs}
+    assert unequal["ranks equal"].gain > 0
+    assert unequal["ranks equal"].step_time == play(scenario()).metrics["step_time"].value
+    assert "ranks equal" not in plain

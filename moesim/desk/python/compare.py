@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moesim.desk import folder as places
 from moesim.desk.compare_files import NAMES, content, deliver
 from moesim.desk.compare_words import price, winner
 from moesim.desk.comparing import REPLICATES, Outcome, ask, conclude
@@ -56,24 +55,17 @@ class ComparisonStudy(Study):
         """The outcome in a few sentences."""
         return f"{winner(self.winner)} {price(self.outcome)}".strip()
 
-    def page(self) -> str:
-        """Return the page as HTML, the same as ``report.html`` of the command; it needs nothing beside it."""
+    def _page(self) -> str:
         from moesim.desk.report.comparison.page import page
 
         return page(self.outcome)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the folder that ``moesim compare`` writes.
+    @property
+    def _files(self) -> frozenset[str]:
+        return NAMES
 
-        Raises
-        ------
-        UsageError
-            If the folder holds other files of those names.
-        ResultError
-            If a file cannot be written.
-        """
-        places.prepare(Path(folder), NAMES)
-        deliver(self.outcome, folder, report=self.page().encode())
+    def _deliver(self, folder: Path) -> None:
+        deliver(self.outcome, folder)
 
     def _rows(self) -> Mapping[str, Callable[[], Sequence[Row]]]:
         return {"metrics": self._of_metrics, "differences": self._of_differences}

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moesim.base.errors import UsageError
-from moesim.desk import folder as places
 from moesim.desk import plan_ask, plan_files, sensitivity_ask, sensitivity_words
 from moesim.desk.plan_words import headline
 from moesim.desk.python.study import Row, Study, player
@@ -54,24 +52,17 @@ class PlanStudy(Study):
         """The outcome in a few sentences."""
         return f"{headline(self.found, self.asked.plan)}."
 
-    def page(self) -> str:
-        """Return the page as HTML, the same as ``report.html`` of the command; it needs nothing beside it."""
+    def _page(self) -> str:
         from moesim.desk.report.study.plan import page
 
         return page(self.content)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the folder that ``moesim plan`` writes, without the answers of single runs.
+    @property
+    def _files(self) -> frozenset[str]:
+        return plan_files.NAMES
 
-        Raises
-        ------
-        UsageError
-            If the folder holds other files of those names.
-        ResultError
-            If a file cannot be written.
-        """
-        places.prepare(Path(folder), plan_files.NAMES)
-        plan_files.deliver(self.asked, self.found, Path(folder))
+    def _deliver(self, folder: Path) -> None:
+        plan_files.deliver(self.asked, self.found, folder)
 
     def _rows(self) -> Mapping[str, Callable[[], Sequence[Row]]]:
         return {"candidates": self._of_candidates, "targets": self._of_targets}
@@ -134,11 +125,9 @@ def plan(
     ScenarioError, UsageError
         If the file, a word, a target or a price is wrong, or no candidate can be played.
     """
-    asked = plan_ask.ask(
-        file, words, targets=targets, prices=prices, minimise=minimise, confidence=confidence, replicates=replicates
+    asked = plan_ask.playable(
+        plan_ask.ask(file, words, targets=targets, prices=prices, minimise=minimise, confidence=confidence, replicates=replicates)
     )  # fmt: skip
-    if asked.first_problem:
-        raise UsageError(f"none of the {len(asked.candidates)} candidates can be played: {asked.candidates[0].name}: {asked.first_problem}")
     found = find(
         asked.candidates, asked.plan.targets, player(executor, jobs), objective=asked.plan.objective, confidence=asked.plan.confidence,
         summaries=plan_ask.summaries(), everything=everything,
@@ -169,24 +158,17 @@ class SensitivityStudy(Study):
         """The outcome in a few sentences."""
         return f"{'. '.join(sensitivity_words.sentences(self.studied))}."
 
-    def page(self) -> str:
-        """Return the page as HTML, the same as ``report.html`` of the command; it needs nothing beside it."""
+    def _page(self) -> str:
         from moesim.desk.report.study.sensitivity import page
 
         return page(self.content)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the folder that ``moesim sensitivity`` writes, without the answers of single runs.
+    @property
+    def _files(self) -> frozenset[str]:
+        return sensitivity_words.NAMES
 
-        Raises
-        ------
-        UsageError
-            If the folder holds other files of those names.
-        ResultError
-            If a file cannot be written.
-        """
-        places.prepare(Path(folder), sensitivity_words.NAMES)
-        sensitivity_words.deliver(self.studied, Path(folder))
+    def _deliver(self, folder: Path) -> None:
+        sensitivity_words.deliver(self.studied, folder)
 
     def _rows(self) -> Mapping[str, Callable[[], Sequence[Row]]]:
         return {"inputs": lambda: self.content["inputs"], "sobol": lambda: self.content["sobol"]}

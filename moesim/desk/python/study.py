@@ -11,6 +11,7 @@ from typing import Any
 from moesim.base.errors import UsageError, did_you_mean
 from moesim.base.fragment import fragment
 from moesim.base.frames import frame
+from moesim.desk import folder as places
 from moesim.desk.cell_store import Store
 from moesim.desk.report.page import Sheet
 from moesim.study.cell import Answer, Cell
@@ -41,13 +42,12 @@ class Study(ABC):
     def answer(self) -> str:
         """The outcome in a few sentences."""
 
-    @abstractmethod
     def page(self) -> str:
         """Return the page as HTML, the same as ``report.html`` of the command; it needs nothing beside it."""
+        return self._page()
 
-    @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Write the folder that the command writes.
+        """Write the folder that the command writes; the answers of single runs only where drawing the page again takes them.
 
         Raises
         ------
@@ -56,6 +56,21 @@ class Study(ABC):
         ResultError
             If a file cannot be written.
         """
+        places.prepare(Path(folder), self._files)
+        self._deliver(Path(folder))
+
+    @property
+    @abstractmethod
+    def _files(self) -> frozenset[str]:
+        """Return the names of the files that the command writes."""
+
+    @abstractmethod
+    def _page(self) -> str:
+        """Return the page as HTML."""
+
+    @abstractmethod
+    def _deliver(self, folder: Path) -> None:
+        """Write the files into a folder that takes them."""
 
     @abstractmethod
     def _rows(self) -> Mapping[str, Callable[[], Sequence[Row]]]:

@@ -13,7 +13,7 @@ from moesim.desk.python.study import Row, Study
 from moesim.desk.report.page import Sheet
 from moesim.desk.summary import plain
 from moesim.desk.sweep_cells import Plan, plan_sweep
-from moesim.desk.sweep_files import summarise, write_sweep
+from moesim.desk.sweep_files import NAMES, summarise, write_sweep
 from moesim.desk.sweep_run import Progress, prepare, run_sweep
 from moesim.facts.record import Table
 from moesim.study.cell import Answer
@@ -70,25 +70,18 @@ class SweepStudy(Study):
 
         return answer(self.sweep)
 
-    def page(self) -> str:
-        """Return the page as HTML, the same as ``report.html`` of the command; it needs nothing beside it."""
+    def _page(self) -> str:
         from moesim.desk.report.study.sweep import page
         from moesim.desk.scenario_text import dump
 
         return page(self.content, dump(self.plan.base))
 
-    def save(self, folder: str | Path) -> None:
-        """Write the folder that ``moesim sweep`` writes, without the answers of single cells.
+    @property
+    def _files(self) -> frozenset[str]:
+        return NAMES
 
-        Raises
-        ------
-        UsageError
-            If the folder holds other files of those names.
-        ResultError
-            If a file cannot be written.
-        """
-        prepare(Path(folder))
-        write_sweep(self.plan, self.sweep, Path(folder), self.meta)
+    def _deliver(self, folder: Path) -> None:
+        write_sweep(self.plan, self.sweep, folder, self.meta)
 
     def _rows(self) -> Mapping[str, Callable[[], Sequence[Row]]]:
         return {"cells": self._of_cells}

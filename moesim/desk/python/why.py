@@ -11,7 +11,6 @@ from typing import Any
 
 from moesim.base.errors import UsageError
 from moesim.base.units import parse_quantity
-from moesim.desk import folder as places
 from moesim.desk import memory_answer, why_answer
 from moesim.desk.answer_files import deliver, names
 from moesim.desk.python.study import Row, Study
@@ -22,7 +21,7 @@ from moesim.desk.trace_files import read_trace
 from moesim.engine.rows import rows_of_steps
 from moesim.facts.scenario import Scenario
 from moesim.study.memory import MemoryNeed, memory_need
-from moesim.study.why import Explanation, explain
+from moesim.study.why import EACH, Explanation, explain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -44,24 +43,17 @@ class WhyStudy(Study):
 
         return answer(self.content)
 
-    def page(self) -> str:
-        """Return the page as HTML; it needs nothing beside it."""
+    def _page(self) -> str:
         from moesim.desk.report.study.why import page
 
         return page(self.content)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``why.json`` and ``report.html`` into a folder.
+    @property
+    def _files(self) -> frozenset[str]:
+        return names("why")
 
-        Raises
-        ------
-        UsageError
-            If the folder holds other files of those names.
-        ResultError
-            If a file cannot be written.
-        """
-        places.prepare(Path(folder), names("why"))
-        deliver(Path(folder), "why", self.content)
+    def _deliver(self, folder: Path) -> None:
+        deliver(folder, "why", self.content)
 
     def _rows(self) -> Mapping[str, Callable[[], Sequence[Row]]]:
         return {"what_ifs": lambda: self.content["what_ifs"], "critical_path": self._of_path, "waiting": lambda: self.content["waiting"]}
@@ -76,7 +68,7 @@ class WhyStudy(Study):
         return what_ifs(self.content)
 
 
-def why(scenario: str | os.PathLike[str] | Scenario, overrides: Iterable[str] = ()) -> WhyStudy:
+def why(scenario: str | os.PathLike[str] | Scenario, overrides: Iterable[str] = (), *, each: int = EACH) -> WhyStudy:
     """Say why a step takes as long as it does, and what would help; nothing is printed or written.
 
     Parameters
@@ -85,6 +77,8 @@ def why(scenario: str | os.PathLike[str] | Scenario, overrides: Iterable[str] = 
         A YAML file, or what :func:`moesim.load_scenario` returned.
     overrides : iterable of str
         Laid over the file.
+    each : int
+        How many single links, layers and GPUs are asked about: those with the most time on the critical path.
 
     Returns
     -------
@@ -96,7 +90,7 @@ def why(scenario: str | os.PathLike[str] | Scenario, overrides: Iterable[str] = 
         If the file or an override is wrong.
     """
     read = cache(read_trace)
-    found = explain(_loaded(scenario, overrides, read), read_trace=read)
+    found = explain(_loaded(scenario, overrides, read), read_trace=read, each=each)
     told: Any = plain(why_answer.answer(found))
     return WhyStudy(name=told["name"], content=told, warnings=tuple(told["warnings"]), explanation=found)
 
@@ -120,24 +114,17 @@ class MemoryStudy(Study):
 
         return answer(self.content)
 
-    def page(self) -> str:
-        """Return the page as HTML; it needs nothing beside it."""
+    def _page(self) -> str:
         from moesim.desk.report.study.memory import page
 
         return page(self.content)
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``memory.json`` and ``report.html`` into a folder.
+    @property
+    def _files(self) -> frozenset[str]:
+        return names("memory")
 
-        Raises
-        ------
-        UsageError
-            If the folder holds other files of those names.
-        ResultError
-            If a file cannot be written.
-        """
-        places.prepare(Path(folder), names("memory"))
-        deliver(Path(folder), "memory", self.content)
+    def _deliver(self, folder: Path) -> None:
+        deliver(folder, "memory", self.content)
 
     def _rows(self) -> Mapping[str, Callable[[], Sequence[Row]]]:
         return {"gpus": self._of_gpus}

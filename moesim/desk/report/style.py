@@ -38,10 +38,15 @@ COLOURS = {
     "dispatch": "#e69f00",
     "combine": "#d55e00",
     "waiting": "#8d939c",
+    "recompute": "#8fdcc4",
+    "tensor": "#332288",
     "gradients": "#882255",
+    "optimiser": "#999933",
+    "hand_over": "#a6761d",
+    "bubble": "#d8c8b4",
     "idle": "#c9ced6",
 }
-"""The colour of each phase (Okabe and Ito; greys for time without work)."""
+"""The colour of each phase (Okabe and Ito, then muted colours of Paul Tol; greys and sand for time without work)."""
 
 ALERT = "#d55e00"
 MAP = "viridis"
@@ -99,7 +104,9 @@ def paper() -> Iterator[None]:
 
 def legend(names: Iterable[str], **labels: str) -> tuple[tuple[str, str, str], ...]:
     """Return label, colour and pattern of phases, for the legend above a figure; ``labels`` are those that this figure has its own of."""
-    return tuple((labels.get(name, PHASES[name][0]), COLOURS[name], "hatched" if name == "waiting" else "") for name in names)
+    return tuple(
+        (labels[name] if name in labels else PHASES[name][0], COLOURS[name], "hatched" if name == "waiting" else "") for name in names
+    )
 
 
 def canvas(width: float, height: float) -> Figure:

@@ -47,6 +47,8 @@ def by_weight(weights: NDArray[Any]) -> Ints:
     single += np.float32(0.0)  # -0.0 becomes 0.0: they are equal
     bits = single.view(np.uint32)
     sign = np.uint32(1 << 31)
+    if not (bits & sign).any():  # as gate weights are, mostly
+        return (~sign - bits).astype(np.int64)
     ascending = np.where(bits & sign, ~bits, bits | sign)
     return (~ascending).astype(np.int64)
 

@@ -39,7 +39,7 @@ def keep_first(routing: LayerRouting, limit: Ints, order: Ints) -> Bools:
     room = _by_source(limit, routing)
     if not (routing.counts > room).any():
         return keep
-    queue = routing.source_of_token()[:, None] * routing.experts + ids.astype(np.int64)
+    queue = np.add(routing.source_of_token()[:, None] * routing.experts, ids, dtype=np.int64)
     return keep_in_queues(keep, queue, routing.counts.ravel(), room.ravel(), order)
 
 

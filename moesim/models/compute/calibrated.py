@@ -20,6 +20,7 @@ from moesim.facts.profile_data import ProfileField
 from moesim.facts.program import FORWARD
 from moesim.facts.scenario import Scenario, Setting
 from moesim.models.compute.grouped_gemm import GroupedGemm, GroupedGemmKernels
+from moesim.models.compute.looped import Looped
 from moesim.models.compute.peaks import arithmetic_dtype, peak
 from moesim.models.fitted.expert_ffn import TILINGS, ExpertFfn, Tiling, loads_of
 from moesim.models.fitted.routing_draws import distinct_tokens
@@ -190,6 +191,9 @@ def outside_kernels(compute: Any, scenario: Scenario, cluster: Cluster) -> str:
     scenario, cluster
         The run.
     """
+    if isinstance(compute, Looped) and compute.fitted is not None:
+        said = compute.told(scenario.model, cluster.gpu.name)
+        return f"expert kernels of profile {compute.fitted.name!r}: {said}" if said else ""
     if not isinstance(compute, Calibrated) or compute.fitted is None:
         return ""
     section, model = compute.section(), scenario.model

@@ -1,133 +1,109 @@
-"""SGLang's waterfill: the shared expert's row of a token goes to a rank that has little to do.
-
-The shared expert is copied to every rank and becomes one more slot there; each token's row for it travels like a routed one. This is the
-choice of the rank alone. It is no plug-in, since an :class:`~moesim.facts.routing.Assignment` says nothing of shared experts.
-"""
+"""SGLang's waterfill: the shared expert's row of a token goes to a rank that has little to do."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 
+from moesim.base.errors import PluginError
+from moesim.base.fields import Choice
+from moesim.base.registry import plugin, register
 from moesim.facts.arrays import Ints
+from moesim.facts.contracts import Bind
+from moesim.facts.placement import Placement
+from moesim.facts.routing import Assignment, Kept
+from moesim.facts.scenario import Setting
+from moesim.models.dispatch.shared_ranks import Fill, dynamic_fill, shared_ranks, static_fill
 
-LOCAL_ONLY_BELOW = 64
-"""Tokens of a rank's batch: with fewer, its shared rows stay at home (``WaterfillBalancer.MIN_BATCH_FOR_BALANCE``)."""
-
-PREFERENCE = (10, 11)
-"""A remote rank's room counts for ten elevenths."""
-
-SCATTER, FACTOR, SHIFT = 0x9E3779B9, 1664525, 1013904223
-"""Of the hash of token and source: a linear congruential step of Knuth and Lewis, after the source was mixed in by the golden ratio."""
+WHO = "dispatch 'waterfill'"
 
 
+@register("dispatch", "waterfill")
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fill:
-    """What the ranks agree on before they choose.
+class Waterfill:
+    """Send each token's row for the shared expert to a rank that has room, like a routed one: SGLang's ``--enable-waterfill``.
+
+    Every rank holds the shared expert as one more slot, whose rows its experts' kernel computes; no rank computes it beside them any more.
+    A rank with fewer than 64 tokens keeps all its shared rows, and a token none of whose routes was kept keeps its own. Needs tokens, a
+    shared expert as wide as a routed one, and a capacity rule without a limit.
 
     Parameters
     ----------
-    load : int[W]
-        Rows that each rank has already.
-    target : int
-        Rows of a rank if all, shared ones included, were level.
-    anywhere : bool
-        Whether a token may go to any rank, or only to those that it visits anyway and its own.
-    """
-
-    load: Ints
-    target: int
-    anywhere: bool
-
-
-def static_fill(routed: Ints, top_k: int) -> Fill:
-    """Return what one rank knows by itself: where its own rows go. SGLang's default.
-
-    Parameters
-    ----------
-    routed : int[W]
-        Rows that this rank sends to each rank.
-    top_k : int
-        Routed experts of a token.
-    """
-    return Fill(load=routed, target=_level(int(routed.sum()), int(routed.sum()) // top_k, len(routed)), anywhere=True)
-
-
-def dynamic_fill(routed: Ints, tokens: Ints, top_k: int) -> Fill:
-    """Return what the ranks know after an all-reduce.
-
-    Parameters
-    ----------
-    routed : int[W]
-        Rows that all ranks together send to each rank.
-    tokens : int[W]
-        Tokens of each rank: rows of its shared expert, if they stayed at home.
-    top_k : int
-        Routed experts of a token.
-    """
-    load = routed + tokens
-    target = _level(int(load.sum()), int(routed.sum()) // top_k, len(routed))
-    return Fill(load=load, target=target, anywhere=bool(load.max() <= target))
-
-
-def _level(rows: int, tokens: int, ranks: int) -> int:
-    return -(-(rows + tokens) // ranks)
-
-
-def shared_ranks(ids: NDArray[Any], fill: Fill, *, source: int, experts: int) -> Ints:
-    """Return int[T], the rank that computes the shared expert of each token of one rank; -1 for a token without routes.
-
-    Parameters
-    ----------
-    ids : int[T, k]
-        Routed experts of the tokens, -1 for none; expert e lives on rank e // (E / W).
-    fill : Fill
-        From :func:`static_fill` or :func:`dynamic_fill`.
-    source : int
-        Where the tokens start.
-    experts : int
-        E.
+    mode : str
+        What a rank knows. ``static``, the default as in SGLang: where its own rows go. ``dynamic``: the rows of all ranks, after an
+        all-reduce, which takes no time here; where one of them is above the level already, a token's shared row goes only where another of
+        its rows goes, or stays.
+    replicas : str
+        The dispatch that chooses among replicas of routed experts, with its defaults.
 
     Notes
     -----
-    A candidate's weight is its room ``max(target - load, 0)``, a remote one's times 10/11, rounded down; one is drawn by a hash of the
-    token's place and the source. Where no candidate has room, the lightest by more than a tenth wins, else the source. The reference keeps
-    candidates in 32 bits and so ends at 31 ranks; this does not. Source: ``_waterfill_expand_kernel`` of sgl-project/sglang,
-    ``python/sglang/kernels/ops/moe/deepep_waterfill_kernels.py``, and ``WaterfillBalancer`` of
-    ``python/sglang/srt/layers/moe/waterfill.py`` (0.5.23).
+    The choice of the rank: :func:`~moesim.models.dispatch.shared_ranks.shared_ranks`, with its source.
     """
-    tokens, ranks = len(ids), len(fill.load)
-    routed = (ids >= 0).any(axis=1)
-    if tokens < LOCAL_ONLY_BELOW:
-        return np.where(routed, source, -1)
-    visited = np.zeros((tokens, ranks + 1), dtype=bool)  # the last column takes the missing routes
-    np.put_along_axis(visited, np.where(ids >= 0, ids // (experts // ranks), ranks), True, axis=1)
-    candidate = np.ones((tokens, ranks), dtype=bool) if fill.anywhere else visited[:, :ranks]
-    candidate[:, source] = True
 
-    numerator, denominator = PREFERENCE
-    room = np.maximum(fill.target - fill.load, 0)
-    weight = np.where(np.arange(ranks) == source, room, room * numerator // denominator) * candidate
-    until = np.cumsum(weight, axis=1)
-    total = until[:, -1]
-    seed = np.arange(tokens, dtype=np.uint64) ^ np.uint64(source * SCATTER % 2**32)
-    seed = (seed * np.uint64(FACTOR) + np.uint64(SHIFT)) % np.uint64(2**32)
-    point = seed.astype(np.int64) % np.maximum(total, 1)
-    drawn = (until <= point[:, None]).sum(axis=1)
-    return np.where(routed, np.where(total > 0, drawn, _lightest(ids, fill, source, experts)), -1)
+    mode: Annotated[str, Choice(("static", "dynamic"))] = "static"
+    replicas: Annotated[str, Choice(("static", "even", "nearest", "dynamic", "token_hash", "lp"))] = "static"
+
+    def begin(self, setting: Setting) -> Bind:
+        """Return the dispatch for one run.
+
+        Raises
+        ------
+        PluginError
+            If the model has no shared expert, or one that no slot for a routed expert fits, or tensor parallelism cuts it.
+        """
+        model, ranks = setting.model, setting.parallel.ep
+        if model.shared_width != model.expert_width:
+            has = f"shared experts of width {model.shared_width} in all" if model.shared_width else "no shared expert"
+            raise PluginError(
+                f"{WHO} makes the shared expert one more routed one, so both must be equally wide: {model.name} has {has} and routed ones "
+                f"of width {model.expert_width}; choose policy.dispatch: {{kind: {self.replicas}}}"
+            )
+        if setting.parallel.tp > 1:
+            raise PluginError(f"{WHO} needs whole shared experts, but parallel.tp {setting.parallel.tp} cuts them: take tp 1")
+        inner: Bind = plugin("dispatch", self.replicas)().begin(setting)
+
+        def bind(kept: Kept, placement: Placement, *, step: int, moe_layer: int) -> Assignment:
+            if kept.capacity is not None or kept.sent is not None:
+                raise PluginError(
+                    f"{WHO} belongs to engines that drop nothing, but the capacity rule has a limit: choose {{rule: dropless}}"
+                )
+            kept.routing.need_ids(WHO)
+            routed = inner(kept, placement, step=step, moe_layer=moe_layer)
+            return _with_shared_rows(routed, placement, ranks=ranks, top_k=model.top_k, everybody=self.mode == "dynamic")
+
+        return bind
 
 
-def _lightest(ids: NDArray[Any], fill: Fill, source: int, experts: int) -> Ints:
-    """Return int[T]: the source, or a rank that is lighter by more than a tenth than what was looked at before it."""
-    ranks = len(fill.load)
-    numerator, denominator = PREFERENCE
-    looked_at = np.tile(np.arange(ranks), (len(ids), 1)) if fill.anywhere else np.where(ids >= 0, ids // (experts // ranks), -1)
-    best, least = np.full(len(ids), source), np.full(len(ids), fill.load[source])
-    for rank in looked_at.T:
-        load = np.where(rank >= 0, fill.load[rank], np.iinfo(np.int64).max // denominator)
-        better = load * denominator < least * numerator
-        best, least = np.where(better, rank, best), np.where(better, load, least)
-    return best
+def _with_shared_rows(routed: Assignment, placement: Placement, *, ranks: int, top_k: int, everybody: bool) -> Assignment:
+    """Return an assignment with one more slot on each rank, for the shared expert, and one more choice of each token."""
+    start, slots = routed.kept.routing.token_start, np.asarray(routed.slots)
+    gpus = len(start) - 1
+    visited = np.where(slots >= 0, placement.rank_of_slot[np.maximum(slots, 0)], -1)
+    to_rank = np.zeros((gpus, ranks), dtype=np.int64)
+    np.add.at(to_rank.T, placement.rank_of_slot, routed.slot_counts.T)
+
+    def fill(gpu: int) -> Fill:
+        if not everybody:
+            return static_fill(to_rank[gpu], top_k)
+        group = slice(gpu // ranks * ranks, (gpu // ranks + 1) * ranks)
+        return dynamic_fill(to_rank[group].sum(axis=0), np.diff(start)[group], top_k)
+
+    chosen = np.empty(len(slots), dtype=np.int64)
+    shared = np.zeros((gpus, ranks), dtype=np.int64)
+    for gpu in range(gpus):
+        mine, own = slice(start[gpu], start[gpu + 1]), gpu % ranks
+        found = shared_ranks(visited[mine], fill(gpu), source=own)
+        chosen[mine] = np.where(found >= 0, found, own)
+        shared[gpu] = np.bincount(chosen[mine], minlength=ranks)
+    group_start: Ints = np.arange(gpus)[:, None] // ranks * ranks
+    return replace(
+        routed,
+        slot_counts=np.hstack([routed.slot_counts, shared]),
+        slot_padding=np.hstack([routed.slot_padding, np.zeros_like(shared)]),
+        slots=np.column_stack([slots, placement.slots + chosen]).astype(np.int32, order="C"),
+        destination=np.hstack([routed.destination, group_start + np.arange(ranks)]),
+        shared_slots=ranks,
+    )

@@ -13,6 +13,7 @@ from moesim.base.registry import register
 from moesim.facts.arrays import Ints
 from moesim.facts.routing import Assignment
 from moesim.facts.scenario import Setting
+from moesim.models.exchange.copies import without_own
 from moesim.models.exchange.transport import Carrier, Rows, Stage, Transport, there_and_back
 
 
@@ -72,19 +73,16 @@ def ring_steps(tokens: Ints, ranks: int) -> tuple[Stage, ...]:
     ranks : int
         Of a group.
     """
-    gpus = len(tokens)
-    own = np.arange(gpus)
-    first = own // ranks * ranks
+    of_group = tokens.reshape(-1, ranks)
+    own = np.arange(ranks)
     steps = []
     for step in range(ranks - 1):
-        moved = np.zeros((gpus, gpus), dtype=np.int64)
-        moved[own, first + (own - first + 1) % ranks] = tokens[first + (own - first - step) % ranks]
+        moved = np.zeros((len(of_group), ranks, ranks), dtype=np.int64)
+        moved[:, own, (own + 1) % ranks] = of_group[:, (own - step) % ranks]
         steps.append((moved, np.zeros_like(moved)))
     return tuple(steps)
 
 
 def _everybody(tokens: Ints, ranks: int) -> Stage:
-    group = np.arange(len(tokens)) // ranks
-    moved = np.where(group[:, None] == group[None, :], tokens[:, None], 0)
-    np.fill_diagonal(moved, 0)
+    moved = without_own(np.repeat(tokens, ranks).reshape(-1, ranks, ranks))
     return moved, np.zeros_like(moved)

@@ -14,18 +14,18 @@ from moesim.facts.routing import Assignment
 from moesim.models.compiled_loops import loops_for
 
 
-def copies_per_route(assignment: Assignment) -> Ints:
-    """Return int[G, G], one copy per kept route, from source to destination GPU; the diagonal is 0."""
-    return between_gpus(assignment, assignment.slot_counts)
+def copies_per_route(assignment: Assignment, ranks: int) -> Ints:
+    """Return int[G / R, R, R], one copy per kept route, from source to destination GPU of each group of R; the diagonals are 0."""
+    return between_gpus(assignment, assignment.slot_counts, ranks)
 
 
-def padding_rows(assignment: Assignment) -> Ints:
-    """Return int[G, G], the padding rows from source to destination GPU; the diagonal is 0."""
-    return between_gpus(assignment, assignment.slot_padding)
+def padding_rows(assignment: Assignment, ranks: int) -> Ints:
+    """Return int[G / R, R, R], the padding rows from source to destination GPU of each group of R; the diagonals are 0."""
+    return between_gpus(assignment, assignment.slot_padding, ranks)
 
 
-def copies_per_token(assignment: Assignment, who: str, *, own: bool = False) -> Ints:
-    """Return int[G, G], one copy per token and GPU that holds at least one of its slots.
+def copies_per_token(assignment: Assignment, who: str, *, ranks: int, own: bool = False) -> Ints:
+    """Return int[G / R, R, R], one copy per token and GPU of its group that holds at least one of its slots.
 
     Parameters
     ----------
@@ -33,8 +33,10 @@ def copies_per_token(assignment: Assignment, who: str, *, own: bool = False) -> 
         With the slot of each route, unless no route leaves its GPU.
     who : str
         On whose behalf to refuse.
+    ranks : int
+        R, the GPUs of a group.
     own : bool
-        Whether the diagonal holds the tokens that have a slot on their own GPU; it is 0 otherwise, and 0 where no route leaves its GPU.
+        Whether the diagonals hold the tokens that have a slot on their own GPU; they are 0 otherwise, and 0 where no route leaves its GPU.
 
     Raises
     ------
@@ -47,22 +49,20 @@ def copies_per_token(assignment: Assignment, who: str, *, own: bool = False) -> 
     whole columns, which for the usual k of up to about 20 is several times faster than sorting each token's destinations.
     """
     gpus = len(assignment.slot_counts)
+    shape = gpus // ranks, ranks, ranks
     if stays_home(assignment):
-        return np.zeros((gpus, gpus), dtype=np.int64)
+        return np.zeros(shape, dtype=np.int64)
     loops = loops_for(*_plain(assignment))
     if loops is not None:
-        copies: Ints = loops.tokens_between(*_plain(assignment))
-        if not own:
-            np.fill_diagonal(copies, 0)
-        return copies
-    source, columns = destinations(assignment, who)
-    flat = np.zeros(gpus * gpus, dtype=np.int64)
-    for choice, first in first_of_each(columns):
-        flat += np.bincount(source[first] * gpus + columns[choice][first], minlength=gpus * gpus)
-    tokens = flat.reshape(gpus, gpus)
-    if not own:
-        np.fill_diagonal(tokens, 0)
-    return tokens
+        copies: Ints = loops.tokens_between(*_plain(assignment), ranks).reshape(shape)
+    else:
+        source, columns = destinations(assignment, who)
+        flat = np.zeros(gpus * ranks, dtype=np.int64)
+        row = source * ranks - source // ranks * ranks  # of a GPU, less the number of the first of its group
+        for choice, first in first_of_each(columns):
+            flat += np.bincount(row[first] + columns[choice][first], minlength=gpus * ranks)
+        copies = flat.reshape(shape)
+    return copies if own else without_own(copies)
 
 
 def _plain(assignment: Assignment) -> tuple[NDArray[Any], ...]:
@@ -120,12 +120,24 @@ def first_of_each(columns: Ints) -> Iterator[tuple[int, Bools]]:
         yield choice, first
 
 
-def between_gpus(assignment: Assignment, rows: Ints) -> Ints:
-    """Sum int[G, S] rows of each source and slot by the GPU of the slot; what stays at home is left out."""
+def between_gpus(assignment: Assignment, rows: Ints, ranks: int) -> Ints:
+    """Sum int[G, S] rows of each source and slot by the GPU of the slot, in groups of R; what stays at home is left out.
+
+    Returns
+    -------
+    int[G / R, R, R]
+    """
     gpus = len(assignment.slot_counts)
-    moved = np.zeros((gpus, gpus), dtype=np.int64)
+    moved = np.zeros((gpus, ranks), dtype=np.int64)
     if rows.any():
-        source = np.broadcast_to(np.arange(gpus)[:, None], assignment.destination.shape)
-        np.add.at(moved, (source, assignment.destination), rows)
-        np.fill_diagonal(moved, 0)
-    return moved
+        source = np.arange(gpus)[:, None]
+        every = np.broadcast_to(source, assignment.destination.shape)
+        np.add.at(moved, (every, assignment.destination - source // ranks * ranks), rows)
+    return without_own(moved.reshape(gpus // ranks, ranks, ranks))
+
+
+def without_own(blocks: Ints) -> Ints:
+    """Write 0 for what a GPU keeps into int[G / R, R, R], and return it."""
+    own = np.arange(blocks.shape[1])
+    blocks[:, own, own] = 0
+    return blocks

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
-
-import numpy as np
 
 from moesim.base.fields import Flag, ReadFile
 from moesim.base.registry import register
 from moesim.facts.profile_data import ProfileField
 from moesim.facts.routing import Assignment
 from moesim.facts.scenario import Setting
-from moesim.models.exchange.copies import copies_per_route, copies_per_token, padding_rows
-from moesim.models.exchange.fitted_limits import nccl_limits
+from moesim.models.exchange.copies import copies_per_route, copies_per_token, padding_rows, without_own
+from moesim.models.exchange.fitted_limits import all_to_all_limits, slowing
 from moesim.models.exchange.transport import Carrier, Rows, Transport, there_and_back
 
 
@@ -39,16 +38,17 @@ class Direct(Transport):
     deduplicate : bool
         Needs to know the experts of each token.
     profile : str or None
-        A shipped profile's name, or the file of one: its sections of NCCL's all-to-all then say how long they take before the first byte,
-        in place of
+        A shipped profile's name, or the file of one: its sections of an all-to-all (``own_all_to_all`` of the machine itself, as
+        'moesim measure exchange' times it; otherwise ``nccl_all_to_all``) then say how long they take before the first byte, in place of
         ``launch``, and what a GPU sends at most. The cluster's efficiencies still apply: with ``nvlink_efficiency: 1`` the profile alone
-        decides.
+        decides. A section ``overlap`` ('moesim measure overlap') says how much experts are slowed beside an exchange, where
+        ``communication_sms`` is left out.
     fitted : profile or None
         What the profile holds; the loader fills it in.
     """
 
     deduplicate: Flag = True
-    profile: Annotated[str, ReadFile(reader="profile/nccl_", into="fitted")] | None = None
+    profile: Annotated[str, ReadFile(reader="profile/nccl_|own_all_to_all|overlap", into="fitted")] | None = None
     fitted: ProfileField | None = None
 
     def begin(self, setting: Setting) -> Carrier:
@@ -57,16 +57,16 @@ class Direct(Transport):
         price = self.price(model.dispatch_width, choices=model.top_k if self.deduplicate else 1)
         if not self.deduplicate:
             price = replace(price, counted_dispatch=price.dispatch, counted_gradient=price.gradient_out)
-        limits = None if self.fitted is None else nccl_limits(self.fitted, setting)
-        port, held = self.port(setting), self.held_sms(setting)
-        return Carrier(plan=self, price=price, port=port, held_sms=held, count=self._count, limits=limits)
+        limits = None if self.fitted is None else all_to_all_limits(self.fitted, setting)
+        port, held = self.port(setting), slowing(self.fitted, self.held_sms(setting))
+        count = partial(self._count, ranks=setting.parallel.ep)
+        return Carrier(plan=self, price=price, port=port, held_sms=held, count=count, limits=limits)
 
-    def _count(self, assignment: Assignment) -> Rows:
-        padding = padding_rows(assignment)
+    def _count(self, assignment: Assignment, *, ranks: int) -> Rows:
+        padding = padding_rows(assignment, ranks)
         if not self.deduplicate:
             sent = (assignment.slot_counts + assignment.slot_padding).sum(axis=1)
-            return there_and_back(((copies_per_route(assignment), padding),), sent)
-        copies = copies_per_token(assignment, "exchange.deduplicate", own=True)
-        received = copies.sum(axis=0)
-        np.fill_diagonal(copies, 0)
-        return there_and_back(((copies, padding),), received)
+            return there_and_back(((copies_per_route(assignment, ranks), padding),), sent)
+        copies = copies_per_token(assignment, "exchange.deduplicate", ranks=ranks, own=True)
+        received = copies.sum(axis=1).ravel()
+        return there_and_back(((without_own(copies), padding),), received)

@@ -100,6 +100,33 @@ def nccl_limits(profile: Profile, setting: Setting) -> Limits:
     return Limits(port=values["link_efficiency"] * place.link / (1.0 + values["fan_in"] * beyond), launch=launch)
 
 
+def all_to_all_limits(profile: Profile, setting: Setting) -> Limits:
+    """Return the limits of the machine's own all-to-all if the profile has one, otherwise those of NCCL's.
+
+    Of several ways to post, the one comes first whose receives are posted before any send, as this exchange has it.
+    """
+    from moesim.models.fitted.own_all_to_all import OwnAllToAll
+
+    own = sorted((name for name in profile.sections if name.startswith("own_all_to_all")), key=lambda name: ("library" in name, name))
+    if not own:
+        return nccl_limits(profile, setting)
+    values = OwnAllToAll.of_section(profile.sections[own[0]]).values()
+    ranks = setting.parallel.ep
+    still = {**values, "port_rate": 1e30}
+
+    def launch(sent: float, way: str) -> float:
+        del way
+        return float(OwnAllToAll.seconds_of(still, _row(num_gpus=ranks, port_bytes=sent))[0])
+
+    return Limits(port=values["port_rate"] / (1.0 + values["fan_in"] * max(ranks - 2, 0)), launch=launch)
+
+
+def slowing(profile: Profile | None, held: float) -> float:
+    """Return by what share experts are slowed beside an exchange: that of the SMs it holds, or, where none are given, as was measured."""
+    found = [] if profile is None or held else [section for name, section in profile.sections.items() if name.startswith("overlap")]
+    return min(found[0].values().get("compute_lost", 0.0), 0.99) if found else held
+
+
 def low_latency_limits(profile: Profile, setting: Setting, message: dict[str, float]) -> Limits:
     """Return the limits of DeepEP's low-latency kernels; ``message`` holds the bytes of one copy each way.
 

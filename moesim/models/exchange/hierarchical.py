@@ -14,7 +14,7 @@ from moesim.facts.arrays import Ints
 from moesim.facts.profile_data import ProfileField
 from moesim.facts.routing import Assignment
 from moesim.facts.scenario import Setting
-from moesim.models.exchange.copies import destinations, first_of_each, padding_rows, stays_home
+from moesim.models.exchange.copies import destinations, first_of_each, padding_rows, stays_home, without_own
 from moesim.models.exchange.fitted_limits import normal_limits
 from moesim.models.exchange.nodes import same_index_on_node_of, through, used
 from moesim.models.exchange.transport import Carrier, Rows, Transport, there_and_back
@@ -97,24 +97,26 @@ def _message(size: float) -> float:
 
 
 def _count(assignment: Assignment, *, setting: Setting, via: Ints) -> Rows:
-    gpus = setting.gpus
-    across, within = np.zeros((2, gpus * gpus), dtype=np.int64)
+    gpus, ranks = setting.gpus, setting.parallel.ep
+    across, within = np.zeros((2, gpus * ranks), dtype=np.int64)
     to_nodes = np.zeros(gpus, dtype=np.int64)
     received = np.zeros(gpus, dtype=np.int64)
     if not stays_home(assignment):
         source, columns = destinations(assignment, "exchange 'hierarchical'")
         node_of = setting.cluster.node_of
-        forwarders = np.where(columns >= 0, via[source[None, :], columns], -1)
+        # Ranks in the group of the source; where a token has no such choice, any number is as good as another.
+        peers = columns % ranks
+        forwarders = via.reshape(gpus, ranks)[source[None, :], peers]
+        begin = source // ranks * ranks
         for choice, first in first_of_each(np.where(columns >= 0, node_of[columns], -1)):
             to_nodes += np.bincount(source[first], minlength=gpus)
-            across += np.bincount(source[first] * gpus + forwarders[choice][first], minlength=gpus * gpus)
+            across += np.bincount(source[first] * ranks + forwarders[choice][first], minlength=gpus * ranks)
         for choice, first in first_of_each(columns):
             received += np.bincount(columns[choice][first], minlength=gpus)
-            within += np.bincount(forwarders[choice][first] * gpus + columns[choice][first], minlength=gpus * gpus)
-    legs = (across.reshape(gpus, gpus), within.reshape(gpus, gpus))
-    for leg in legs:
-        np.fill_diagonal(leg, 0)
-    padding = through(padding_rows(assignment), via)
+            row = begin[first] + forwarders[choice][first]
+            within += np.bincount(row * ranks + peers[choice][first], minlength=gpus * ranks)
+    legs = tuple(without_own(leg.reshape(-1, ranks, ranks)) for leg in (across, within))
+    padding = through(padding_rows(assignment, ranks), via)
     stages = used(across=(legs[0], padding[0]), within=(legs[1], padding[1]), setting=setting)
     groups = setting.cluster.node_of.reshape(-1, setting.parallel.ep)
     across_nodes = np.repeat((groups != groups[:, :1]).any(axis=1), setting.parallel.ep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 from moesim.base.fields import ReadFile
@@ -60,9 +61,10 @@ class LowLatency(Transport):
         each = {"dispatch": price.dispatch, "combine": price.combine}
         limits = None if self.fitted is None else low_latency_limits(self.fitted, setting, each)
         port, held = self.port(setting), self.held_sms(setting)
-        return Carrier(plan=self, price=price, port=port, held_sms=held, count=_count, limits=limits)
+        count = partial(_count, ranks=setting.parallel.ep)
+        return Carrier(plan=self, price=price, port=port, held_sms=held, count=count, limits=limits)
 
 
-def _count(assignment: Assignment) -> Rows:
-    stage = (copies_per_route(assignment), padding_rows(assignment))
+def _count(assignment: Assignment, *, ranks: int) -> Rows:
+    stage = (copies_per_route(assignment, ranks), padding_rows(assignment, ranks))
     return there_and_back((stage,), assignment.slot_counts.sum(axis=1))

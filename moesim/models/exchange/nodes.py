@@ -7,14 +7,14 @@ import numpy as np
 from moesim.base.errors import PluginError
 from moesim.facts.arrays import Ints
 from moesim.facts.scenario import Setting
+from moesim.models.exchange.copies import without_own
 from moesim.models.exchange.transport import Stage
 
 
 def same_index_on_node_of(setting: Setting, who: str) -> Ints:
-    """Return int[G, G]: of each source and destination, the GPU with the local index of the source on the node of the destination.
+    """Return int[G / R, R, R]: of each source and destination, the rank with the local index of the source on the node of the destination.
 
-    Local indices count the ranks of one expert-parallel group on one node, in the order of the GPUs. Pairs of different groups hold the
-    source itself.
+    Ranks are those of an expert-parallel group, counted from 0; local indices count them on one node, in the order of the GPUs.
 
     Parameters
     ----------
@@ -29,19 +29,20 @@ def same_index_on_node_of(setting: Setting, who: str) -> Ints:
         If the ranks of a group are spread unevenly over nodes: some local index has then no counterpart.
     """
     node_of, ranks = setting.cluster.node_of, setting.parallel.ep
-    via = np.broadcast_to(np.arange(setting.gpus)[:, None], (setting.gpus, setting.gpus)).copy()
-    for first in range(0, setting.gpus, ranks):
+    via = np.empty((setting.groups, ranks, ranks), dtype=np.int64)
+    for group in range(setting.groups):
+        first = group * ranks
         nodes, column, share = np.unique(node_of[first : first + ranks], return_inverse=True, return_counts=True)
         if len(set(share.tolist())) > 1:
             spread = ", ".join(f"{count} on node {node}" for node, count in zip(nodes.tolist(), share.tolist(), strict=True))
             raise PluginError(
-                f"{who} forwards between GPUs of the same local index, but the ranks of expert-parallel group {first // ranks} are spread "
+                f"{who} forwards between GPUs of the same local index, but the ranks of expert-parallel group {group} are spread "
                 f"unevenly over nodes ({spread}): choose parallel.ep so that every node gives a group as many GPUs, or exchange: direct"
             )
-        members = first + np.argsort(column.reshape(-1), kind="stable").reshape(len(nodes), -1)  # by node, then by local index
+        members = np.argsort(column.reshape(-1), kind="stable").reshape(len(nodes), -1)  # by node, then by local index
         local = np.empty(ranks, dtype=np.int64)
-        local[members.ravel() - first] = np.tile(np.arange(members.shape[1]), len(nodes))
-        via[first : first + ranks, first : first + ranks] = members[column.reshape(-1)[None, :], local[:, None]]
+        local[members.ravel()] = np.tile(np.arange(members.shape[1]), len(nodes))
+        via[group] = members[column.reshape(-1)[None, :], local[:, None]]
     return via
 
 
@@ -50,23 +51,21 @@ def through(rows: Ints, via: Ints) -> tuple[Ints, Ints]:
 
     Parameters
     ----------
-    rows : int[G, G]
-        From source to destination.
-    via : int[G, G]
-        The forwarding GPU of each pair; the source or the destination itself where there is nothing to forward.
+    rows : int[G / R, R, R]
+        From source to destination of each group.
+    via : int[G / R, R, R]
+        The forwarding rank of each pair; the source or the destination itself where there is nothing to forward.
 
     Returns
     -------
-    tuple of int[G, G]
+    tuple of int[G / R, R, R]
         The rows from sources to forwarders, and from forwarders to destinations; what is there already is not sent.
     """
     first, second = np.zeros_like(rows), np.zeros_like(rows)
-    own = np.arange(len(rows))
-    np.add.at(first, (np.broadcast_to(own[:, None], via.shape), via), rows)
-    np.add.at(second, (via, np.broadcast_to(own[None, :], via.shape)), rows)
-    np.fill_diagonal(first, 0)
-    np.fill_diagonal(second, 0)
-    return first, second
+    group, source, destination = np.indices(via.shape)
+    np.add.at(first, (group, source, via), rows)
+    np.add.at(second, (group, via, destination), rows)
+    return without_own(first), without_own(second)
 
 
 def used(*, across: Stage, within: Stage, setting: Setting) -> tuple[Stage, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Padded(Transport):
             price=self.price(setting.model.dispatch_width),
             port=self.port(setting),
             held_sms=self.held_sms(setting),
-            count=_count,
+            count=partial(_count, ranks=setting.parallel.ep),
         )
 
 
@@ -67,7 +68,7 @@ def buffer_padding(assignment: Assignment, who: str) -> Ints:
     return empty
 
 
-def _count(assignment: Assignment) -> Rows:
+def _count(assignment: Assignment, *, ranks: int) -> Rows:
     full = replace(assignment, slot_padding=buffer_padding(assignment, "exchange 'padded'"))
     sent = (full.slot_counts + full.slot_padding).sum(axis=1)
-    return there_and_back(((copies_per_route(full), padding_rows(full)),), sent)
+    return there_and_back(((copies_per_route(full, ranks), padding_rows(full, ranks)),), sent)

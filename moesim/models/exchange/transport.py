@@ -12,6 +12,7 @@ import numpy as np
 from moesim.base.errors import PluginError, UsageError, did_you_mean
 from moesim.base.fields import BytesPerSecond, Choice, Count, CountOrZero, Seconds
 from moesim.facts.arrays import Floats, Ints
+from moesim.facts.group_traffic import GroupTraffic
 from moesim.facts.model import Dtype
 from moesim.facts.program import BACKWARD, FORWARD
 from moesim.facts.routing import Assignment
@@ -21,7 +22,7 @@ from moesim.models.exchange.fitted_limits import Limits
 from moesim.models.exchange.payload import GRADIENT_DTYPE, INDEX_BYTES, WEIGHT_BYTES, Price, payload_bytes
 
 Stage = tuple[Ints, Ints]
-"""Copies of tokens and rows of padding, int[G, G] each, from source to destination GPU."""
+"""Copies of tokens and rows of padding, int[G / R, R, R] each, from source to destination GPU of every group of R."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +41,16 @@ class Rows:
     home: tuple[Stage, ...]
     counted: Floats
 
+    def __post_init__(self) -> None:
+        for stage in (*self.out, *self.home):
+            for rows in stage:
+                rows.flags.writeable = False  # nobody else has them: traffic can share them without a copy
+
 
 def there_and_back(out: tuple[Stage, ...], counted: Ints) -> Rows:
     """Return rows whose way home is the way out reversed: every stage the other way, the last first."""
-    return Rows(out=out, home=tuple((copies.T, padding.T) for copies, padding in reversed(out)), counted=counted.astype(np.float64))
+    home = tuple((copies.swapaxes(1, 2), padding.swapaxes(1, 2)) for copies, padding in reversed(out))
+    return Rows(out=out, home=home, counted=counted.astype(np.float64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,11 +209,15 @@ class Carrier:
 
 def _launches(limits: Limits, dispatch: tuple[Traffic, ...], combine: tuple[Traffic, ...]) -> tuple[float, float]:
     ways = {"dispatch": dispatch, "combine": combine}
-    busiest = {way: float(max((stage.bytes.sum(axis=1).max(initial=0.0) for stage in stages), default=0.0)) for way, stages in ways.items()}
+    busiest = {way: float(max((stage.sent().max(initial=0.0) for stage in stages), default=0.0)) for way, stages in ways.items()}
     return limits.launch(busiest["dispatch"], "dispatch"), limits.launch(busiest["combine"], "combine")
 
 
 def _traffic(stages: tuple[Stage, ...], each: float) -> tuple[Traffic, ...]:
-    return tuple(
-        Traffic(bytes=np.multiply(copies + padding, each, dtype=np.float64), copies=copies, padding=padding) for copies, padding in stages
-    )
+    return tuple(_priced(copies, padding, each) for copies, padding in stages)
+
+
+def _priced(copies: Ints, padding: Ints, each: float) -> Traffic:
+    size = np.multiply(copies + padding, each, dtype=np.float64)
+    size.flags.writeable = False
+    return GroupTraffic.of_groups(size, copies, padding)

@@ -55,7 +55,7 @@ class TwoDimensional(Transport):
             If the ranks of a group are spread unevenly over nodes.
         """
         # The forwarder has the local index of the destination on the node of the source.
-        via = same_index_on_node_of(setting, "exchange 'two_dimensional'").T
+        via = same_index_on_node_of(setting, "exchange 'two_dimensional'").swapaxes(1, 2)
         price = self.price(setting.model.dispatch_width)
         count = partial(self._count, setting=setting, via=via)
         return Carrier(plan=self, price=price, port=self.port(setting), held_sms=self.held_sms(setting), count=count)
@@ -64,10 +64,12 @@ class TwoDimensional(Transport):
         who = "exchange 'two_dimensional' with padded: true"
         slot_padding = buffer_padding(assignment, who) if self.padded else assignment.slot_padding
         padded = replace(assignment, slot_padding=slot_padding)
-        copies, padding = copies_per_route(padded), padding_rows(padded)
+        copies, padding = (rows(padded, setting.parallel.ep) for rows in (copies_per_route, padding_rows))
         sent = (padded.slot_counts + padded.slot_padding).sum(axis=1)
         return Rows(
-            out=_legs(copies, padding, via, setting), home=_legs(copies.T, padding.T, via, setting), counted=sent.astype(np.float64)
+            out=_legs(copies, padding, via, setting),
+            home=_legs(copies.swapaxes(1, 2), padding.swapaxes(1, 2), via, setting),
+            counted=sent.astype(np.float64),
         )
 
 

@@ -35,6 +35,8 @@ class Tiling:
     shortest : int
         Height of the shortest tile. Heights are this, times powers of two; a launch uses one of them for all experts, the smallest that
         holds the mean rows of an expert.
+    filled : bool
+        Whether instead the tallest is used that the mean rows of an expert fill.
     whole_group : bool
         Whether the kernel is started for the rows of the whole expert-parallel group: tiles of experts that live elsewhere are started as
         well, write zeros and end, and the helper kernels work on all rows.
@@ -44,24 +46,27 @@ class Tiling:
     tallest_8: int
     shortest: int = 16
     whole_group: bool = False
+    filled: bool = False
 
     def heights(self, mean_rows: Floats, narrow: NDArray[np.bool_]) -> Ints:
         """Return the tile height of launches whose experts have so many rows on average."""
         tallest = np.where(narrow, self.tallest_8, self.tallest_16)
-        doublings = np.ceil(np.log2(np.maximum(mean_rows, 1e-9) / self.shortest) - 1e-12)
+        exact = np.log2(np.maximum(mean_rows, 1e-9) / self.shortest)
+        doublings = np.floor(exact + 1e-12) if self.filled else np.ceil(exact - 1e-12)
         return np.minimum(self.shortest * 2 ** np.clip(doublings, 0, 30).astype(np.int64), tallest)
 
 
 TILINGS = {
     "vllm": Tiling(tallest_16=128, tallest_8=64, whole_group=True),
-    "cutlass": Tiling(tallest_16=64, tallest_8=32, shortest=8),
+    "cutlass": Tiling(tallest_16=128, tallest_8=128, shortest=8, filled=True),
     "deepgemm_contiguous": Tiling(tallest_16=128, tallest_8=128, shortest=128),
     "deepgemm_masked": Tiling(tallest_16=64, tallest_8=64, shortest=64),
 }
 """Of the kernel libraries that were measured. vLLM's Triton kernel zeroes the tiles of experts that live elsewhere (vllm-project/vllm
 0.22.0, ``fused_moe.py``, ``write_zeros_to_output``). Heights are those with which the tables are met best: 64 for DeepGEMM's masked
-layout, 128 for the contiguous one, and for TensorRT-LLM, which swaps the operands of small batches, tiles so short that hardly a step
-shows."""
+layout, 128 for the contiguous one. TensorRT-LLM swaps the operands of small batches, so that tiles are as short as 8 rows; it profiles its
+tiles for a batch size before it knows who gets the rows, and the table shows when it changes: a rank with one expert pays 0.34 us a row
+up to 3072 tokens in the group and 0.18 from 4096 on, where the mean of 256 experts reaches 128 rows."""
 
 
 def loads_of(local: Ints, group: Ints, height: int) -> tuple[Floats, Floats, Floats, Floats]:
@@ -91,8 +96,9 @@ class ExpertFfn(Parametric):
 
     A GEMM of N columns and depth K reads the weights of experts that have rows, and the rows, at ``memory_efficiency`` of the memory's
     peak; its tiles (rows filled up to whole tiles, tiles to whole waves over the SMs) compute at ``compute_efficiency`` of the peak
-    arithmetic; both overlap with a rounded corner of sharpness p, ``(a**p + b**p)**(1/p)``; and no GEMM ends before one tile has gone
-    through its depth, ``step K``. A gated FFN is a GEMM with N = 2 widths, K = hidden and one with N = hidden, K = width. Around them:
+    arithmetic, each as if it were ``tile_load`` rows taller, for a tile of any height fetches the same weights from the cache; both overlap
+    with a rounded corner of sharpness p, ``(a**p + b**p)**(1/p)``; and no GEMM ends before one tile has gone through its depth, ``step K``.
+    A gated FFN is a GEMM with N = 2 widths, K = hidden and one with N = hidden, K = width. Around them:
 
     - ``launch`` for the call, ``slot`` for each expert that the rank holds (it has descriptors and offsets, with rows or without);
     - the rows between the GEMMs (activation, quantisation) and the sum over a token's results move bytes: ``passes`` times what they must;
@@ -124,6 +130,7 @@ class ExpertFfn(Parametric):
     passes: float
     empty_tile: float
     floor: float
+    tile_load: float
 
     @staticmethod
     def seconds_of(values: Mapping[str, float], rows: Rows) -> Floats:
@@ -145,7 +152,7 @@ class ExpertFfn(Parametric):
         for columns, depth in ((wide * width, hidden), (hidden, width)):
             across = np.ceil(columns / TILE_COLUMNS)
             waves = np.ceil(tiles * across / column["sms"])
-            computing = waves * column["sms"] * column["tile_rows"] * TILE_COLUMNS * 2 * depth / rate
+            computing = waves * column["sms"] * (column["tile_rows"] + values["tile_load"]) * TILE_COLUMNS * 2 * depth / rate
             weights = active * columns * depth * column["weight_bytes"]
             reading = (weights + routed * (depth * column["row_bytes"] + columns * OUTPUT_BYTES)) / bandwidth
             busy = smooth_maximum(reading, computing, of["sharpness"])
@@ -193,6 +200,8 @@ class ExpertFfn(Parametric):
             start["floor"] = 0.9 * float(np.min(seconds))
         else:
             held["floor"] = ("assumed", "a graph starts the kernels")
+        if len(np.unique(numbers(rows, "tile_rows"))) < 2 and "tile_load" not in held:
+            start["tile_load"], held["tile_load"] = 0.0, ("assumed", "tiles of one height cannot tell it from the efficiency")
         if len(np.unique(numbers(rows, "slots"))) < 2 and "slot" not in held:
             start["slot"], held["slot"] = 0.0, ("assumed", "rows of one number of experts per rank cannot tell it from the launch")
         # The search asks the model hundreds of times: it looks at the mean of the draws, and predictions at each of them.
@@ -207,9 +216,11 @@ DRAWN = ("active", "routed", "tiles", "empty_tiles", "moved_rows", "summed_rows"
 START = {
     "launch": 20e-6, "slot": 1e-7, "memory_efficiency": 0.85, "compute_efficiency_16": 0.57, "compute_efficiency_8": 0.33,
     "step_16": 3.5e-9, "step_8": 5e-9, "sharpness_16": 2.0, "sharpness_8": 1.6, "passes": 2.0, "empty_tile": 3e-7, "floor": 0.0,
+    "tile_load": 20.0,
 }  # fmt: skip
 BOUNDS = {
     "slot": (1e-9, 5e-6), "memory_efficiency": (0.05, 1.0), "compute_efficiency_16": (0.02, 1.0), "compute_efficiency_8": (0.02, 1.0),
     "step_16": (1e-10, 1e-7), "step_8": (1e-10, 1e-7), "sharpness_16": (1.0, 12.0), "sharpness_8": (1.0, 12.0),
     "passes": (0.2, 20.0), "empty_tile": (1e-9, 1e-5), "floor": (1e-5, 1e-2),
+    "tile_load": (0.1, 500.0),
 }  # fmt: skip

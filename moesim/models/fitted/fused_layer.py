@@ -39,7 +39,7 @@ class FusedLayer(Parametric):
     """
 
     NAME: ClassVar[str] = "fused_layer"
-    UNITS: ClassVar[Mapping[str, str]] = {"launch": "s"}
+    UNITS: ClassVar[Mapping[str, str]] = {"launch": "s", "local_share": "s/s"}
     RANGED: ClassVar[tuple[str, ...]] = ("tokens_per_rank", "ranks", "hidden_size", "inter_size")
 
     launch: float

@@ -102,13 +102,22 @@ def _deal_by_size(rows: Ints, missing: Ints) -> None:
 
 
 def _deal_by_rank(rows: Ints, missing: Ints) -> None:
-    draws, ranks, _ = rows.shape
-    quota = missing[:, None] // ranks + (np.arange(ranks) < (missing % ranks)[:, None])
-    line, rank = np.meshgrid(np.arange(draws), np.arange(ranks), indexing="ij")
-    for turn in range(int(quota.max(initial=0))):
-        still = quota > turn
-        least = rows.argmin(axis=2)
-        rows[line[still], rank[still], least[still]] += 1
+    """Give each rank its share of the routes that rounding lost, one by one to the expert with the fewest rows, the first of equals.
+
+    Worked out at once: the experts with the fewest rows are filled up to one level, and what is then left goes to the first of those.
+    """
+    _, ranks, experts = rows.shape
+    quota = (missing[:, None] // ranks + (np.arange(ranks) < (missing % ranks)[:, None]))[:, :, None]
+    rising = np.sort(rows, axis=2)
+    sums = rising.cumsum(axis=2)
+    filled = np.arange(1, experts + 1)
+    # Lifting the k experts with the fewest rows to the level of the k-th costs this much; as many as can be paid are lifted.
+    last = np.maximum((filled * rising - sums <= quota).sum(axis=2, keepdims=True) - 1, 0)
+    below = np.take_along_axis(sums, last, axis=2)
+    level = (quota + below) // (last + 1)
+    left = quota + below - level * (last + 1)
+    low = rows <= level
+    rows[:] = np.where(low, level + (low & (low.cumsum(axis=2) <= left)), rows)
 
 
 def pareto_rows(exponent: float, *, tokens: int, top_k: int, experts: int, draws: int) -> Ints:

@@ -12,7 +12,7 @@ from moesim.facts.routing import LayerRouting
 from moesim.facts.scenario import Setting
 from moesim.models.gate.groups import GROUP_SCORES, best_groups, checked_groups
 from moesim.models.gate.scoring import SCORINGS, Scored
-from moesim.models.gate.select import chosen, largest
+from moesim.models.gate.select import chosen
 
 
 @register("gate", "group_limited")
@@ -52,8 +52,7 @@ class GroupLimited(Scored):
         limits = checked_groups(who, setting.model, self.groups, self.top_groups, self.group_score)
 
         def choose(routing: LayerRouting, *, step: int, moe_layer: int) -> LayerRouting:  # noqa: ARG001 - the contract of the slot
-            scores = self.score(routing.need_scores(who))
-            ids = largest(best_groups(scores, *limits), top_k, who)
-            return chosen(routing, ids, self.weigh(scores, ids))
+            ids, weights = self.choose_best(routing.need_scores(who), lambda scores: best_groups(scores, *limits), top_k, who)
+            return chosen(routing, ids, weights)
 
         return choose

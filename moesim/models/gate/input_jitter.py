@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.base.fields import NotNegative
 from moesim.base.registry import register
 from moesim.facts.contracts import Choose
 from moesim.facts.routing import LayerRouting
 from moesim.facts.scenario import Setting
 from moesim.models.gate.scoring import Scored
 from moesim.models.gate.select import chosen, largest
+from moesim.models.router.coefficients import Changing, at_step
 
 
 @register("gate", "input_jitter")
@@ -24,8 +24,8 @@ class InputJitter(Scored):
 
     Parameters
     ----------
-    epsilon : float
-        The numbers are uniform between 1 - epsilon and 1 + epsilon.
+    epsilon : float or list
+        The numbers are uniform between 1 - epsilon and 1 + epsilon; or its corners ``[[step, epsilon], ...]``, straight lines between them.
 
     Notes
     -----
@@ -37,7 +37,7 @@ class InputJitter(Scored):
     the true effect is smaller.
     """
 
-    epsilon: NotNegative = 0.01
+    epsilon: Changing = 0.01
 
     def begin(self, setting: Setting) -> Choose:
         """Return the gate for one run; it draws from the stream ``gate, input_jitter, step, layer``."""
@@ -46,7 +46,7 @@ class InputJitter(Scored):
         def choose(routing: LayerRouting, *, step: int, moe_layer: int) -> LayerRouting:
             logits = routing.need_scores(who).astype(np.float32)
             noise = setting.rng("gate", "input_jitter", step, moe_layer).standard_normal(logits.shape, dtype=np.float32)
-            scores = self.score(logits + noise * jitter_of_logits(logits, self.epsilon))
+            scores = self.score(logits + noise * jitter_of_logits(logits, at_step(self.epsilon, step)))
             ids = largest(scores, top_k, who)
             return chosen(routing, ids, self.weigh(scores, ids))
 

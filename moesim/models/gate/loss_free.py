@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 
 from moesim.base.errors import PluginError
-from moesim.base.fields import Choice, Count, Flag, NotNegative
+from moesim.base.fields import Choice, Count, Flag
 from moesim.base.registry import register
 from moesim.facts.arrays import Ints
 from moesim.facts.contracts import Choose
@@ -17,7 +17,8 @@ from moesim.facts.scenario import Setting
 from moesim.models.gate.groups import GROUP_SCORES, best_groups, checked_groups
 from moesim.models.gate.memory import Memory, Vector
 from moesim.models.gate.scoring import SCORINGS, Scored
-from moesim.models.gate.select import chosen, largest
+from moesim.models.gate.select import chosen
+from moesim.models.router.coefficients import Changing, at_step
 
 WHO = "gate 'loss_free'"
 
@@ -32,8 +33,8 @@ class LossFree(Scored):
 
     Parameters
     ----------
-    rate : float
-        Gamma, in units of scores.
+    rate : float or list
+        Gamma, in units of scores; or its corners ``[[step, gamma], ...]``, straight lines between them.
     update : str
         ``sign``, or ``proportional``: ``rate`` times (mean load - load) / mean load.
     count : str
@@ -57,7 +58,7 @@ class LossFree(Scored):
     """
 
     scoring: Annotated[str, Choice(SCORINGS)] = "sigmoid"
-    rate: NotNegative = 1e-3
+    rate: Changing = 1e-3
     update: Annotated[str, Choice(("sign", "proportional"))] = "sign"
     count: Annotated[str, Choice(("before", "after"))] = "before"
     centre: Flag = False
@@ -76,8 +77,8 @@ class LossFree(Scored):
         limits = checked_groups(WHO, setting.model, self.groups, self.top_groups, self.group_score)
         return LossFreeRun(gate=self, top_k=setting.model.top_k, limits=limits, memory=Memory(setting.model.experts, self.next_bias))
 
-    def next_bias(self, bias: Vector, load: Ints) -> Vector:
-        """Return float32[E], the bias after a step with int[E] routes to each expert."""
+    def next_bias(self, bias: Vector, load: Ints, step: int = 0) -> Vector:
+        """Return float32[E], the bias after step ``step`` with int[E] routes to each expert."""
         mean = load.sum() / load.size
         if mean == 0:
             return bias
@@ -85,7 +86,7 @@ class LossFree(Scored):
         change = np.sign(short) if self.update == "sign" else short / mean
         if self.centre:
             change = change - change.mean()
-        return np.asarray(bias + change.astype(np.float32) * np.float32(self.rate), dtype=np.float32)
+        return np.asarray(bias + change.astype(np.float32) * np.float32(at_step(self.rate, step)), dtype=np.float32)
 
 
 @dataclass(slots=True)
@@ -107,10 +108,10 @@ class LossFreeRun:
                 "call its learn(kept, step=..., moe_layer=...), or write count: before"
             )
         bias = self.memory.at(step, moe_layer)
-        scores = self.gate.score(routing.need_scores(WHO))
-        wanted = scores + bias
-        ids = largest(best_groups(wanted, *self.limits), self.top_k, WHO)
-        answer = chosen(routing, ids, self.gate.weigh(scores, ids))
+        ids, weights = self.gate.choose_best(
+            routing.need_scores(WHO), lambda scores: best_groups(scores + bias, *self.limits), self.top_k, WHO
+        )
+        answer = chosen(routing, ids, weights)
         if self.gate.count == "before":
             self.memory.saw(answer.counts.sum(axis=0), step=step, moe_layer=moe_layer)
         else:

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.base.fields import Choice, Flag, NotNegative
+from moesim.base.fields import Choice, Flag
 from moesim.base.registry import register
 from moesim.facts.contracts import Choose
 from moesim.facts.routing import LayerRouting
 from moesim.facts.scenario import Setting
 from moesim.models.gate.scoring import Scored
 from moesim.models.gate.select import chosen, largest
+from moesim.models.router.coefficients import Changing, at_step
 
 LAWS = ("normal", "gumbel", "uniform")
 
@@ -30,8 +31,8 @@ class NoisyTopK(Scored):
         ``normal``: a standard normal number times ``amount`` (Shazeer et al., V-MoE, Tutel). ``gumbel``: a standard Gumbel number
         times ``amount``; with 1 the first choice is a sample of the softmax (DeepSpeed's ``RSample``). ``uniform``: between plus and
         minus ``amount`` (FastMoE's ``SwitchGate``, 0.1).
-    amount : float or None
-        In units of logits; 1 / E by default, as in V-MoE and Tutel.
+    amount : float, list or None
+        In units of logits; 1 / E by default, as in V-MoE and Tutel; or its corners ``[[step, amount], ...]``, straight lines between them.
     clean_weights : bool
         Let the gate weights come from the logits without noise, as with DeepSpeed's ``RSample``; by default they come from the noisy
         ones.
@@ -46,7 +47,7 @@ class NoisyTopK(Scored):
     """
 
     law: Annotated[str, Choice(LAWS)] = "normal"
-    amount: NotNegative | None = None
+    amount: Changing | None = None
     clean_weights: Flag = False
 
     def begin(self, setting: Setting) -> Choose:
@@ -55,7 +56,7 @@ class NoisyTopK(Scored):
 
         def choose(routing: LayerRouting, *, step: int, moe_layer: int) -> LayerRouting:
             logits = routing.need_scores(who).astype(np.float32)
-            amount = 1 / routing.experts if self.amount is None else self.amount
+            amount = 1 / routing.experts if self.amount is None else at_step(self.amount, step)
             noisy = self.score(logits + draw(setting.rng("gate", "noisy_topk", step, moe_layer), self.law, amount, logits.shape))
             ids = largest(noisy, top_k, who)
             return chosen(routing, ids, self.weigh(self.score(logits) if self.clean_weights else noisy, ids))

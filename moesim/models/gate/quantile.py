@@ -64,7 +64,7 @@ class Quantile(Scored):
             )
         return QuantileRun(gate=self, top_k=model.top_k, memory=Memory(model.experts, self.next_bias))
 
-    def next_bias(self, bias: Vector, asked: NDArray[Any]) -> Vector:
+    def next_bias(self, bias: Vector, asked: NDArray[Any], step: int = 0) -> Vector:  # noqa: ARG002 - what a memory tells
         """Return float32[E], the bias after a step in which the GPUs asked for float[E] on average."""
         mixed = np.float32(self.ema) * bias + np.float32(1 - self.ema) * asked
         return np.asarray(mixed - mixed.mean(dtype=np.float32), dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -9,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.fields import Choice, Flag, Positive
-from moesim.models.gate.select import softmax
+from moesim.models.gate.select import largest, softmax
 
 SCORINGS = ("softmax", "sigmoid", "sqrtsoftplus")
 SMALLEST_SUM = np.float32(1e-20)
+BLOCK = 1024
+"""Tokens that are scored together: with 256 experts, 1 MB of scores."""
 
 Scores = NDArray[np.float32]
 
@@ -42,12 +45,39 @@ class Scored:
 
     def score(self, logits: NDArray[Any]) -> Scores:
         """Return float32[T, E], what experts are chosen by; an expert whose logit is minus infinity may not be chosen."""
-        single = logits.astype(np.float32)
+        single = logits.astype(np.float32, copy=False)
         scores = score_by(self.scoring, single, pre_softmax=self.pre_softmax)
-        forbidden = np.isneginf(single)
-        if forbidden.any():  # also where the score of such an expert would be a finite 0
-            scores = np.where(forbidden, np.float32(-np.inf), scores)
+        if np.isneginf(single.min(initial=np.inf)):  # also where the score of such an expert would be a finite 0
+            scores = np.where(np.isneginf(single), np.float32(-np.inf), scores)
         return scores
+
+    def choose_best(
+        self, logits: NDArray[Any], wanted: Callable[[Scores], Scores], top_k: int, who: str
+    ) -> tuple[NDArray[np.int32], Scores]:
+        """Return int32[T, k] experts, best first, and float32[T, k] their gate weights.
+
+        Parameters
+        ----------
+        logits : float[T, E]
+            Of the router.
+        wanted : callable
+            Makes of float32[t, E] scores of some tokens what their experts are chosen by: with a bias, say, or within groups.
+        top_k : int
+            1 to E.
+        who : str
+            Whose question this is, for errors.
+
+        Notes
+        -----
+        A token's choice depends on its own logits alone, so tokens are taken in blocks that fit into a core's cache.
+        """
+        ids, weights = np.empty((len(logits), top_k), dtype=np.int32), np.empty((len(logits), top_k), dtype=np.float32)
+        for first in range(0, len(logits), BLOCK):
+            mine = slice(first, first + BLOCK)
+            scores = self.score(logits[mine])
+            ids[mine] = largest(wanted(scores), top_k, who, first=first)
+            weights[mine] = self.weigh(scores, ids[mine])
+        return ids, weights
 
     def weigh(self, scores: Scores, ids: NDArray[Any]) -> Scores:
         """Return float32[T, k], the gate weights of the chosen experts.

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import FidelityError
 from moesim.facts.routing import LayerRouting
+from moesim.models.compiled_loops import loops_for
 
 
-def largest(scores: NDArray[Any], top_k: int, who: str) -> NDArray[np.int32]:
+def largest(scores: NDArray[Any], top_k: int, who: str, *, first: int = 0) -> NDArray[np.int32]:
     """Return int32[T, k], the experts of each token's ``top_k`` largest scores, best first; equal scores: the lower expert id first.
 
     Parameters
@@ -23,6 +24,8 @@ def largest(scores: NDArray[Any], top_k: int, who: str) -> NDArray[np.int32]:
         1 to E.
     who : str
         Whose question this is, for the error.
+    first : int
+        Number of the first of these tokens, for the error.
 
     Raises
     ------
@@ -32,16 +35,23 @@ def largest(scores: NDArray[Any], top_k: int, who: str) -> NDArray[np.int32]:
     Notes
     -----
     k passes of ``argmax``, which returns the first of equal values: quicker than a partition for the k of real models, and, unlike
-    a partition, with a rule for ties.
+    a partition, with a rule for ties. For many tokens a compiled pass does the same (:func:`moesim.models.route_loops.best_first`).
     """
+    ids = np.empty((len(scores), top_k), dtype=np.int32)
+    loops = loops_for(ids, scores) if scores.dtype == np.float32 and 0 < top_k <= scores.shape[1] else None
+    if loops is not None:
+        found: NDArray[np.int32] = loops.best_first(scores, top_k)
+        if (found[:, 0] >= 0).all():
+            return found
     left = np.array(scores, order="C")
     tokens = np.arange(len(left))
-    ids = np.empty((len(left), top_k), dtype=np.int32)
     for choice in range(top_k):
         best = left.argmax(axis=1)
         wrong = np.flatnonzero(~np.isfinite(left[tokens, best]))
         if wrong.size:
-            raise FidelityError(f"{who}: token {int(wrong[0])} has no {choice + 1}. expert with a finite score; check the recorded scores")
+            raise FidelityError(
+                f"{who}: token {first + int(wrong[0])} has no {choice + 1}. expert with a finite score; check the recorded scores"
+            )
         ids[:, choice] = best
         left[tokens, best] = -np.inf
     return ids
@@ -65,7 +75,13 @@ def chosen(routing: LayerRouting, ids: NDArray[Any], weights: NDArray[Any]) -> L
     for array in (ids, weights):
         array.flags.writeable = False  # fresh arrays: shared by the facts, not copied
     return LayerRouting.of_tokens(
-        ids, routing.token_start, routing.experts, weights=weights, scores=routing.scores, vocabulary_ids=routing.vocabulary_ids
+        ids,
+        routing.token_start,
+        routing.experts,
+        weights=weights,
+        scores=routing.scores,
+        vocabulary_ids=routing.vocabulary_ids,
+        domains=routing.domains,
     )
 
 

@@ -13,7 +13,7 @@ from moesim.facts.contracts import Choose
 from moesim.facts.routing import LayerRouting
 from moesim.facts.scenario import Setting
 from moesim.models.gate.scoring import Scored
-from moesim.models.gate.select import chosen, largest
+from moesim.models.gate.select import chosen
 
 
 @register("gate", "topk")
@@ -40,6 +40,4 @@ class TopK(Scored):
 
     def choose(self, logits: NDArray[Any], top_k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return int32[T, k] experts, best first, and float32[T, k] weights of float[T, E] ``logits``."""
-        scores = self.score(logits)
-        ids = largest(scores, top_k, "gate 'topk'")
-        return ids, self.weigh(scores, ids)
+        return self.choose_best(logits, lambda scores: scores, top_k, "gate 'topk'")

@@ -14,9 +14,10 @@ from moesim.facts.arrays import Ints
 from moesim.facts.contracts import Choose
 from moesim.facts.routing import LayerRouting
 from moesim.facts.scenario import Setting
-from moesim.models.gate.memory import Memory, Vector
+from moesim.models.gate.memory import Memory, Remembering, Vector
 from moesim.models.gate.scoring import Scored
 from moesim.models.gate.select import chosen, finite_scores, largest
+from moesim.models.router.coefficients import Changing, at_step
 
 WHO = "gate 'zero_computation'"
 
@@ -37,8 +38,8 @@ class ZeroComputation(Scored):
         How many there are; half of the model's experts by default, as in LongCat-Flash (256 beside 512).
     offset, spread : float
         The law of their logits: an assumption, unless it is fitted to a recording.
-    rate : float
-        Mu; 0 for no bias.
+    rate : float or list
+        Mu; 0 for no bias; or its corners ``[[step, mu], ...]``, straight lines between them.
     active : float or None
         What a token should have of the model's experts on average, more than 0 and at most k; the share that they are of all, times k,
         by default (LongCat-Flash: 8 of 12).
@@ -53,7 +54,7 @@ class ZeroComputation(Scored):
     zero_experts: Count | None = None
     offset: Annotated[float, Number()] = 0.0
     spread: NotNegative = 1.0
-    rate: NotNegative = 0.0
+    rate: Changing = 0.0
     active: Positive | None = None
 
     def begin(self, setting: Setting) -> Choose:
@@ -70,9 +71,9 @@ class ZeroComputation(Scored):
         if active > model.top_k:
             raise PluginError(f"{WHO}: active ({active:g}) is larger than the model's top_k ({model.top_k})")
 
-        def next_bias(bias: Vector, shares: Ints) -> Vector:
+        def next_bias(bias: Vector, shares: Ints, step: int) -> Vector:
             change = active / (model.top_k * model.experts) - shares / model.top_k
-            return np.asarray(bias + np.float32(self.rate) * change.astype(np.float32), dtype=np.float32)
+            return np.asarray(bias + np.float32(at_step(self.rate, step)) * change.astype(np.float32), dtype=np.float32)
 
         memory = Memory(model.experts, next_bias)
 
@@ -94,4 +95,4 @@ class ZeroComputation(Scored):
                 memory.saw(answer.counts.sum(axis=0) / len(logits), step=step, moe_layer=moe_layer)
             return answer
 
-        return choose
+        return Remembering(choose, memory)

@@ -144,16 +144,19 @@ class Chunked:
     """A periodic plan whose placements take effect a few layers per step; the interval counts from the last of them.
 
     With all layers at once they take effect at once. Otherwise the first chunk changes one step after the plan, for SGLang yields a
-    forward pass before every chunk.
+    forward pass before every chunk. ``continues`` is true of an answer that goes on with a plan of which a chunk has been given already:
+    its planning is over.
     """
 
     inner: Periodic
     chunk: int | None
     target: Placement | None = field(default=None, init=False)
     done: int = field(default=0, init=False)
+    continues: bool = field(default=False, init=False)
 
     def __call__(self, view: View) -> Placement | None:
         """Return the next chunk of a rebalance that is under way, or what the periodic plan decides."""
+        self.continues = False
         if view.placement is None:
             self.target = None
         elif self.target is not None:
@@ -171,6 +174,7 @@ class Chunked:
         if target is None or self.chunk is None:
             return None
         first, self.done = self.done, self.done + self.chunk
+        self.continues = first > 0
         mixed = np.array(present.expert_of_slot)
         mixed[first : self.done] = target.expert_of_slot[first : self.done]
         if self.done >= len(mixed):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moesim.base.fields import Count, CountOrZero
+from moesim.base.fields import Count, CountOrZero, Efficiency
 from moesim.base.registry import register
 from moesim.facts.arrays import Ints
 from moesim.facts.contracts import Plan
@@ -14,6 +14,7 @@ from moesim.models.placement.eplb_vllm_plan import plan_vllm
 from moesim.models.placement.group_sizes import group_sizes
 from moesim.models.placement.periodic import Periodic
 from moesim.models.placement.simple_plans import experts_in_order
+from moesim.models.placement.utilisation import relative_gain
 
 
 @register("placement", "eplb_vllm")
@@ -33,6 +34,9 @@ class EplbVllm:
     interval : int
         ``step_interval``: steps between rebalances. 3000 by default. vLLM starts its counter at three quarters, so that the first comes
         before step ``interval // 4``.
+    least_gain : float or None
+        No rebalance unless max / mean of the ranks' loads over the window, all layers together, falls by this share of itself. vLLM has
+        0.05 on ROCm, in ``sync`` rebalances, and no such rule elsewhere: none by default.
 
     Notes
     -----
@@ -42,6 +46,7 @@ class EplbVllm:
     redundant: CountOrZero = 0
     window: Count = 1000
     interval: Count = 3000
+    least_gain: Efficiency | None = None
 
     def begin(self, setting: Setting) -> Plan:
         """Return the plan for one run.
@@ -53,9 +58,12 @@ class EplbVllm:
         """
         sizes = group_sizes(setting, self.redundant, "placement 'eplb_vllm'")
 
-        def rebalance(loads: Ints, present: Placement) -> Placement:
+        def rebalance(loads: Ints, present: Placement) -> Placement | None:
             old = present.expert_of_slot
-            return plan_vllm(loads, slots=sizes.slots, gpus=sizes.gpus, nodes=sizes.nodes, groups=sizes.groups, old=old).placement
+            plan = plan_vllm(loads, slots=sizes.slots, gpus=sizes.gpus, nodes=sizes.nodes, groups=sizes.groups, old=old)
+            if self.least_gain is not None and relative_gain(loads, present, plan.placement, sizes.gpus) < self.least_gain:
+                return None
+            return plan.placement
 
         return Periodic(
             start=sizes.placement(experts_in_order(sizes.experts, sizes.slots)),

@@ -35,6 +35,29 @@ def loads_of_ranks(loads: Ints, placement: Placement, ranks: int) -> Floats:
     return np.asarray(np.einsum("sle,ler->slr", loads.astype(np.float64), share, optimize=True))
 
 
+def relative_gain(loads: Ints, present: Placement, planned: Placement, ranks: int) -> float:
+    """Return by how much of itself max / mean of the ranks would fall, loads summed over steps and layers; negative if it would rise.
+
+    Parameters
+    ----------
+    loads : int[steps, L, E]
+        Routes to each logical expert; without any, both are 1.
+    present, planned : Placement
+        Of one group.
+    ranks : int
+        W.
+
+    Notes
+    -----
+    Source: vllm-project/vllm 0.33.0, ``rank_load_imbalance`` in ``EplbState.rearrange`` of ``vllm/distributed/eplb/eplb_state.py``.
+    """
+    most = []
+    for placement in (present, planned):
+        of_rank = loads_of_ranks(loads, placement, ranks).sum(axis=(0, 1))
+        most.append(float(of_rank.max() / of_rank.mean()) if of_rank.any() else 1.0)
+    return (most[0] - most[1]) / most[0]
+
+
 def mean_utilisation(loads: Ints, placement: Placement, ranks: int, *, without: Sequence[int] = ()) -> float:
     """Return the mean over steps and layers of mean load over largest load of the ranks, 1 if even.
 

@@ -51,13 +51,38 @@ class OverSteps(Marker):
 Coefficient = Annotated[Corners, OverSteps()]
 
 
-def at_step(corners: Corners, step: int) -> float:
+@dataclass(frozen=True, slots=True)
+class NumberOverSteps(Marker):
+    """The same, but a number stays a number."""
+
+    minimum: float = 0.0
+
+    def parse(self, value: Any) -> float | Corners:
+        """Accept a number, or corners whose steps increase."""
+        corners = OverSteps(self.minimum).parse(value)
+        return corners if isinstance(value, (list, tuple)) else corners[0][1]
+
+    def text(self, value: Any) -> Any:
+        """Write corners as lists."""
+        return [list(corner) for corner in value] if isinstance(value, tuple) else value
+
+    def json_schema(self) -> dict[str, Any]:
+        """Describe both forms."""
+        return OverSteps(self.minimum).json_schema()
+
+
+Changing = Annotated[float | Corners, NumberOverSteps()]
+
+
+def at_step(corners: float | Corners, step: int) -> float:
     """Return the coefficient of a step.
 
     Examples
     --------
-    >>> at_step(((100, 0.0), (200, 1.0)), 150), at_step(((100, 0.0), (200, 1.0)), 900)
-    (0.5, 1.0)
+    >>> at_step(((100, 0.0), (200, 1.0)), 150), at_step(((100, 0.0), (200, 1.0)), 900), at_step(0.5, 7)
+    (0.5, 1.0, 0.5)
     """
+    if not isinstance(corners, tuple):
+        return corners
     steps, values = zip(*corners, strict=True)
     return float(np.interp(step, steps, values))

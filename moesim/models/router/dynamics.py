@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.gate.losses import probabilities
+from moesim.models.gate.scoring import score_by
 from moesim.models.router.law import Law
 
 Singles = NDArray[np.float32]
@@ -74,25 +75,27 @@ class RouterState:
         return noise
 
 
-def balance_gradient(likely: NDArray[Any], counts: Ints, group: Ints, top_k: int) -> NDArray[Any]:
+def balance_gradient(likely: NDArray[Any], counts: Ints, group: Ints, top_k: int, *, steepness: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return float[T, E], the gradient of the balance loss (coefficient 1) with respect to every logit.
 
     Parameters
     ----------
     likely : float[T, E]
-        Softmax probabilities.
+        Scores over the sum of a token's scores: softmax probabilities.
     counts : int[N, E]
         Routes to each expert from the tokens of each group.
     group : int[T]
         The group of each token: all tokens of a step, those of a GPU, or those of a sequence.
     top_k : int
         k.
+    steepness : float[T, E], optional
+        Of other scores than those of the softmax: d ln s / dz (:func:`steepness_of`).
 
     Notes
     -----
     The loss of one group of n tokens is L = E sum_e f_e P_e with f_e = c_e / (n k), a constant to the gradient, and P_e the mean of p_te;
-    so dL/dz_te = (E / n) p_te (f_e - sum_i f_i p_ti). Losses of groups are averaged by their tokens, so n becomes T. Fedus et al.,
-    arXiv:2101.03961, equation 4, through the derivative of the softmax.
+    so dL/dz_te = (E / n) p_te (f_e - sum_i f_i p_ti), times d ln s_te / dz_te where p = s / sum s of scores s(z). Losses of groups are
+    averaged by their tokens, so n becomes T. Fedus et al., arXiv:2101.03961, equation 4, through the derivative of the scores.
     """
     tokens, experts = likely.shape
     sizes = np.bincount(group, minlength=len(counts))
@@ -100,11 +103,24 @@ def balance_gradient(likely: NDArray[Any], counts: Ints, group: Ints, top_k: int
     here = share[group]
     here -= np.einsum("te,te->t", here, likely)[:, None]
     here *= likely
+    if steepness is not None:
+        here *= steepness
     return np.asarray(here)
 
 
+def steepness_of(logits: NDArray[Any], scoring: str) -> NDArray[Any] | None:
+    """Return float[T, E], d ln s / dz of the scores of a router; None for the softmax, whose exponentials have 1.
+
+    Sigmoid: 1 - sigmoid(z). Root of softplus: sigmoid(z) / (2 softplus(z)).
+    """
+    if scoring == "softmax":
+        return None
+    rise = score_by("sigmoid", logits.astype(np.float32))
+    return np.asarray(1.0 - rise if scoring == "sigmoid" else rise / (2.0 * np.logaddexp(np.float32(0), logits.astype(np.float32))))
+
+
 def z_gradient(likely: NDArray[Any], logits: NDArray[Any]) -> NDArray[Any]:
-    """Return float[T, E], the gradient of the router z-loss (coefficient 1) with respect to every logit: (2 / T) lse_t p_te.
+    """Return float[T, E], the gradient of the router z-loss (coefficient 1) with respect to every logit: (2 / T) lse_t p_te, p the softmax.
 
     Source: Zoph et al., arXiv:2202.08906, equation 5.
     """
@@ -128,7 +144,7 @@ def advance(
     scoring: str,
     walk: Floats,
     pace: float = 1.0,
-    faded: float = 1.0,
+    pull: float = 1.0,
     plain: bool = False,
 ) -> None:
     """Change a layer's router by one training step, in place.
@@ -156,15 +172,15 @@ def advance(
         Standard normal numbers: for the offsets, and for those of domains.
     pace : float
         What feedback is multiplied by in this step.
-    faded : float
-        What is left of feedback in this step; drive has that share less once more.
+    pull : float
+        What drive is multiplied by in this step.
     plain : bool
         Whether the gate chose the top-k of the logits, so that the loss counts the same.
     """
     counts, by_domain = _counts(chosen, domain, len(state.domains), logits.shape[1])
     push = pace * law.feedback * advantage(counted)
     if state.driven is not None:
-        push += pace * faded * law.drive * state.driven
+        push += pull * law.drive * state.driven
     local = pace * law.domain_feedback * (advantage(by_domain) - advantage(counts))
     local[by_domain.sum(axis=1) == 0] = 0.0
     if balance or z:
@@ -201,16 +217,16 @@ def _slope(
 ) -> Floats:
     """Return float[D, E], the gradient of both losses with respect to the offsets of each domain; ``chosen`` if it is plain top-k."""
     tokens, experts = logits.shape
-    likely = probabilities(logits, scoring).astype(np.float32)
+    likely = probabilities(logits, scoring).astype(np.float32, copy=False)
     slope = np.zeros((tokens, experts), dtype=np.float32)
     if balance:
         # The frameworks take plain top-k of the scores for the loss, whatever the gate does (biases, groups, noise).
         best = np.argpartition(-logits, top_k - 1, axis=1)[:, :top_k] if chosen is None else chosen
         groups = int(group.max()) + 1
         per_group = np.bincount((group[:, None] * experts + best).ravel(), minlength=groups * experts).reshape(groups, experts)
-        slope += np.float32(balance) * balance_gradient(likely, per_group, group, top_k)
+        slope += np.float32(balance) * balance_gradient(likely, per_group, group, top_k, steepness=steepness_of(logits, scoring))
     if z:
-        slope += np.float32(z) * z_gradient(likely, logits)
+        slope += np.float32(z) * z_gradient(likely if scoring == "softmax" else probabilities(logits, "softmax"), logits)
     member = np.zeros((domains, tokens), dtype=np.float32)
     member[domain, np.arange(tokens)] = 1.0
     return np.asarray(member @ slope, dtype=np.float64)

@@ -104,6 +104,6 @@ def needs_compiling() -> bool:
     """Return true if the next run has to compile the exact core, or the steps that are played with it, which takes some seconds, once."""
     if not can_compile():
         return False
-    from moesim.models.sharing import groups, rank_chains
+    from moesim.models.sharing.groups import is_cached
 
-    return not (groups.is_cached() and rank_chains.is_cached())
+    return not is_cached()

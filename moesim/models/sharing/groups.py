@@ -29,10 +29,15 @@ _so_far_elsewhere = cast("Callable[..., None]", kernel.so_far_elsewhere)
 
 
 def is_cached() -> bool:
-    """Return whether the compiled code of this core lies on disk."""
+    """Return whether the compiled code of this core lies on disk, and that of steps which are played with it."""
+    from moesim.models.sharing import rank_chains
+
+    return _on_disk(kernel.advance, "bottleneck_groups.advance-*.nbi") and _on_disk(rank_chains.play, "rank_chains.*play-*.nbi")
+
+
+def _on_disk(compiled: object, names: str) -> bool:
     # numba offers no public way to ask where it keeps compiled code.
-    folder = Path(str(getattr(kernel.advance, "_cache").cache_path))  # noqa: B009
-    return any(folder.glob("bottleneck_groups.advance-*.nbi"))
+    return any(Path(str(getattr(compiled, "_cache").cache_path)).glob(names))  # noqa: B009
 
 
 class GroupsCore:

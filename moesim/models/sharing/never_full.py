@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Floats, Ints
 
+MOST_ROUTES = 2**18
+"""Looked at together."""
+
 
 def follows_of(route: NDArray[np.int32], links: int) -> Ints:
     """Return which link follows which on some route.
@@ -23,12 +26,13 @@ def follows_of(route: NDArray[np.int32], links: int) -> Ints:
     int[N, 2]
         Pairs (link, next link), each once; K stands before the first link of a route and after its last.
     """
-    rows = len(route)
-    end = np.full((rows, 1), links, dtype=np.int64)
-    path = np.where(route >= 0, route, links).astype(np.int64)
-    before, after = np.concatenate([end, path], axis=1), np.concatenate([path, end], axis=1)
     seen = np.zeros((links + 1) ** 2, dtype=np.bool_)
-    seen[(before * (links + 1) + after).ravel()] = True
+    for first in range(0, len(route), MOST_ROUTES):
+        some = route[first : first + MOST_ROUTES]
+        path = np.full((len(some), route.shape[1] + 2), links, dtype=np.int64)
+        path[:, 1:-1] = np.where(some >= 0, some, links)
+        for hop in range(route.shape[1] + 1):
+            seen[path[:, hop] * (links + 1) + path[:, hop + 1]] = True
     pairs = np.stack(np.divmod(np.flatnonzero(seen), links + 1), axis=1)
     return np.asarray(pairs[(pairs < links).any(axis=1)])
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from moesim.base.errors import UsageError
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.sharing import quanta_carry as carry
+from moesim.models.sharing import quanta_groups as groups
 from moesim.models.sharing import quanta_join as joining
 from moesim.models.sharing import quanta_parts as parts
 from moesim.models.sharing import quanta_state as state
@@ -32,6 +33,8 @@ from moesim.models.sharing.never_full import never_full
 Whole32 = NDArray[np.int32]
 NO_LIMIT = 1e300
 """Capacity of a link that limits nobody, in B/s: infinite for all purposes, but sums and products of it are numbers."""
+GROUPED = 4_500
+"""Up to so many links, quanta that are guarded are filled by groups: what these cross takes 8 B for each two links at most."""
 
 
 class QuantaCore:
@@ -80,20 +83,23 @@ class QuantaCore:
             touched=np.zeros(2 * links + 2, dtype=np.int64),
             absorbed=np.zeros(2 * links + 2, dtype=np.int64),
             merged=np.zeros(1, dtype=np.int64),
+            twice=np.zeros(1, dtype=np.int64),
         )
         self.live = 0
         self.busy: Floats = np.zeros(links)
         self.through: Floats = np.zeros(links)
         self.carried: Floats = np.zeros(pairs)
+        whole = np.int16 if links < 2**15 - 2 else np.int32
+        grouped = links + 1 if guard > 0 and links <= GROUPED else 0
         self._state = state.State(
-            route=np.zeros((0, self._hops + 2), dtype=np.int16 if links < 2**15 - 2 else np.int32),
+            route=np.zeros((0, self._hops + 2), dtype=whole),
             amount=np.zeros((3, 0)),
             number=np.zeros((4, 0), dtype=np.int32),
             weight=np.ones(0),
             cap=np.ones(0),
             tide=np.zeros((links + 1, 4)),
             link=np.zeros((links + 1, 12)),
-            place=np.zeros((links + 1, 3), dtype=np.int64),
+            place=np.zeros((links + 1, 6), dtype=np.int64),
             span=np.zeros((links + 1, 5)),
             part=np.zeros((links + 1, 7), dtype=np.int64),
             list=np.zeros((2 * links + 2, 3), dtype=np.int64),
@@ -102,6 +108,9 @@ class QuantaCore:
             key=np.zeros(links + 1),
             heap=np.zeros(links + 1, dtype=np.int64),
             carried=self.carried,
+            crossing=np.zeros((grouped, grouped), dtype=whole),
+            near=np.zeros((grouped, grouped), dtype=whole),
+            shared=np.zeros((grouped, grouped), dtype=np.int32),
         )
         self._state.place[:, state.PART] = -1
         self._binding = self._which_bind()
@@ -161,9 +170,11 @@ class QuantaCore:
                 self._state, stage, now, ids, route, self._binding, pair, size, watch, self._plan, self._used
             )
             if stage < 3:
-                self._repack(count)
+                self._repack(count, len(ids))
         self.live += len(ids)
         self._now = max(self._now, now)
+        if self._plan.twice[0]:
+            self._disband()
         return ids
 
     def leave(self, now: float, ids: Ints, pending: Ints, woken: Ints) -> tuple[Floats, int]:
@@ -243,13 +254,15 @@ class QuantaCore:
         while stage < 3:
             stage, count, self._used = joining.connect_anew(self._state, stage, now, ids, self._plan, self._used)
             if stage < 3:
-                self._repack(count)
+                self._repack(count, len(ids))
 
     def _write_capacity(self) -> None:
         self._state.tide[:, state.CAPACITY] = np.minimum(np.append(self._capacity, np.inf), NO_LIMIT)
 
     def _write_optional(self, ids: Ints, weight: Floats | None, cap: Floats | None) -> None:
         """Write weights and caps; nobody pays for them before the first flow that has one."""
+        if weight is not None or cap is not None:
+            self._disband()
         s, room = self._state, len(self._state.route)
         if weight is not None and not s.weight.size:
             self._state = s = s._replace(weight=np.ones(room))
@@ -260,19 +273,30 @@ class QuantaCore:
         if s.cap.size:
             s.cap[ids] = np.inf if cap is None else cap
 
+    def _disband(self) -> None:
+        """From now on fill flow by flow: what moves is not as :mod:`~moesim.models.sharing.quanta_groups` takes it."""
+        s = self._state
+        if s.crossing.size:
+            groups.disband(s, self.on_their_way() if self.live else np.empty(0, dtype=np.int64))
+            self._state = s._replace(crossing=s.crossing[:0, :0].copy(), near=s.near[:0, :0].copy(), shared=s.shared[:0, :0].copy())
+
     def _bring(self, links: Ints, now: float) -> None:
         carry.bring_all(self._state, links, now)
 
-    def _repack(self, count: int) -> None:
-        """Strike flows that have ended off all lists, so that their numbers can be used again; make room on the lists that are touched."""
+    def _repack(self, count: int, flows: int = 0) -> None:
+        """Strike flows that have ended off all lists, so that their numbers can be used again; make room on the lists that are touched.
+
+        ``flows`` join: after the lists of links those of parts get them too, and the pool is not to be moved once more for these.
+        """
         s, plan = self._state, self._plan
         most = s.list[:, state.LENGTH] + plan.more
         # Lists that are there already get some spare room; a first join, of any size, gets what it needs.
-        pool = np.empty(int(most.sum() * 1.25) + 5 * len(most) if s.list[:, state.LENGTH].any() else int(most.sum()), dtype=np.int32)
+        room = int(most.sum() * 1.25) + 5 * len(most) if s.list[:, state.LENGTH].any() else int(most.sum()) + flows
+        pool = np.empty(room, dtype=np.int32)
         self._used = joining.repack(s, plan.more, pool)
         self._state = s._replace(pool=pool)
         plan.more[plan.touched[:count]] = 0
-        self._free = np.flatnonzero(s.route[: self._top, -1] == state.ENDED)
+        self._free = np.flatnonzero(s.route[: self._top, -1] == state.ENDED) if self.live else np.empty(0, dtype=np.int64)
 
     def _numbers(self, flows: int) -> Ints:
         """Return free numbers for so many flows."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.sharing.quanta_ends import chain, count_ends, first_guess, share_out
-from moesim.models.sharing.quanta_order import in_order
+from moesim.models.sharing.quanta_groups import expel, levels
+from moesim.models.sharing.quanta_order import in_order, sink
 from moesim.models.sharing.quanta_state import (
     BEGAN,
     BORN,
@@ -28,6 +29,7 @@ from moesim.models.sharing.quanta_state import (
     FOLLOWING,
     GONE,
     HEAD,
+    HEAD_LENGTH,
     JOINED,
     LASTS,
     LEFT,
@@ -55,22 +57,6 @@ from moesim.models.sharing.quanta_state import (
 
 SAME = 1e-12
 """Ends that differ by less than this share are one instant: rounding of one division and one sum is thousands of times smaller."""
-
-
-@njit(cache=True, error_model="numpy")
-def _sink(key: Floats, heap: Ints, count: int, at: int, value: float, item: int) -> None:
-    """Put an item at place ``at`` of a heap, or below."""
-    while True:
-        child = 2 * at + 1
-        if child >= count:
-            break
-        if child + 1 < count and key[child + 1] < key[child]:
-            child += 1
-        if key[child] >= value:
-            break
-        key[at], heap[at] = key[child], heap[child]
-        at = child
-    key[at], heap[at] = value, item
 
 
 @njit(cache=True, error_model="numpy")
@@ -113,7 +99,8 @@ def _settle_all(
             if k != limit:
                 tide[k, USED] += rate
                 tide[k, RISING] -= weight
-                tide[k, RISERS] -= 1.0
+                if weighted:
+                    tide[k, RISERS] -= 1.0
 
 
 @njit(cache=True, error_model="numpy")
@@ -139,7 +126,7 @@ def _begin(
             longest = max(longest, lists[k, LENGTH])
             before = k
         else:
-            lists[k, LENGTH] = 0
+            lists[k, LENGTH] = place[k, HEAD_LENGTH] = 0
             link[k, LOAD] = 0.0
             if k != p and before >= 0:  # nobody is left on it: it is free to belong elsewhere
                 place[before, FOLLOWING] = following
@@ -148,26 +135,36 @@ def _begin(
                 before = k
         k = following
     for i in range(count // 2 - 1, -1, -1):
-        _sink(key, heap, count, i, key[i], heap[i])
+        sink(key, heap, count, i, key[i], heap[i])
     return count, soonest, bound, longest
 
 
 @njit(cache=True, error_model="numpy")
 def _still_rising(
-    route: NDArray[Any], pool: NDArray[np.int32], first: int, length: int, mark: int, rising: NDArray[np.int32]
+    route: NDArray[Any], pool: NDArray[np.int32], first: int, length: int, mark: int, rising: NDArray[np.int32], wanted: int
 ) -> tuple[int, int]:
-    """Write the flows of a link that still rise; strike those that ended off its list. Return how many rise, and the list's length."""
-    kept = first
+    """Write the flows of a link that still rise, so many are wanted; return how many there are, and the length of the link's list.
+
+    They move to the front of the list and keep their order, so the next filling, in which nearly the same flows rise here, finds them
+    without a look at the others. Flows that ended are struck off as far as the list is read.
+    """
+    at, end = first, first + length
     count = 0
     last = route.shape[1] - 1
-    for i in range(first, first + length):
-        f = pool[i]
+    while count < wanted and at < end:
+        f = pool[at]
         state = route[f, last]
-        pool[kept] = f
-        kept += state != ENDED
-        rising[count] = f
-        count += (state != ENDED) & (state != mark)
-    return count, kept - first
+        if state == ENDED:
+            end -= 1
+            pool[at] = pool[end]
+            continue
+        if state != mark:
+            pool[at] = pool[first + count]
+            pool[first + count] = f
+            rising[count] = f
+            count += 1
+        at += 1
+    return count, end - first
 
 
 @njit(cache=True, error_model="numpy")
@@ -196,14 +193,15 @@ def _levels(  # noqa: C901, PLR0912, PLR0917
         k = heap[0]
         many = 0
         level = 0.0
-        if tide[k, RISERS] > 0:
+        wanted = int(tide[k, RISERS if weighted else RISING])
+        if wanted > 0:
             following = np.inf if count < 2 else (key[1] if count < 3 else min(key[1], key[2]))
             following *= 1 + 1e-13
             level = max((tide[k, CAPACITY] - tide[k, USED]) / tide[k, RISING], reached)
             if level > following:
-                _sink(key, heap, count, 0, level, k)
+                sink(key, heap, count, 0, level, k)
                 continue
-            many, lists[k, LENGTH] = _still_rising(route, pool, lists[k, START], lists[k, LENGTH], mark, rising)
+            many, lists[k, LENGTH] = _still_rising(route, pool, lists[k, START], lists[k, LENGTH], mark, rising, wanted)
             while many > 0 and level <= following:
                 kept, sum_of_weights = 0, 0.0
                 for i in range(many):
@@ -235,11 +233,11 @@ def _levels(  # noqa: C901, PLR0912, PLR0917
                     level = max((tide[k, CAPACITY] - tide[k, USED]) / sum_of_weights, reached)
                 many = kept
         if many > 0:
-            _sink(key, heap, count, 0, level, k)
+            sink(key, heap, count, 0, level, k)
         else:
             count -= 1
             if count > 0:
-                _sink(key, heap, count, 0, key[count], heap[count])
+                sink(key, heap, count, 0, key[count], heap[count])
     return first
 
 
@@ -268,7 +266,6 @@ def _until_first_end(
             end[f] = soonest
             following_end[f] = first
             first = f
-            route[f, hops] = -1 - route[f, hops]
     return first, soonest
 
 
@@ -290,15 +287,42 @@ def start_quantum(s: State, p: int, share: float, guard: float) -> None:
         lasts = min(lasts, 2.0 * share * guard * (soonest + began - s.span[p, BORN]))
     lasts = max(lasts, 1e-15 * began, 1e-300)
     left, end, following = s.amount[LEFT], s.amount[END], s.number[NEXT]
-    rising = np.empty(longest + 1, dtype=np.int32)
-    first = _levels(
-        s.route, left, following, s.weight, s.cap, s.tide, s.link, s.list, s.pool, s.key, s.heap, rising, s.part[p, MARK], count, lasts
-    )
+    mark = s.part[p, MARK]
+    if s.crossing.size > 0:
+        first = levels(
+            s.route,
+            left,
+            following,
+            s.tide,
+            s.link,
+            s.place,
+            s.list,
+            s.pool,
+            s.key,
+            s.heap,
+            s.crossing,
+            s.near,
+            s.shared,
+            mark,
+            count,
+            lasts,
+        )
+    else:
+        rising = np.empty(longest + 1, dtype=np.int32)
+        first = _levels(
+            s.route, left, following, s.weight, s.cap, s.tide, s.link, s.list, s.pool, s.key, s.heap, rising, mark, count, lasts
+        )
     if first < 0:
         which = len(s.place) + p
         first, lasts = _until_first_end(
             s.route, left, end, following, s.weight, s.cap, s.link, s.pool, s.list[which, START], s.list[which, LENGTH]
         )
+        f = first
+        while f >= 0:
+            limit = s.route[f, s.route.shape[1] - 2]
+            expel(s, f)
+            s.route[f, s.route.shape[1] - 2], s.route[f, s.route.shape[1] - 1] = -1 - limit, mark
+            f = following[f]
         s.part[p, ENDING] = 0
     else:
         many = count_ends(first, following)

@@ -17,6 +17,7 @@ from moesim.models.sharing.quanta_state import (
     DESTINATION,
     ENDED,
     FLOWS,
+    HEAD_LENGTH,
     JOINED,
     LEFT,
     LENGTH,
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
     touched: Ints  # [2 K + 2]
     absorbed: Ints  # [2 K + 2]
     merged: Ints  # [1], how many pairs
+    twice: Ints  # [1], whether a route of the last join crosses a link twice
 
 
 @njit(cache=True, error_model="numpy")
@@ -59,10 +61,13 @@ def repack(s: State, more: Ints, pool: NDArray[np.int32]) -> int:
         first, length = s.list[which, START], s.list[which, LENGTH]
         s.list[which, START] = to
         kept = to
+        head = first + s.place[which, HEAD_LENGTH] if which < len(s.place) else first
         for i in range(first, first + length):
             if s.route[s.pool[i], mark] != ENDED:
                 pool[kept] = s.pool[i]
                 kept += 1
+            elif i < head:
+                s.place[which, HEAD_LENGTH] -= 1
         s.list[which, LENGTH] = kept - to
         s.list[which, ROOM] = _room_for(kept - to, more[which])
         to += s.list[which, ROOM]
@@ -72,14 +77,20 @@ def repack(s: State, more: Ints, pool: NDArray[np.int32]) -> int:
 @njit(cache=True, error_model="numpy")
 def _write(
     s: State, ids: Ints, route: NDArray[np.int32], binding: NDArray[np.bool_], pair: Ints, size: Floats, watch: NDArray[np.int32]
-) -> None:
-    """Write new flows; links that may be full come first on a route, and a flow that crosses none gets the link that stands for none."""
+) -> bool:
+    """Write new flows; links that may be full come first on a route, and a flow that crosses none gets the link that stands for none.
+
+    Returns whether any route crosses a link twice.
+    """
     hops = route.shape[1]
+    twice = False
     for i in range(len(ids)):
         f = ids[i]
         at = 0
         for h in range(hops):
             if route[i, h] >= 0 and binding[route[i, h]]:
+                for before in range(at):
+                    twice = twice or s.route[f, before] == route[i, h]
                 s.route[f, at] = route[i, h]
                 at += 1
         if at == 0:
@@ -94,6 +105,7 @@ def _write(
         s.amount[ASKED, f] = s.amount[LEFT, f] = size[i]
         s.number[PAIR, f] = pair[i]
         s.number[SOURCE, f], s.number[DESTINATION, f] = watch[i, 0], watch[i, 1]
+    return twice
 
 
 @njit(cache=True, error_model="numpy")
@@ -254,5 +266,5 @@ def admit(
 ) -> tuple[int, int, int]:
     """Let flows join, with numbers that are theirs; otherwise as :func:`connect_anew`."""
     if stage == 0:
-        _write(s, ids, route, binding, pair, size, watch)
+        plan.twice[0] = _write(s, ids, route, binding, pair, size, watch)
     return connect_anew(s, stage, now, ids, plan, used)

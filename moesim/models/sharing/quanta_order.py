@@ -68,3 +68,19 @@ def _deal(keys: Floats, order: NDArray[np.int32], start: Ints, box: NDArray[np.i
     for b in range(count):
         if 1 < start[b + 1] - start[b] <= FEW:
             _insert(keys, order, start[b], start[b + 1])
+
+
+@njit(cache=True, error_model="numpy")
+def sink(key: Floats, heap: Ints, count: int, at: int, value: float, item: int) -> None:
+    """Put an item at place ``at`` of a heap, or below."""
+    while True:
+        child = 2 * at + 1
+        if child >= count:
+            break
+        if child + 1 < count and key[child + 1] < key[child]:
+            child += 1
+        if key[child] >= value:
+            break
+        key[at], heap[at] = key[child], heap[child]
+        at = child
+    key[at], heap[at] = value, item

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Ints
 from moesim.models.sharing.quanta_fill import start_quantum
+from moesim.models.sharing.quanta_groups import expel
 from moesim.models.sharing.quanta_state import (
     ASKED,
     BEGAN,
@@ -19,6 +20,7 @@ from moesim.models.sharing.quanta_state import (
     FOLLOWING,
     GONE,
     HEAD,
+    HEAD_LENGTH,
     JOINED,
     LASTS,
     LEFT,
@@ -78,7 +80,7 @@ def dissolve(s: State, p: int) -> None:
         following = s.place[k, FOLLOWING]
         s.place[k, PART] = -1
         s.link[k, LOAD] = s.link[k, GONE] = 0.0
-        s.list[k, LENGTH] = 0
+        s.list[k, LENGTH] = s.place[k, HEAD_LENGTH] = 0
         k = following
     forget(s, p)
 
@@ -105,6 +107,8 @@ def start_over(s: State, ids: Ints, now: float, binding: Bools) -> None:
     for k in range(len(binding)):
         if s.place[k, PART] < 0 and s.place[k, FLOWS] > 0:
             s.link[k, BUSY] += now - s.link[k, UNTIL]
+    for f in ids:
+        expel(s, f)
     while s.active[0] > 0:
         dissolve(s, s.active[1])
     s.place[:, FLOWS] = 0
@@ -201,7 +205,7 @@ def _break_up(s: State, p: int, flows: NDArray[np.int32], union: Ints) -> None:
     for i in range(count):
         k = chain[i]
         if s.place[k, FLOWS] == 0:
-            s.list[k, LENGTH] = 0
+            s.list[k, LENGTH] = s.place[k, HEAD_LENGTH] = 0
             s.link[k, LOAD] = 0.0
         elif _root(union, k) != k:
             attach(s, k, _root(union, k))

@@ -19,8 +19,9 @@ USED, RISING, RISERS, CAPACITY = range(4)
 # Columns of State.link: totals; bytes to carry and weight of its flows; bytes of flows that ended in this quantum; rate and weight of flows
 # that this link limits, and their level (B/s for weight 1); service given to each weight, until when; what they have; a sum for many uses.
 THROUGH, BUSY, LOAD, WEIGHT, GONE, OWN, OWN_WEIGHT, LEVEL, SERVICE, UNTIL, FREE, SUM = range(12)
-# Columns of State.place: flows on a link, its part (-1: none), the next link of the same part.
-FLOWS, PART, FOLLOWING = range(3)
+# Columns of State.place: flows on a link, its part (-1: none), the next link of the same part; flows of its group, how many flows at the
+# head of its list are or were of its group, and how many other links the group crosses.
+FLOWS, PART, FOLLOWING, MEMBERS, HEAD_LENGTH, NEAR = range(6)
 # Columns of State.span: when the quantum of a part began, how long it lasts, when something happens next, when flows joined last,
 # when they joined first.
 BEGAN, LASTS, THEN, JOINED, BORN = range(5)
@@ -43,7 +44,7 @@ class State(NamedTuple):
     cap: Floats  # [F], or empty: none
     tide: Floats  # [K + 1, 4]
     link: Floats  # [K + 1, 12]
-    place: Ints  # [K + 1, 3]
+    place: Ints  # [K + 1, 6]
     span: Floats  # [K + 1, 5]
     part: Ints  # [K + 1, 7]
     list: Ints  # [2 K + 2, 3], the flows on each link, then the flows of each part
@@ -52,6 +53,9 @@ class State(NamedTuple):
     key: Floats  # [K + 1], heap of levels
     heap: Ints  # [K + 1], links of the heap
     carried: Floats  # [pairs]
+    crossing: NDArray[Any]  # int16 or int32[K + 1, K + 1], or empty: 1 more than the place of a link among those that a group crosses, or 0
+    near: NDArray[Any]  # int16 or int32[K + 1, K + 1], or empty: the links that a group crosses
+    shared: NDArray[np.int32]  # [K + 1, K + 1], or empty: how many flows of the group cross each of these
 
 
 @njit(cache=True, error_model="numpy")

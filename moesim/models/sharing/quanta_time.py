@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.sharing.quanta_carry import close
 from moesim.models.sharing.quanta_fill import SAME, start_quantum
+from moesim.models.sharing.quanta_groups import expel
 from moesim.models.sharing.quanta_parts import dissolve, fall_apart
 from moesim.models.sharing.quanta_state import (
     ASKED,
@@ -92,6 +93,7 @@ def leave(s: State, ids: Ints, pending: Ints, woken: Ints, left: Floats) -> int:
         carried = s.amount[ASKED, f] - left[i]
         s.carried[s.number[PAIR, f]] += carried
         _take_off(s.route, s.link, s.place, f, s.weight[f] if s.weight.size else 1.0, 0.0, carried, 0.0, s.span[p, BEGAN])
+        expel(s, f)
         count = _count_down(s.number, f, pending, woken, count)
         for h in range(s.route.shape[1] - 2):
             if s.route[f, h] < 0:

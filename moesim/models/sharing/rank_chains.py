@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -68,12 +67,14 @@ class Ranks(NamedTuple):
     """All that is known of ranks; T tasks, K legs, W ranks of a group, G of all groups.
 
     ``tasks`` int[T, 3], ``launch`` float[T] (s before an exchange offers its first byte), ``seconds`` float[T, G] of kernels, ``size``
-    float[K, G, G] bytes, ``barrier`` int[K]. ``slot`` is int[2, 2, G], ``group_whole`` int[2, 2, G / W]. ``cause`` and
-    ``cause_s`` [G, W + 1] list for whom a rank has waited in its leg, ``span_cause`` and ``span_s`` in its exchange. Written for the
-    record: ``leg_real`` float[3, K, G] (arrival, end, waiting), ``leg_moving`` float[K, G / W] (s in which any byte was on its way),
-    ``leg_began`` int[K, G / W] (the place of the leg among all that began), ``leg_left`` int[K] (ranks that have left it), ``task_real``
-    float[3, T, G] (start, end, waiting), ``task_whole`` int[2, T, G] (whom it waited for longest, and the place of the task among all
-    that ended). ``pending`` int[G] counts flows on their way; ``batch_pair`` and ``batch_leg`` hold those of this instant.
+    float[K, G, W] bytes from each rank to those of its group, ``barrier`` int[K]. ``slot`` is int[2, 2, G], ``group_whole`` int[2, 2, G /
+    W]. ``cause`` and ``cause_s`` [G, W + 1] list for whom a rank has waited in its leg, ``span_cause`` and ``span_s`` in its exchange.
+    Written for the record: ``leg_real`` float[3, K, G] (arrival, end, waiting), ``leg_moving`` float[K, G / W] (s in which any byte was on
+    its way), ``leg_began`` int[K, G / W] (the place of the leg among all that began), ``leg_left`` int[K] (ranks that have left it),
+    ``task_real`` float[3, T, G] (start, end, waiting), ``task_whole`` int[2, T, G] (whom it waited for longest, and the place of the task
+    among all that ended). ``pending`` int[G] counts flows on their way; ``batch_pair`` and ``batch_leg`` hold those of this instant.
+    ``next_up`` int[2 P], with P a power of 2 and at least G, is a tree of the ranks by what they do next: rank r stands at P + r, -1 if it
+    does nothing, and at n the earlier of those at 2 n and 2 n + 1.
     """
 
     tasks: Ints
@@ -99,31 +100,45 @@ class Ranks(NamedTuple):
     pending: Ints
     batch_pair: Ints
     batch_leg: Ints
+    next_up: Ints
     whole: Ints
     real: Floats
 
 
 @njit(cache=True, error_model="numpy")
+def _enter(s: Ranks, rank: int, kind: int) -> None:
+    """Say what a rank does next, and find out whether it is the first to do something."""
+    s.rank_whole[KIND, rank] = kind
+    node = len(s.next_up) // 2 + rank
+    s.next_up[node] = rank if kind != NOTHING else -1
+    node //= 2
+    while node > 0:
+        one, other = s.next_up[2 * node], s.next_up[2 * node + 1]
+        if one < 0 or (
+            other >= 0
+            and (
+                s.rank_real[WHEN, other] < s.rank_real[WHEN, one]
+                or (s.rank_real[WHEN, other] == s.rank_real[WHEN, one] and s.rank_whole[SEQUENCE, other] < s.rank_whole[SEQUENCE, one])
+            )
+        ):
+            one = other
+        s.next_up[node] = one
+        node //= 2
+
+
+@njit(cache=True, error_model="numpy")
 def _schedule(s: Ranks, rank: int, kind: int, when: float) -> None:
     """Put down what a rank does next; of things at the same time, what was put down first happens first."""
-    s.rank_whole[KIND, rank] = kind
     s.rank_whole[SEQUENCE, rank] = s.whole[PLACE]
     s.rank_real[WHEN, rank] = when
     s.whole[PLACE] += 1
+    _enter(s, rank, kind)
 
 
 @njit(cache=True, error_model="numpy")
 def _earliest(s: Ranks) -> int:
     """Return the rank that does something next, -1 if none does."""
-    first = -1
-    for rank in range(s.rank_whole.shape[1]):
-        if s.rank_whole[KIND, rank] != NOTHING and (
-            first < 0
-            or s.rank_real[WHEN, rank] < s.rank_real[WHEN, first]
-            or (s.rank_real[WHEN, rank] == s.rank_real[WHEN, first] and s.rank_whole[SEQUENCE, rank] < s.rank_whole[SEQUENCE, first])
-        ):
-            first = rank
-    return first
+    return int(s.next_up[1])
 
 
 @njit(cache=True, error_model="numpy")
@@ -207,15 +222,15 @@ def _arrive(s: Ranks, rank: int, leg: int, now: float) -> None:
     all_here = s.group_whole[odd, MISSING, group] == 0
     if s.barrier[leg] == 0:
         for peer in range(first, first + ranks):
-            if peer != rank and s.slot[odd, ARRIVED, peer] != 0 and s.size[leg, rank, peer] > 0:
+            if peer != rank and s.slot[odd, ARRIVED, peer] != 0 and s.size[leg, rank, peer - first] > 0:
                 _moves(s, leg, rank, peer, rank, now)
         for peer in range(first, first + ranks):
-            if peer != rank and s.slot[odd, ARRIVED, peer] != 0 and s.size[leg, peer, rank] > 0:
+            if peer != rank and s.slot[odd, ARRIVED, peer] != 0 and s.size[leg, peer, rank - first] > 0:
                 _moves(s, leg, peer, rank, rank, now)
     elif all_here:
         for source in range(first, first + ranks):
             for destination in range(first, first + ranks):
-                if source != destination and s.size[leg, source, destination] > 0:
+                if source != destination and s.size[leg, source, destination - first] > 0:
                     _moves(s, leg, source, destination, rank, now)
     if all_here:
         for place in range(first, first + ranks):
@@ -251,7 +266,7 @@ def _go_on(s: Ranks, rank: int, now: float) -> None:
     """Let a rank begin the task that it has come to."""
     task = s.rank_whole[POSITION, rank]
     if task == len(s.tasks):
-        s.rank_whole[KIND, rank] = NOTHING
+        _enter(s, rank, NOTHING)
         return
     if s.tasks[task, COLLECTIVE] != 0:
         reached = s.rank_real[REACHED, rank]
@@ -260,7 +275,7 @@ def _go_on(s: Ranks, rank: int, now: float) -> None:
         if s.launch[task] > 0 and reached < 0:
             _schedule(s, rank, LAUNCHED, now + s.launch[task])
         else:
-            s.rank_whole[KIND, rank] = NOTHING
+            _enter(s, rank, NOTHING)
             _arrive(s, rank, s.tasks[task, LAST_OF], now)
         return
     last = s.tasks[task, LAST_OF]
@@ -277,7 +292,7 @@ def _go_on(s: Ranks, rank: int, now: float) -> None:
 def _happen(s: Ranks, rank: int, now: float) -> None:
     """Let happen what a rank does next."""
     kind = s.rank_whole[KIND, rank]
-    s.rank_whole[KIND, rank] = NOTHING
+    _enter(s, rank, NOTHING)
     task = s.rank_whole[POSITION, rank]
     if kind == LAUNCHED:
         _arrive(s, rank, s.tasks[task, LAST_OF], now)
@@ -357,7 +372,7 @@ def _play_with(core: str) -> Callable[..., int]:
         tasks: Ints, launch: Floats, seconds: Floats, size: Floats, barrier: Ints, rank_whole: Ints, rank_real: Floats, slot: Ints,
         group_whole: Ints, moving_since: Floats, cause: Ints, cause_s: Floats, span_cause: Ints, span_s: Floats, leg_real: Floats,
         leg_moving: Floats, leg_began: Ints, leg_left: Ints, task_real: Floats, task_whole: Ints, pending: Ints, batch_pair: Ints,
-        batch_leg: Ints, whole: Ints, real: Floats
+        batch_leg: Ints, next_up: Ints, whole: Ints, real: Floats
     ) -> int:
         """Let things happen until all ranks have left a leg; return what has become of it.
 
@@ -379,7 +394,8 @@ def _play_with(core: str) -> Callable[..., int]:
         """
         s = Ranks(
             tasks, launch, seconds, size, barrier, rank_whole, rank_real, slot, group_whole, moving_since, cause, cause_s, span_cause,
-            span_s, leg_real, leg_moving, leg_began, leg_left, task_real, task_whole, pending, batch_pair, batch_leg, whole, real
+            span_s, leg_real, leg_moving, leg_began, leg_left, task_real, task_whole, pending, batch_pair, batch_leg, next_up,
+            whole, real
         )
         ranks, links = rank_whole.shape[1], crossing.shape[0]
         if whole[PHASE] == FRESH and len(core) > 0:
@@ -416,7 +432,7 @@ def _play_with(core: str) -> Callable[..., int]:
                         pair, leg = batch_pair[flow], batch_leg[flow]
                         path[flow] = port_routes[pair] if by_port[leg] != 0 else routes[pair]
                         watch[flow, 0], watch[flow, 1] = pair // ranks, pair % ranks
-                        bytes_[flow] = size[leg, pair // ranks, pair % ranks]
+                        bytes_[flow] = size[leg, pair // ranks, pair % ranks % size.shape[2]]
                         delay[flow] = latency[pair]
                     local = now - real[BEGAN]
                     fits = admit(
@@ -475,10 +491,3 @@ def _play_with(core: str) -> Callable[..., int]:
 
 
 play = _play_with(_compiled_core())
-
-
-def is_cached() -> bool:
-    """Return whether the compiled code of :func:`play` lies on disk."""
-    # numba offers no public way to ask where it keeps compiled code.
-    folder = Path(str(getattr(play, "_cache").cache_path))  # noqa: B009
-    return any(folder.glob("rank_chains.*play-*.nbi"))

@@ -83,6 +83,28 @@ def balanced_ids(rng: np.random.Generator, *, gpus: int, tokens: int, experts: i
     return np.ascontiguousarray(np.concatenate(parts, axis=1).reshape(gpus * tokens, top_k))
 
 
+def balanced_tokens(rng: np.random.Generator, token_start: Ints, *, experts: int, top_k: int) -> NDArray[Any]:
+    """Return int32[T, k] as :func:`balanced_ids` does, for GPUs that may have unequally many tokens.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    token_start : int[G + 1]
+        The bounds of each GPU's tokens.
+    experts, top_k : int
+        E and k.
+
+    Notes
+    -----
+    Where GPUs have unequally many tokens, those of a step are made as if they were one GPU's, and cut where a GPU ends. Loads still differ
+    by at most one route over the step; over the tokens of one GPU they are only nearly even.
+    """
+    each = np.diff(token_start)
+    if each.size and (each == each[0]).all():
+        return balanced_ids(rng, gpus=each.size, tokens=int(each[0]), experts=experts, top_k=top_k)
+    return balanced_ids(rng, gpus=1, tokens=int(token_start[-1]), experts=experts, top_k=top_k)
+
+
 @register("source", "balanced")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balanced:
@@ -96,13 +118,13 @@ class Balanced:
     def begin(self, setting: Setting) -> Draw:
         """Return the draws of one run."""
         model = setting.model
-        tokens = setting.workload.tokens_per_gpu
-        token_start = np.arange(setting.gpus + 1, dtype=np.int64) * tokens
 
         def draw(step: int) -> Routing:
+            token_start = setting.token_start(step)
+
             def layer(index: int) -> LayerRouting:
                 rng = setting.rng("source", "balanced", step, index)
-                ids = balanced_ids(rng, gpus=setting.gpus, tokens=tokens, experts=model.experts, top_k=model.top_k)
+                ids = balanced_tokens(rng, token_start, experts=model.experts, top_k=model.top_k)
                 weights = np.full(ids.shape, 1.0 / model.top_k, dtype=np.float32)
                 return LayerRouting.of_tokens(ids, token_start, model.experts, weights=weights)
 

@@ -92,6 +92,9 @@ def deal_counts(trace: Trace, setting: Setting, *, assume_even: bool, conversati
         routes = here if trace.by_source else np.stack([split_evenly(layer[0], gpus) for layer in here])
         if routes.shape[-1] < experts:  # the file does not state E, and its last experts were never chosen
             routes = np.pad(routes, ((0, 0), (0, 0), (0, experts - routes.shape[-1])))
+        domains = None if trace.domain_counts is None else trace.domain_counts[step % recorded]
+        if domains is not None and domains.min() < 0:  # not noted in this step
+            domains = None
         tokens = fewest_tokens(routes, setting.model.top_k).max(axis=0)
         said = list(notes) + ([again] if step >= recorded else [])
         if np.any(np.abs(tokens - per_gpu) > 1):
@@ -102,7 +105,9 @@ def deal_counts(trace: Trace, setting: Setting, *, assume_even: bool, conversati
         token_start = np.concatenate([[0], np.cumsum(tokens)])
 
         def layer(index: int) -> LayerRouting:
-            return LayerRouting(experts=experts, token_start=token_start, counts=routes[index])
+            return LayerRouting(
+                experts=experts, token_start=token_start, counts=routes[index], domain_counts=None if domains is None else domains[index]
+            )
 
         basis = "measured" if trace.by_source else "assumed"
         repeats = step % recorded if step >= recorded else None

@@ -17,35 +17,68 @@ from moesim.facts.scenario import Setting
 from moesim.facts.trace import Trace, blocks
 from moesim.models.source.on_demand import LayersOnDemand
 
+MOST_ELEMENTS = 2**23
+"""Of an array of a trace that is copied layer by layer."""
 UNDERSTATED = "tokens of one step come back in another, so intervals understate the spread between steps"
 """What a note says of steps that share some of their tokens: they are not independent samples, nor the same one."""
 
 
+class _Columns:
+    """The layers of a trace's arrays, each in a row of its own: a step then takes whole rows of them, and not a few bytes here and there.
+
+    A trace is small beside the steps that are dealt from it again and again; one that is large is left as it is.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], NDArray[Any]] = {}
+
+    def rows(self, array: NDArray[Any], layer: int, tokens: Ints | slice, dtype: Any) -> NDArray[Any]:
+        """Return [tokens, ...] of one layer, of a type and in C order; an array and a layer are asked for in one type only."""
+        if isinstance(tokens, slice) or array.size > MOST_ELEMENTS:
+            return np.ascontiguousarray(array[tokens, layer], dtype=dtype)
+        key = (id(array), layer)  # the trace lives as long as its deal
+        if key not in self._known:
+            self._known[key] = np.ascontiguousarray(array[:, layer], dtype=dtype)
+        return np.take(self._known[key], tokens, axis=0)
+
+
 def _dealt(
-    trace: Trace, tokens: Ints | slice, token_start: Ints, experts: int, notes: tuple[str, ...], repeats: int | None = None
+    trace: Trace,
+    tokens: Ints | slice,
+    token_start: Ints,
+    experts: int,
+    notes: tuple[str, ...],
+    repeats: int | None = None,
+    *,
+    columns: _Columns,
 ) -> Routing:
     """Return the step whose tokens are these tokens of the trace, in the order of their GPUs."""
 
     def part(array: NDArray[Any] | None, layer: int, dtype: Any) -> NDArray[Any] | None:
-        return None if array is None else np.ascontiguousarray(array[tokens, layer], dtype=dtype)
+        return None if array is None else columns.rows(array, layer, tokens, dtype)
 
     def layer(index: int) -> LayerRouting:
         ids = part(trace.ids, index, np.int32)
         if ids is None:
             raise FidelityError(f"the trace {trace.name} has no tokens to deal")
         weights = part(trace.weights, index, np.float32)
-        return LayerRouting.of_tokens(ids, token_start, experts, weights=weights, scores=part(trace.scores, index, np.float32))
+        scores = part(trace.scores, index, np.float32)
+        domains = None if trace.domain is None else trace.domain[tokens]
+        words = None if trace.words is None else trace.words[tokens]
+        return LayerRouting.of_tokens(ids, token_start, experts, weights=weights, scores=scores, vocabulary_ids=words, domains=domains)
 
     return Routing(layers=LayersOnDemand(layer, trace.layers), basis="measured", notes=notes, repeats=repeats)
 
 
 def deal_in_order(trace: Trace, setting: Setting) -> Draw:
-    """Give every GPU the next ``tokens_per_gpu`` tokens, step after step, around and around.
+    """Give every GPU the next tokens of the trace, ``tokens_per_gpu`` or what its rank has, step after step, around and around.
 
-    A step repeats an earlier one if it begins at the same token. Of N tokens and n a step, that is so every N / gcd(N, n) steps.
+    A step repeats an earlier one if it begins at the same token. Of N tokens and n a step, that is so every N / gcd(N, n) steps. Where
+    ranks have other tokens in every step (``workload.ranks``), none repeats another as a whole.
     """
-    token_start = np.arange(setting.gpus + 1, dtype=np.int64) * setting.workload.tokens_per_gpu
-    need, have = int(token_start[-1]), trace.tokens
+    need, have = int(setting.token_start(0)[-1]), trace.tokens
+    ranks = setting.workload.ranks
+    steady = ranks is None or ranks.steady
     period = have // math.gcd(have, need)
     if need > have:
         note = f"the trace {trace.name} has {have} tokens and a step takes {need}: every step reads it {need / have:.3g} times"
@@ -55,13 +88,18 @@ def deal_in_order(trace: Trace, setting: Setting) -> Draw:
         note = f"the trace {trace.name} has {have} tokens, {enough}: after that it is read again from its start"
     if have % need and need % have:
         note = f"{note}; {UNDERSTATED}"
+    begins, columns = [0], _Columns()
 
     def draw(step: int) -> Routing:
-        first = step * need
-        wraps = first + need > have
-        tokens = (first + np.arange(need)) % have if wraps else slice(first, first + need)
-        repeats = step % period if step >= period else None
-        return _dealt(trace, tokens, token_start, setting.model.experts, (note,) if wraps else (), repeats)
+        while not steady and len(begins) <= step:  # every step before it took as many tokens as its ranks had
+            begins.append(begins[-1] + int(setting.token_start(len(begins) - 1)[-1]))
+        first = step * need if steady else begins[step]
+        token_start = setting.token_start(step)
+        count = int(token_start[-1])
+        wraps = first + count > have
+        tokens = (first + np.arange(count)) % have if wraps else slice(first, first + count)
+        repeats = step % period if step >= period and steady else None
+        return _dealt(trace, tokens, token_start, setting.model.experts, (note,) if wraps else (), repeats, columns=columns)
 
     return draw
 
@@ -84,10 +122,10 @@ def deal_conversations(trace: Trace, setting: Setting) -> Draw:
     length = trace.sample_length[trace.sample_length > 0].astype(np.int64)
     notes = (f"the trace {trace.name} has one conversation only: every GPU has it in every step",) if length.size == 1 else ()
     start = np.cumsum(length) - length
-    per_gpu = setting.workload.tokens_per_gpu
-    token_start = np.arange(setting.gpus + 1, dtype=np.int64) * per_gpu
+    steady = setting.workload.ranks is None or setting.workload.ranks.steady
+    columns = _Columns()
 
-    def fill(rng: np.random.Generator) -> Ints:
+    def fill(rng: np.random.Generator, per_gpu: int) -> Ints:
         chosen = np.empty(0, dtype=np.int64)
         while length[chosen].sum() < per_gpu:
             more = -(-(per_gpu - int(length[chosen].sum())) // int(length.mean())) + 1
@@ -98,8 +136,13 @@ def deal_conversations(trace: Trace, setting: Setting) -> Draw:
         return np.asarray(start[chosen][which] + np.arange(per_gpu) - (ends - length[chosen])[which])
 
     def draw(step: int) -> Routing:
-        tokens = np.concatenate([fill(setting.rng("source", "recorded", "conversations", step, gpu)) for gpu in range(setting.gpus)])
-        return _dealt(trace, tokens, token_start, setting.model.experts, notes, 0 if length.size == 1 and step else None)
+        token_start = setting.token_start(step)
+        each = np.diff(token_start).tolist()
+        tokens = np.concatenate(
+            [fill(setting.rng("source", "recorded", "conversations", step, gpu), many) for gpu, many in enumerate(each)]
+        )
+        repeats = 0 if length.size == 1 and step and steady else None
+        return _dealt(trace, tokens, token_start, setting.model.experts, notes, repeats, columns=columns)
 
     return draw
 
@@ -116,6 +159,7 @@ def deal_recorded(trace: Trace, setting: Setting) -> Draw:
     count = len(token_starts)
     fewer = trace.fits_ranks(setting.gpus)
     notes = (fewer,) if fewer else ()
+    columns = _Columns()
     again = f"the trace {trace.name} holds {count} step{'s' if count > 1 else ''}: after that it is read again from its start"
 
     def draw(step: int) -> Routing:
@@ -128,6 +172,7 @@ def deal_recorded(trace: Trace, setting: Setting) -> Draw:
             setting.model.experts,
             (*notes, again) if step >= count else notes,
             which if step >= count else None,
+            columns=columns,
         )
 
     return draw

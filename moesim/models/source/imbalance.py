@@ -15,7 +15,7 @@ from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Draw
 from moesim.facts.routing import LayerRouting, Routing
 from moesim.facts.scenario import Setting
-from moesim.models.source.balanced import balanced_ids
+from moesim.models.source.balanced import balanced_tokens
 from moesim.models.source.on_demand import LayersOnDemand
 from moesim.models.source.plackett_luce import draw_popular_layer
 
@@ -93,12 +93,16 @@ class Imbalance:
         Raises
         ------
         UsageError
-            In W5, if the ranks that are left have fewer experts than a token chooses, or if there is one rank only.
+            In W5, if the ranks that are left have fewer experts than a token chooses, or if there is one rank only; in W4, if the workload
+            has unequal ranks of its own.
         """
         model, gpus, tokens = setting.model, setting.gpus, setting.workload.tokens_per_gpu
         ranks = setting.parallel.ep
-        each = ragged_tokens(gpus, tokens, self.heat) if self.workload == "W4_source_ragged" else np.full(gpus, tokens)
-        token_start = np.concatenate(([0], np.cumsum(each))).astype(np.int64)
+        ragged: Ints | None = None
+        if self.workload == "W4_source_ragged":
+            if setting.workload.ranks is not None:
+                raise UsageError("routing.workload W4_source_ragged gives GPUs unequal tokens itself: leave workload.ranks out")
+            ragged = np.concatenate(([0], np.cumsum(ragged_tokens(gpus, tokens, self.heat)))).astype(np.int64)
         alive = np.arange(model.experts)
         if self.workload == "W5_zero_expert_rank":
             alive = np.setdiff1d(alive, experts_of_rank(model.experts, ranks, ranks - 1))
@@ -109,11 +113,13 @@ class Imbalance:
                 )
 
         def draw(step: int) -> Routing:
+            token_start = setting.token_start(step) if ragged is None else ragged
+
             def layer(index: int) -> LayerRouting:
                 rng = setting.rng("source", "imbalance", step, index)
                 hot = self._hot(setting, step, index)
                 if hot is None and self.workload in {"W0_balanced", "W7_burst"}:
-                    ids = balanced_ids(rng, gpus=gpus, tokens=tokens, experts=model.experts, top_k=model.top_k)
+                    ids = balanced_tokens(rng, token_start, experts=model.experts, top_k=model.top_k)
                     weights = np.full(ids.shape, 1.0 / model.top_k, dtype=np.float32)
                 else:
                     ids, weights = self._chosen(rng, hot, alive, tokens=int(token_start[-1]), top_k=model.top_k)

@@ -33,10 +33,10 @@ def begin_popular(kind: str, setting: Setting, log_popularity: Callable[[np.rand
         ``run``: popularity stays for the whole run; ``step``: every step has new popularities.
     """
     model = setting.model
-    tokens = setting.workload.tokens_per_gpu
-    token_start = np.arange(setting.gpus + 1, dtype=np.int64) * tokens
 
     def draw(step: int) -> Routing:
+        token_start = setting.token_start(step)
+
         def layer(index: int) -> LayerRouting:
             when: tuple[str | int, ...] = ("run",) if redraw == "run" else ("step", step)
             popularity = log_popularity(setting.rng("source", kind, "popularity", *when, index))

@@ -55,12 +55,15 @@ class Recorded:
         Raises
         ------
         TraceError
-            If the trace belongs to another model or cluster.
+            If the trace belongs to another model or cluster, or says itself what each rank has while the workload does too.
         FidelityError
             If the trace lacks what the deal needs.
         """
         trace = setting.read_trace(self.trace) if self.task is None else setting.read_trace(self.trace, task=self.task)
         check_fits(trace, setting.model)
+        if setting.workload.ranks is not None and (trace.ids is None or self.deal == "recorded"):
+            how = "deal: recorded" if trace.ids is not None else f"a trace of {trace.fidelity}"
+            raise TraceError(f"{how} says itself how many tokens each GPU has: leave workload.ranks out, or deal tokens in another way")
         if trace.ids is None:
             return deal_counts(trace, setting, assume_even=self.assume_sources == "even", conversations=self.deal == "conversations")
         deal = {"in_order": deal_in_order, "conversations": deal_conversations, "recorded": deal_recorded}[self.deal]

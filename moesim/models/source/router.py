@@ -1,4 +1,4 @@
-"""A router as random logits: offsets of experts that last, jitter of a step, noise of a token."""
+"""A router as random logits: offsets of experts that last or drift, jitter of a step, noise of a token."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.errors import FieldError
-from moesim.base.fields import Choice, Flag, NotNegative, Positive
+from moesim.base.fields import Choice, Flag, NotNegative, Number, Positive
 from moesim.base.registry import register
 from moesim.facts.contracts import Draw
 from moesim.facts.model import MoeModel
 from moesim.facts.routing import LayerRouting, Routing
 from moesim.facts.scenario import Setting
+from moesim.models.source.drifting import Drifting
 from moesim.models.source.on_demand import LayersOnDemand
 
 CHUNK = 1024
@@ -94,11 +95,11 @@ def softmax(values: NDArray[Any]) -> NDArray[Any]:
 class Router:
     """Draw every token's logits and let it take the k largest.
 
-    The logit of token t for expert e is ``offset_e + jitter_e + noise_te``: the offset belongs to the layer and lasts for the whole
-    run, the jitter is drawn anew for each step, the noise is standard normal. ``offsets`` is the law of the offsets and ``scale``
-    its scale: the diversity of a Laplace law (its standard deviation is 1.41 times that), the standard deviation of a normal law,
-    the factor of a Student-t law of ``degrees`` degrees of freedom. Gate weights are the softmax over the chosen logits; ``scores``
-    keeps all logits, for gates that need them.
+    The logit of token t for expert e is ``offset_e + jitter_e + noise_te``: the offset belongs to the layer and lasts for the whole run,
+    or drifts with a ``correlation``; the jitter is drawn anew for each step, the noise is standard normal. ``offsets`` is the law of the
+    offsets and ``scale`` its scale: the diversity of a Laplace law (its standard deviation is 1.41 times that), the standard deviation of
+    a normal law, the factor of a Student-t law of ``degrees`` degrees of freedom. Gate weights are the softmax over the chosen logits;
+    ``scores`` keeps all logits, for gates that need them.
 
     Parameters
     ----------
@@ -107,6 +108,9 @@ class Router:
         ``scale`` must be there.
     offsets, scale, degrees, jitter : optional
         The law, see above.
+    correlation : float or null
+        Of an offset with itself a step later. Offsets then drift (an Ornstein-Uhlenbeck process) and keep their law at every step; with 1,
+        or if left out, they last for the run. No published system is known well enough to fit it: an assumption.
     scores : bool
         Keep float32[T, E] logits in every layer.
 
@@ -122,6 +126,7 @@ class Router:
     scale: NotNegative | None = None
     degrees: Positive | None = None
     jitter: NotNegative | None = None
+    correlation: Annotated[float, Number(0.0, 1.0)] | None = None
     scores: Flag = False
 
     def __post_init__(self) -> None:
@@ -158,16 +163,25 @@ class Router:
         """Return the draws of one run."""
         model = setting.model
         law = self.law()
-        token_start = np.arange(setting.gpus + 1, dtype=np.int64) * setting.workload.tokens_per_gpu
         misfit = self.misfit(model)
+        drift = None
+        if self.correlation is not None:
+            drift = Drifting(setting, law.offsets, law.scale, law.degrees, self.correlation)
         basis = (
-            "assumed" if misfit or any(value is not None for value in (self.offsets, self.scale, self.degrees, self.jitter)) else "fitted"
+            "assumed"
+            if misfit or any(value is not None for value in (self.offsets, self.scale, self.degrees, self.jitter, drift))
+            else "fitted"
         )
         notes = (misfit,) if misfit else ()
 
         def draw(step: int) -> Routing:
+            token_start = setting.token_start(step)
+
             def layer(index: int) -> LayerRouting:
-                favour = law.draw_offsets(setting.rng("source", "router", "offsets", index), model.experts)
+                if drift is None:
+                    favour = law.draw_offsets(setting.rng("source", "router", "offsets", index), model.experts)
+                else:
+                    favour = drift.at(step, index).astype(np.float32)
                 wobble = setting.rng("source", "router", "jitter", step, index).standard_normal(model.experts)
                 favour = favour + np.asarray(law.jitter * wobble, dtype=np.float32)
                 rng = setting.rng("source", "router", step, index)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import UsageError
 from moesim.facts.routing import LayerRouting, Routing
-from moesim.facts.trace import Trace
+from moesim.facts.trace import ARRAYS, Trace
 
 
 def named(trace: Trace) -> Trace:
@@ -23,7 +23,7 @@ def named(trace: Trace) -> Trace:
     digest = hashlib.sha256(f"{trace.experts}|{trace.top_k}|{trace.by_source}|".encode())
     if trace.ranks is not None:
         digest.update(f"ranks|{trace.ranks}|".encode())
-    for name in ("ids", "weights", "scores", "sample_length", "step", "source", "counts", "layer_numbers"):
+    for name in ARRAYS:
         array = getattr(trace, name)
         if array is not None:
             plain = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -87,12 +87,18 @@ def trace_of(
     ids = weights = scores = counts = None
     step: NDArray[Any] | None = None
     source: NDArray[Any] | None = None
+    domain: NDArray[Any] | None = None
+    words: NDArray[Any] | None = None
     if any(layer.ids is None for layers in drawn for layer in layers):
         counts = np.stack([np.stack([layer.counts for layer in layers]) for layers in drawn])
     else:
         ids = small_ids(_stack(drawn, "ids"), experts)
         weights = _stack(drawn, "weights") if all(layer.weights is not None for layers in drawn for layer in layers) else None
         scores = _stack(drawn, "scores") if all(layer.scores is not None for layers in drawn for layer in layers) else None
+        if all(layers[0].domains is not None for layers in drawn):
+            domain = np.concatenate([np.asarray(layers[0].domains) for layers in drawn])
+        if all(layers[0].vocabulary_ids is not None for layers in drawn):
+            words = np.concatenate([np.asarray(layers[0].vocabulary_ids) for layers in drawn])
         tokens = [int(start[-1]) for start in starts]
         step = np.repeat(np.asarray(numbers, dtype=np.int32), tokens)
         source = np.concatenate([np.repeat(np.arange(len(start) - 1, dtype=np.int32), np.diff(start)) for start in starts])
@@ -111,6 +117,8 @@ def trace_of(
             ranks=len(starts[0]) - 1,
             counts=counts,
             by_source=counts is not None,
+            domain=domain,
+            words=words,
             layer_numbers=None if layer_numbers is None else np.asarray(list(layer_numbers), dtype=np.int64),
             origin=origin,
         )

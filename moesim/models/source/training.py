@@ -10,6 +10,7 @@ from moesim.base.errors import FieldError, PluginError
 from moesim.base.fields import Choice, Count, CountOrZero, Flag, NotNegative, Number, Positive, section
 from moesim.base.registry import PluginOf, plugin, register
 from moesim.facts.contracts import Draw
+from moesim.facts.routing import Fidelity
 from moesim.facts.scenario import Setting
 from moesim.models.router.coefficients import Coefficient
 from moesim.models.router.law import LAWS, Law
@@ -71,8 +72,14 @@ class Training:
         Over which tokens the balance loss is taken: those of a GPU (``micro_batch``), of a ``sequence``, or of all GPUs (``batch``).
     z : float or list
         Coefficient of the router z-loss, or its corners.
+    noise : float or list
+        Standard deviation of normal noise that is added to every logit before the gate chooses, or its corners; it goes with every gate.
     freeze_gate_at : int or None
-        The training step from which on the gate's biases stay as they are.
+        The training step from which on the gate's biases stay as they are; for a gate that has some.
+    serve_from : int or None
+        The training step from which on the router is served instead of trained: offsets and biases stay as they are, gates add no noise and
+        no jitter, and those that balance in training only choose as they do afterwards. New tokens come in every step. ``capacity`` no
+        longer counts; what is dropped then is up to ``policy.capacity``.
     stride : int
         Training steps for each simulated step: with 20, a hundred simulated steps show two thousand.
     first : int
@@ -110,7 +117,9 @@ class Training:
     auxiliary: Coefficient = ((0, 0.0),)
     scope: Annotated[str, Choice(SCOPES)] = "micro_batch"
     z: Coefficient = ((0, 0.0),)
+    noise: Coefficient = ((0, 0.0),)
     freeze_gate_at: Count | None = None
+    serve_from: CountOrZero | None = None
     stride: Count = 1
     first: CountOrZero = 0
     preset: Annotated[str, Choice(tuple(LAWS))] = "assumed"
@@ -156,13 +165,35 @@ class Training:
         Raises
         ------
         PluginError
-            If ``as_given`` is to choose, which has nothing to choose from.
+            If ``as_given`` is to choose, which has nothing to choose from, ranks have unequally many tokens, or a gate without biases
+            shall keep them.
         """
         if self.gate.kind == "as_given":
             raise PluginError(
                 "routing.gate of a training source must choose by scores, and as_given keeps choices that are there: use topk"
             )
+        if setting.workload.ranks is not None:
+            raise PluginError("a training source cuts equally many tokens of every GPU into sequences: leave workload.ranks out")
         return Run(self, self.law(), setting).draw
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """What policies get to know of the tokens."""
+        return Fidelity.SCORES if self.scores else Fidelity.WEIGHTS
+
+    def outside(self, steps: int) -> list[tuple[str, str]]:
+        """Return what never happens in a run of so many simulated steps, as fields and what is wrong with them."""
+        last = self.first + (steps - 1) * self.stride
+        span = f"training steps {self.first} to {last} (first {self.first}, {steps} steps of stride {self.stride})"
+        found = []
+        if self.shift is not None and not self.first < self.shift.at <= last:
+            wrong = f"the shift at training step {self.shift.at} is outside the run, which shows {span}"
+            found.append(("shift.at", f"{wrong}: it must be after the first and at most the last of them"))
+        for name in ("freeze_gate_at", "serve_from"):
+            at = getattr(self, name)
+            if at is not None and at > last:
+                found.append((name, f"training step {at} is outside the run, which shows {span}: take an earlier one, or leave it out"))
+        return found
 
     def law(self) -> Law:
         """Return the constants: the preset's, but for those that are given."""

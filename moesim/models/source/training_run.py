@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.base.errors import PluginError
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.contracts import Choose, Learn, Limit
 from moesim.facts.routing import LayerRouting, Routing
 from moesim.facts.scenario import Setting
+from moesim.models.capacity.dropless import keep_all
+from moesim.models.gate.memory import Memory
 from moesim.models.router.coefficients import at_step
 from moesim.models.router.dynamics import RouterState, Tokens, advance
 from moesim.models.router.law import Law
@@ -31,20 +35,26 @@ class Run:
         self._tokens: tuple[int, Tokens] | None = None
         model = setting.model
         fitted = law.fitted_at == (model.experts, model.top_k)
+        if source.freeze_gate_at is not None and memory_of(source.gate.begin(in_phase(setting, "training"))) is None:
+            raise PluginError(
+                f"routing.freeze_gate_at {source.freeze_gate_at}: the gate {source.gate.kind!r} has no biases that could stay as they are; "
+                "leave freeze_gate_at out, or take a gate that has, such as loss_free or quantile"
+            )
         self._basis = "fitted" if fitted else "assumed"
         self._notes = () if fitted or law.fitted_at is None else (_stretched(source.preset, law.fitted_at, setting),)
 
     def draw(self, step: int) -> Routing:
         """Return the routing of one simulated step."""
         trained = self._source.first + step * self._source.stride
+        served = trained if self._source.serve_from is None else self._source.serve_from
 
         def layer(index: int) -> LayerRouting:
             known = self._layers.get(index)
-            if known is None or known.reached > trained:
+            if known is None or known.reached > min(trained, served):
                 known = self._layers[index] = _Layer(self._source, self._law, self._setting, index, self._token_start)
-            while known.reached < trained:
+            while known.reached < min(trained, served):
                 known.learn(self.tokens(known.reached))
-            routing = known.choose(self.tokens(trained))
+            routing = known.choose(self.tokens(trained), trained)
             return routing if self._source.scores else _without_scores(routing)
 
         layers = LayersOnDemand(layer, len(self._setting.model.moe_layers))
@@ -78,7 +88,12 @@ class _Layer:
         if law.has_kinds:
             rows = source.domains * law.kinds
             self.state.kinds = setting.rng("source", "training", "taste", index).standard_normal((rows, experts), dtype=np.float32)
-        self._gate: Choose = source.gate.begin(setting)
+        self._gate: Choose = source.gate.begin(in_phase(setting, "training"))
+        memory = memory_of(self._gate)
+        if memory is not None:
+            memory.until = min((at for at in (source.freeze_gate_at, source.serve_from) if at is not None), default=None)
+        stays = memory is not None or isinstance(self._gate, Learn)
+        self._serving = self._gate if stays else in_service(source.gate).begin(in_phase(setting, "prefill"))
         self._plain = source.gate.kind == "topk"
         self._limit: Limit = source.capacity.begin(setting)
         sequence = _sequences(source, setting)
@@ -88,26 +103,35 @@ class _Layer:
         self._chosen: tuple[int, LayerRouting] | None = None
         self.reached = 0
 
-    def choose(self, tokens: Tokens) -> LayerRouting:
-        """Return the routing of the step that the layer has reached."""
-        step, law = self.reached, self._law
+    def choose(self, tokens: Tokens, step: int) -> LayerRouting:
+        """Return the routing of a step: the one that the layer has reached, or one of service after it."""
+        law, source = self._law, self._source
+        in_training = source.serve_from is None or step < source.serve_from
         if self._chosen is None or self._chosen[0] != step:
             experts = self._setting.model.experts
             rng = self._setting.rng("source", "training", "tokens", step, self._index)
             noise = rng.standard_normal((len(tokens.domain), experts), dtype=np.float32)
             topics = rng.standard_normal((self._sequences, experts), dtype=np.float32) if law.sequence_share else None
-            scores = self.state.logits(tokens, noise, topics, spread=law.spread(step), law=law)
+            scores = self.state.logits(tokens, noise, topics, spread=law.spread(self.reached), law=law)
             none = np.zeros((len(self._token_start) - 1, experts), dtype=np.int64)
-            scored = LayerRouting(experts=experts, token_start=self._token_start, counts=none, scores=scores)
-            frozen_at = self._source.freeze_gate_at
-            gate_step = step if frozen_at is None else min(step, frozen_at)
-            self._chosen = (step, self._gate(scored, step=gate_step, moe_layer=self._index))
+            scored = LayerRouting(experts=experts, token_start=self._token_start, counts=none, scores=scores, domains=tokens.domain)
+            gate = self._gate if in_training else self._serving
+            wobble = at_step(source.noise, step) if in_training else 0.0
+            if wobble:
+                drawn = self._setting.rng("source", "training", "noise", step, self._index).standard_normal(scores.shape, dtype=np.float32)
+                noisy = replace(scored, scores=scores + np.float32(wobble) * drawn)
+                answer = replace(gate(noisy, step=step, moe_layer=self._index), scores=scored.scores)  # losses know no noise
+            else:
+                answer = gate(scored, step=step, moe_layer=self._index)
+            if not in_training and isinstance(gate, Learn):
+                gate.learn(keep_all(answer, step=step, moe_layer=self._index), step=step, moe_layer=self._index)
+            self._chosen = (step, answer)
         return self._chosen[1]
 
     def learn(self, tokens: Tokens) -> None:
         """Go on to the next step."""
         source, step, index = self._source, self.reached, self._index
-        chosen = self.choose(tokens)
+        chosen = self.choose(tokens, step)
         kept = self._limit(chosen, step=step, moe_layer=index)
         if isinstance(self._gate, Learn):
             self._gate.learn(kept, step=step, moe_layer=index)
@@ -126,8 +150,8 @@ class _Layer:
             scoring=getattr(source.gate, "scoring", "softmax"),
             walk=self._setting.rng("source", "training", "walk", step, index).standard_normal((1 + source.domains, model.experts)),
             pace=self._law.faded(step) * self._law.haste(index, len(model.moe_layers)),
-            faded=self._law.faded(step),
-            plain=self._plain,
+            pull=self._law.faded(step) ** 2 * self._law.haste(index, len(model.moe_layers)),
+            plain=self._plain and not at_step(source.noise, step),
         )
         self.reached += 1
 
@@ -154,7 +178,23 @@ def _domains(source: Training, setting: Setting, step: int) -> Ints:
 
 
 def _without_scores(layer: LayerRouting) -> LayerRouting:
-    return LayerRouting(experts=layer.experts, token_start=layer.token_start, counts=layer.counts, ids=layer.ids, weights=layer.weights)
+    return replace(layer, scores=None)
+
+
+def memory_of(gate: Choose) -> Memory | None:
+    """Return the biases of a gate, if it has any that its choices have made."""
+    found = getattr(gate, "memory", None)
+    return found if isinstance(found, Memory) else None
+
+
+def in_phase(setting: Setting, phase: str) -> Setting:
+    """Return the setting of another phase: what a router does in training does not depend on what the run is about."""
+    return replace(setting, workload=replace(setting.workload, phase=phase))
+
+
+def in_service(gate: Any) -> Any:
+    """Return a gate without its noise: routers add some in training only."""
+    return replace(gate, **{name: 0.0 for name in ("amount", "epsilon") if hasattr(gate, name)})
 
 
 def _stretched(preset: str, fitted_at: tuple[int, int], setting: Setting) -> str:

@@ -27,10 +27,10 @@ class Uniform:
     def begin(self, setting: Setting) -> Draw:
         """Return the draws of one run."""
         model = setting.model
-        tokens = setting.workload.tokens_per_gpu
-        token_start = np.arange(setting.gpus + 1, dtype=np.int64) * tokens
 
         def draw(step: int) -> Routing:
+            token_start = setting.token_start(step)
+
             def layer(index: int) -> LayerRouting:
                 rng = setting.rng("source", "uniform", step, index)
                 ids = draw_uniform(rng, tokens=int(token_start[-1]), experts=model.experts, top_k=model.top_k)

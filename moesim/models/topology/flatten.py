@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.base.errors import PluginError
 from moesim.facts.arrays import Bools, Floats, Ints
@@ -222,9 +223,7 @@ def _routes(fabric: _Fabric, distances: _Distances, ecmp_seed: int | None) -> tu
     digits = _digits(fabric, distances)
     # Less than one hop, so that it only decides between networks of equal distance; inside a network there is nothing to decide.
     wider = np.concatenate((np.zeros(gpus), distances.joins / (gpus + 1)))[fabric.head[by_tail]] * (sorted_tail < gpus)
-    pairs: list[Ints] = []
-    taken: list[Ints] = []
-    depth: list[Ints] = []
+    tables: list[NDArray[np.int32]] = []
     for destination in range(gpus) if gpus > 1 else ():
         reach = fabric.weight[by_tail] + _hops_to(fabric, distances, destination)[fabric.head[by_tail]] + wider
         best = np.minimum.reduceat(reach, first)
@@ -236,24 +235,31 @@ def _routes(fabric: _Fabric, distances: _Distances, ecmp_seed: int | None) -> tu
         lost = source[forks[group[source]] == 0]
         if lost.size:
             _refuse(int(lost[0]), destination)
-        at, hop = source, 0
+        at, steps = source, []
         digit = np.full(len(source), digits[destination]) if ecmp_seed is None else flow_hash(source, destination, ecmp_seed)
         while source.size:
             fork = group[at]
             link = choices[choices_start[fork] + digit % forks[fork]]
-            pairs.append(source * gpus + destination)
-            taken.append(link)
-            depth.append(np.full(len(source), hop))
-            digit, at, hop = digit // forks[fork], fabric.head[link], hop + 1
+            steps.append((source, link))
+            digit, at = digit // forks[fork], fabric.head[link]
             going: Bools = at != destination
             source, at, digit = source[going], at[going], digit[going]
-    if not pairs:
-        return np.zeros(gpus * gpus + 1, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    pair, link, place = np.concatenate(pairs), np.concatenate(taken), np.concatenate(depth)
-    start = np.concatenate(([0], np.cumsum(np.bincount(pair, minlength=gpus * gpus))))
-    route_link = np.empty(len(link), dtype=np.int64)
-    route_link[start[pair] + place] = link
-    return start, route_link
+        table = np.full((gpus, len(steps)), -1, dtype=np.int32)
+        for hop, (sources, links) in enumerate(steps):
+            table[sources, hop] = links
+        tables.append(table)
+    return _by_source(tables, gpus)
+
+
+def _by_source(tables: list[NDArray[np.int32]], gpus: int) -> tuple[Ints, Ints]:
+    """Return ``route_start`` and ``route_link`` from int32[G, longest route] for each destination; -1 where no link is left."""
+    routes = np.full((gpus, gpus, max((table.shape[1] for table in tables), default=0)), -1, dtype=np.int32)
+    for destination, table in enumerate(tables):
+        routes[:, destination, : table.shape[1]] = table
+    used = routes >= 0
+    start = np.zeros(gpus * gpus + 1, dtype=np.int64)
+    np.cumsum(used.sum(axis=2).ravel(), out=start[1:])
+    return start, routes[used].astype(np.int64)
 
 
 def _hops_to(fabric: _Fabric, distances: _Distances, destination: int) -> Floats:

@@ -43,6 +43,15 @@ class Calibration:
         at, seconds = known[shape]
         return interpolated(np.asarray(rows, dtype=np.float64), at, seconds)
 
+    def slower(self, factor: float) -> Calibration:
+        """Return the calibration of cores on which everything takes ``factor`` times as long."""
+        return Calibration(
+            {
+                operation: {shape: (rows, seconds * factor) for shape, (rows, seconds) in shapes.items()}
+                for operation, shapes in self.points.items()
+            }
+        )
+
 
 def calibration_of(document: Any) -> Calibration:
     """Read a calibration document: ``{operation: {"SHAPE,ROWS": seconds}}``.

@@ -25,7 +25,9 @@ def compared(document: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[s
     -------
     dict
         ``cases``: name, sort, predicted, median, quartiles, extremes and number of repeats in s, error and errors of the baselines in per
-        cent (signed, of the measurement). ``sorts``: number, mean, worst and signed mean of the errors, and the same of each baseline.
+        cent (signed, of the measurement). Where ranks have timed a reference kernel beside the steps, ``at_speed`` has the slowdown of
+        their cores against the calibration and the error of what was predicted for such cores. ``sorts``: number, mean, worst and
+        signed mean of the errors, and the same of each baseline; ``at_speed`` likewise.
         ``order`` of layer cases of one fabric and shape: pairs that differ by more than noise, and those that were predicted the other
         way round. ``unmeasured``: names.
     """
@@ -39,8 +41,9 @@ def compared(document: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[s
             continue
         if case["kind"] == "layer" and found["kept"] != case["kept"]:
             notes.append(f"{case['name']}: the ranks kept other rows than was foretold; its prediction is of another step")
-        cases.append(_case(case, seconds, _sort(case, queue[case["fabric"]], float(np.median(seconds)))))
-    sorts = {sort: _summary([case for case in cases if case["sort"] == sort]) for sort in dict.fromkeys(case["sort"] for case in cases)}
+        slowdown = slowdown_of(case, found)
+        cases.append(_case(case, seconds, slowdown, _sort(case, queue[case["fabric"]], float(np.median(seconds)))))
+    sorts = {sort: _sort_of([case for case in cases if case["sort"] == sort]) for sort in dict.fromkeys(case["sort"] for case in cases)}
     return {
         "prediction": document["sha256"],
         "partial": measured["partial"],
@@ -65,7 +68,33 @@ def _sort(case: Mapping[str, Any], queue: str, seconds: float) -> str:
     return ", ".join(words)
 
 
-def _case(case: Mapping[str, Any], seconds: Any, sort: str) -> dict[str, Any]:
+def slowdown_of(case: Mapping[str, Any], found: Mapping[str, Any]) -> float | None:
+    """Return how many times the calibrated seconds the reference kernel took beside a step, on average over ranks; None if nobody knows."""
+    if not case.get("at_slowdown") or not found.get("reference_s"):
+        return None
+    return float(np.mean(found["reference_s"])) / float(case["reference_s"])
+
+
+def _at_speed(case: Mapping[str, Any], median: float, slowdown: float) -> dict[str, Any]:
+    """Read what was predicted for cores of some speed; beyond the speeds that were played, straight on."""
+    at = case["at_slowdown"]
+
+    def read(seconds: Sequence[float]) -> float:
+        played, known = np.array(at["slowdown"]), np.array(seconds)
+        pair = int(np.clip(np.searchsorted(played, slowdown), 1, len(played) - 1))
+        slope = (known[pair] - known[pair - 1]) / (played[pair] - played[pair - 1])
+        return float(known[pair - 1] + slope * (slowdown - played[pair - 1]))
+
+    predicted = read(at["predicted_s"])
+    return {
+        "slowdown": slowdown,
+        "predicted_s": predicted,
+        "error_pct": (predicted / median - 1.0) * 100.0,
+        "baselines_pct": {name: (read(seconds) / median - 1.0) * 100.0 for name, seconds in at["baselines_s"].items()},
+    }
+
+
+def _case(case: Mapping[str, Any], seconds: Any, slowdown: float | None, sort: str) -> dict[str, Any]:
     median = float(np.median(seconds))
     lower, upper = (float(value) for value in np.quantile(seconds, (0.25, 0.75)))
     return {
@@ -80,7 +109,13 @@ def _case(case: Mapping[str, Any], seconds: Any, sort: str) -> dict[str, Any]:
         "repeats": len(seconds),
         "error_pct": (case["predicted_s"] / median - 1.0) * 100.0,
         "baselines_pct": {name: (value / median - 1.0) * 100.0 for name, value in case["baselines_s"].items()},
+        **({} if slowdown is None else {"at_speed": _at_speed(case, median, slowdown)}),
     }
+
+
+def _sort_of(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    at_speed = [case["at_speed"] for case in cases if "at_speed" in case]
+    return {**_summary(cases), **({"at_speed": _summary(at_speed)} if len(at_speed) == len(cases) else {})}
 
 
 def _summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -96,7 +131,10 @@ def _summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _order(document: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Hold the order of routings and capacity factors on one fabric, of one shape, against the measured one."""
+    """Hold the order of routings and capacity factors on one fabric, of one shape, against the measured one.
+
+    What is held against it was predicted for the speed of the cores where that is known: rivals are measured at different times.
+    """
     by_name = {case["name"]: case for case in document["cases"]}
     layers = [case for case in cases if by_name[case["name"]]["kind"] == "layer"]
     if not layers:
@@ -105,5 +143,6 @@ def _order(document: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> d
     rivals = np.array([" ".join(str(by_name[case["name"]][key]) for key in keys) for case in layers])
     median = np.array([case["median_s"] for case in layers])
     own = np.array([0.93 * (case["q75_s"] - case["q25_s"]) / np.sqrt(case["repeats"]) for case in layers]) / median
-    found = order_of(median, np.array([case["predicted_s"] for case in layers]), rivals, np.hypot(own, REPEATED))
+    predicted = np.array([case.get("at_speed", case)["predicted_s"] for case in layers])
+    found = order_of(median, predicted, rivals, np.hypot(own, REPEATED))
     return {"pairs": found.pairs, "wrong": found.wrong, "experiments": found.experiments, "rank_correlation": found.correlation}

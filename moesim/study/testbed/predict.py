@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.base.errors import UsageError
-from moesim.base.streams import plain_stream
 from moesim.engine.replay import AllToAll, Change, Compute, Phase, Replayed, Wait, replay
 from moesim.facts.arrays import Floats, Ints, frozen
 from moesim.facts.cluster import Cluster
 from moesim.models.topology.shaped_hosts import PAYLOAD, ShapedHosts
 from moesim.study.testbed.calibration import Calibration
+from moesim.study.testbed.windows import ends_of_windows
+from moesim.study.testbed.wire import ANSWERED, answered, head_start, starts, ways_back, with_acknowledgements
 
 ELEMENT = 4
 """Bytes of fp32."""
@@ -24,8 +25,18 @@ MBIT = 1e6 / 8
 APART = 1e-6
 """s between ranks that enter a library's all-to-all together: enough to say who was first, too little to matter otherwise."""
 
-ORDERS = 9
+ORDERS = 41
 """In so many orders ranks enter an all-to-all of a library; the median counts."""
+
+FEW = 3
+"""In so many orders ranks start where it hardly matters."""
+
+SEND_BUFFER = 32768
+"""Bytes that a connection of the testbed may have under way, and so what a sender leaves behind when it goes on."""
+
+CROWDED = 1.19
+"""How many times its seconds alone an operation takes where ranks share cores, if nobody has measured it beside the steps: caches and the
+work of the network. Measured on the first testbed: four ranks on one core took 13 to 25 % longer than four times one alone."""
 
 PROBE_ROWS = 32
 """Rows that each rank sends in the probe of latencies: 16 tokens, top-2."""
@@ -59,9 +70,31 @@ def hosts_of(
     )
 
 
+def crowding(ranks: int, cores: int) -> float:
+    """Return by what factor operations take longer than alone where nobody has measured it; ``cores`` of 0 are one for each rank."""
+    return CROWDED if 0 < cores < ranks else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchanged:
+    """When an all-to-all ends: ``seconds`` after the start for the last rank, ``ends`` float[G] for each."""
+
+    seconds: float
+    ends: Floats
+
+
 def exchange(
-    cluster: Cluster, sent: Ints | Floats, *, late: Sequence[float] = (), library: bool = False, changes: Sequence[Change] = ()
-) -> Replayed:
+    cluster: Cluster,
+    sent: Ints | Floats,
+    *,
+    late: Sequence[float] = (),
+    library: bool = False,
+    changes: Sequence[Change] = (),
+    posting: float | None = None,
+    wire: bool = True,
+    fifo: bool = False,
+    orders: int = ORDERS,
+) -> Exchanged:
     """Predict one all-to-all whose receives are posted before anybody starts, or one of a library.
 
     Parameters
@@ -72,30 +105,48 @@ def exchange(
     late : sequence of float
         Seconds after the start at which each rank enters; all at 0 if empty.
     library : bool
-        Whether the library posts sends and receives alternately. It then matters who enters first, which nobody knows: the median of some
+        Whether the library posts sends and receives alternately. It then matters who enters first, which nobody knows: the median of many
         orders is returned.
     changes : sequence of Change
         Links that change meanwhile.
+    posting : float or None
+        What the smallest all-to-all takes, s: so late the last rank starts to send. Who that is nobody knows either. None if it is not
+        known: then full buckets in the beginning, which make up for some of it, are left out as well.
+    wire : bool
+        Whether acknowledgements take their share of links and buckets are full in the beginning (:mod:`moesim.study.testbed.wire`);
+        without, links are shared max-min fairly and nothing else.
+    fifo : bool
+        Whether each link has one queue for all flows (:mod:`moesim.study.testbed.windows`) instead of one for each. Links that change, and
+        libraries, are predicted as if each flow had its own.
+    orders : int
+        Of how many orders the median is taken where ranks enter an all-to-all of a library.
     """
     start = np.zeros(cluster.gpus) if not len(late) else np.asarray(late, dtype=np.float64)
     asked = np.array(sent, dtype=np.float64)
     np.fill_diagonal(asked, 0.0)
-    if not library:
-        return replay(
-            cluster, [Wait(name="start", seconds=start), AllToAll(name="exchange", bytes=asked, posting="before")], changes=changes
-        )
+    links = with_acknowledgements(cluster, asked) if wire else cluster
+    slower = links.bandwidth / cluster.bandwidth
+    changed = [Change(time=what.time, link=what.link, bandwidth=what.bandwidth * float(slower[what.link])) for what in changes]
+    least = APART * (cluster.gpus - 1)
+    how, gap, tried = ("alternately", max(posting or 0.0, least), orders) if library else ("before", posting or 0.0, FEW if posting else 1)
+    begun = [start + (starts(gap, cluster.gpus, order) if gap else 0.0) for order in range(tried)]
+    saved = head_start(links, asked, PAYLOAD) if wire and posting is not None else 0.0
+    if fifo and wire and not library and not changes:
+        back = ways_back(cluster)
+        return _exchanged(ends_of_windows(cluster, asked, begun[0], back=back, answered=ANSWERED) - saved)
     found = []
-    for number in range(ORDERS):
+    for first in begun:
         phases: list[Phase] = [
-            Wait(name="start", seconds=start + _apart(number, cluster.gpus)),
-            AllToAll(name="exchange", bytes=asked, posting="alternately"),
+            Wait(name="start", seconds=first),
+            AllToAll(name="exchange", bytes=asked, posting=how),
         ]
-        found.append(replay(cluster, phases, changes=changes))
-    return _median(found)
+        found.append(replay(links, phases, changes=changed))
+    return _exchanged(_median(found).ends[-1] - saved)
 
 
-def _apart(order: int, ranks: int) -> Floats:
-    return np.asarray(APART * plain_stream(order, ranks).permutation(ranks))
+def _exchanged(ends: Floats) -> Exchanged:
+    ends = np.maximum(ends, 0.0)
+    return Exchanged(seconds=float(ends.max()), ends=ends)
 
 
 def _median(found: Sequence[Replayed]) -> Replayed:
@@ -147,10 +198,11 @@ class Step:
         return replace(self, kept=even.reshape(self.kept.shape))
 
 
-def phases_of(step: Step, calibration: Calibration, *, order: int = 0) -> list[Phase]:
+def phases_of(step: Step, calibration: Calibration, *, order: int = 0, cluster: Cluster | None = None) -> list[Phase]:
     """Return what every rank does in a step: gate, sort, counts, dispatch, experts, combine, sum, and backward the same in reverse.
 
-    ``order`` numbers the order in which ranks that are there together enter an all-to-all of a library.
+    ``order`` numbers the order in which ranks that are there together enter an all-to-all of a library. With a ``cluster``, bytes are
+    counted with the acknowledgements that the busiest link carries for its reverse.
 
     Raises
     ------
@@ -166,7 +218,7 @@ def phases_of(step: Step, calibration: Calibration, *, order: int = 0) -> list[P
     np.fill_diagonal(there, 0.0)
     shape, width = f"{step.hidden}x{step.width}", str(step.hidden)
     gate = f"{step.hidden},{experts}"
-    apart = _apart(order, ranks)
+    apart = starts(APART * (ranks - 1), ranks, order)
 
     def same(operation: str, head: str, count: float) -> Floats:
         return np.broadcast_to(calibration.seconds(operation, head, count), (ranks,))
@@ -177,7 +229,17 @@ def phases_of(step: Step, calibration: Calibration, *, order: int = 0) -> list[P
     def moved(name: str, sent_bytes: Floats) -> list[Phase]:
         entering: list[Phase] = [Wait(name=f"{name} order", seconds=apart)] if step.library else []
         waits: list[Phase] = [Wait(name=f"{name} latency", seconds=np.full(ranks, step.latency))] if step.latency else []
-        return [*entering, AllToAll(name=name, bytes=sent_bytes, posting="alternately" if step.library else "on_arrival"), *waits]
+        whole = sent_bytes if cluster is None else sent_bytes * (1.0 + answered(cluster, sent_bytes))
+        return [
+            *entering,
+            AllToAll(
+                name=name,
+                bytes=whole,
+                posting="alternately" if step.library else "on_arrival",
+                buffer=SEND_BUFFER if cluster is not None and not step.library else 0.0,
+            ),
+            *waits,
+        ]
 
     phases: list[Phase] = [
         Compute(name="router", seconds=same("router", gate, step.tokens)),
@@ -199,10 +261,11 @@ def phases_of(step: Step, calibration: Calibration, *, order: int = 0) -> list[P
     return phases
 
 
-def play_step(cluster: Cluster, step: Step, calibration: Calibration) -> Replayed:
-    """Predict one step of an MoE layer."""
+def play_step(cluster: Cluster, step: Step, calibration: Calibration, *, wire: bool = True) -> Replayed:
+    """Predict one step of an MoE layer; ``wire`` as for :func:`exchange`."""
     orders = range(ORDERS if step.library else 1)
-    return _median([replay(cluster, phases_of(step, calibration, order=order)) for order in orders])
+    links = cluster if wire else None
+    return _median([replay(cluster, phases_of(step, calibration, order=order, cluster=links)) for order in orders])
 
 
 def latency_of_probe(topology: ShapedHosts, measured: float, hidden: int) -> float:
@@ -218,4 +281,4 @@ def latency_of_probe(topology: ShapedHosts, measured: float, hidden: int) -> flo
     """
     rank_bytes = PROBE_ROWS * hidden * ELEMENT
     even = np.full((topology.ranks, topology.ranks), rank_bytes / topology.ranks)
-    return max(0.0, measured - exchange(topology.build(), even).seconds)
+    return max(0.0, measured - exchange(topology.build(), even, wire=False).seconds)

@@ -12,13 +12,28 @@ from numpy.typing import NDArray
 from moesim.base.errors import CalibrationError
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.fitted.expert_ffn import TILINGS, loads_of
-from moesim.models.fitted.routing_draws import BY_RANK, distinct_tokens, even_rows, hottest_rank, power_law_rows, rows_by_rank, uniforms_of
+from moesim.models.fitted.routing_draws import (
+    BY_RANK,
+    distinct_tokens,
+    even_rows,
+    hottest_rank,
+    pareto_rows,
+    power_law_rows,
+    rows_by_rank,
+    uniforms_of,
+)
 from moesim.models.fitted.rows import Rows, count, numbers, words
 from moesim.study.validation.machines import peaks, presets_of
-from moesim.study.validation.number_formats import format_of, peak_flops
+from moesim.study.validation.number_formats import format_of, has_units, peak_flops
 
 DRAWS = 12
 """Routings over which a time is averaged: the tables average five, whose seeds nobody knows."""
+
+WIDE = 2.0
+"""Bytes of an element that is not narrow."""
+
+SAMPLED = "sampled"
+"""Kind of a distribution whose tokens sample their experts one by one by heavy-tailed weights."""
 
 Local = tuple[Ints, Ints]
 """int[D, S] rows of the experts of a rank, int[D, E] rows of all experts of its group."""
@@ -50,7 +65,11 @@ def ffn_inputs(
     size = count(rows)
     presets, formats = presets_of(words(rows, "system")), [format_of(name) for name in words(rows, "moe_dtype").tolist()]
     tiling = TILINGS[kernel]
-    narrow = np.asarray([form.row_bytes < 2 for form in formats])
+    # A GPU without units for narrow operands unpacks weights and computes in 16 bits: rows are then as wide, and kernels as efficient.
+    wide = ~has_units(presets, np.asarray([form.arithmetic for form in formats]))
+    row_bytes = np.asarray([form.row_bytes for form in formats])
+    row_bytes = np.where(wide, np.maximum(row_bytes, WIDE), row_bytes)
+    narrow = row_bytes < WIDE
     routes = numbers(rows, "num_tokens") * numbers(rows, "topk")
     heights = tiling.heights(routes / numbers(rows, "num_experts"), narrow)
     parts = [_loads(local, rows, row, int(heights[row])) for row in range(size)]
@@ -76,7 +95,7 @@ def ffn_inputs(
         "hidden_size": numbers(rows, "hidden_size"),
         "inter_size": numbers(rows, "inter_size"),
         "weight_bytes": np.asarray([form.weight_bytes for form in formats]),
-        "row_bytes": np.asarray([form.row_bytes for form in formats]),
+        "row_bytes": row_bytes,
         "narrow": narrow,
         "regime": regime,
         "memory_bandwidth": peaks(presets, "memory_bandwidth"),
@@ -96,7 +115,7 @@ def _filled(values: Floats, length: int) -> Floats:
 
 
 def distribution_of(name: str) -> tuple[str, float]:
-    """Return the kind of a distribution and its exponent: ``even`` or ``power_law``.
+    """Return the kind of a distribution and its exponent: ``even``, ``power_law`` or ``sampled``.
 
     Raises
     ------
@@ -109,9 +128,13 @@ def distribution_of(name: str) -> tuple[str, float]:
     try:
         if parts[:2] == ["power", "law"] and len(parts) == 3:
             return "power_law", float(parts[2])
+        if parts[:3] == ["power", "law", SAMPLED] and len(parts) == 4 and float(parts[3]) > 1:
+            return SAMPLED, float(parts[3])
     except ValueError:
         pass
-    raise CalibrationError(f"the distribution {name!r} is not known: balanced, uniform, power_law_A and power_law_A_eplb are")
+    raise CalibrationError(
+        f"the distribution {name!r} is not known: balanced, uniform, power_law_A, power_law_A_eplb and power_law_sampled_A (A above 1) are"
+    )
 
 
 @lru_cache(maxsize=8192)
@@ -129,6 +152,13 @@ def hot_rows(name: str, experts: int, top_k: int, ranks: int, tokens: int, deali
     if kind == "even":
         rows = even_rows(tokens * top_k, experts)[None]
         return rows[:, : experts // ranks], rows
-    uniforms = uniforms_of(draws, experts, "hottest rank", experts)
-    rows = power_law_rows(uniforms, exponent, tokens=tokens, top_k=top_k, ranks=ranks, dealing=dealing)
+    rows = drawn_rows(kind, exponent, experts, top_k, ranks, tokens, dealing, draws)
     return hottest_rank(rows_by_rank(rows, ranks)), rows
+
+
+def drawn_rows(kind: str, exponent: float, experts: int, top_k: int, ranks: int, tokens: int, dealing: str, draws: int) -> Ints:
+    """Return int[draws, experts], the rows of every expert in so many batches of a skewed distribution."""
+    if kind == SAMPLED:
+        return pareto_rows(exponent, tokens=tokens, top_k=top_k, experts=experts, draws=draws)
+    uniforms = uniforms_of(draws, experts, "hottest rank", experts)
+    return power_law_rows(uniforms, exponent, tokens=tokens, top_k=top_k, ranks=ranks, dealing=dealing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from moesim.study.validation.machines import presets_of, unknown_system, whose_s
 from moesim.study.validation.table_kind import Prediction, prediction
 
 
-class FittedTable:
+class FittedTable(ABC):
     """A table whose rows are all predicted by one model, with parameters of its own for each machine and section.
 
     A kind of table says what ``system_column`` holds, which section a row belongs to, and what the model must be told of a row.
@@ -31,25 +32,25 @@ class FittedTable:
     quantity: ClassVar[str] = "time"
     source: ClassVar[str] = ""
 
+    @abstractmethod
     def inputs(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """Return what the model must be told of each row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sections(self, rows: Rows) -> NDArray[np.str_]:
         """Return the section that each row belongs to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def seconds(self, rows: Rows) -> Floats:
         """Return what was measured."""
-        raise NotImplementedError
 
+    @abstractmethod
     def regime(self, rows: Rows) -> NDArray[np.str_]:
         """Return the regime of each row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def group(self, rows: Rows) -> NDArray[np.str_]:
         """Return the group of each row."""
-        raise NotImplementedError
 
     def fitted(self, section: str, inputs: Rows, seconds: Floats) -> Parametric:
         """Return the model of one section; kinds that know better starting values override it."""

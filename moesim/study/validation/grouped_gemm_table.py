@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moesim.base.streams import stream
 from moesim.facts.arrays import Floats
-from moesim.models.fitted.grouped_gemm_kernel import GroupedGemmKernel
+from moesim.models.fitted.grouped_gemm_kernel import GroupedGemmKernel, tiles_chosen
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.study.validation.fitted_table import FittedTable, both_ops
 from moesim.study.validation.machines import peaks, presets_of
@@ -21,10 +21,6 @@ from moesim.study.validation.table_kind import register_table
 FORMAT = "fp8"
 """The files do not say it. The times of the H20 do: up to 280 Tflop/s, of which its bf16 units have 148 at most; and the column ``mfu``
 times 296 Tflop/s, its fp8 peak, is the rate of every row within a tenth."""
-
-SHORT_TILE, TALL_TILE = 64, 128
-"""Rows of a tile: the masked layout takes the short one for a mean of up to 64 rows, whence the step of the times there; the contiguous
-one pads every expert to 128."""
 
 LEAST, MOST, DRAWS = 0.7, 1.3, 16
 """DeepGEMM's benchmark gives expert after expert ``int(mean x uniform(0.7, 1.3))`` rows (deepseek-ai/DeepGEMM, ``tests/generators.py``):
@@ -62,24 +58,26 @@ class GroupedGemmTable(FittedTable):
             numbers(rows, name) for name in ("num_local_experts", "hidden_size", "intermediate_size", "tokens_per_expert")
         )
         up, masked = words(rows, "op") == "up", words(rows, "phase") == "decode"
-        tile = np.where(masked & (mean <= SHORT_TILE), SHORT_TILE, TALL_TILE)
+        presets, form = presets_of(words(rows, "gpu")), format_of(FORMAT)
+        columns, sms = np.where(up, 2 * width, hidden), peaks(presets, "sms")
+        tile, wide = tiles_chosen(mean, experts, columns, sms, ~masked)
         batches = [drawn(int(size), float(rows_each), int(tall)) for size, rows_each, tall in zip(experts, mean, tile, strict=True)]
         active, routed, tiles = (np.stack([batch[part] for batch in batches]) if batches else np.zeros((0, DRAWS)) for part in range(3))
-        presets, form = presets_of(words(rows, "gpu")), format_of(FORMAT)
         return {
             "active": active,
             "routed": routed,
             "tiles": tiles,
-            "tile_rows": tile.astype(np.float64),
+            "tile_rows": tile,
+            "tile_columns": wide,
             "rows_per_expert": mean,
             "experts": experts,
-            "columns": np.where(up, 2 * width, hidden),
+            "columns": columns,
             "depth": np.where(up, hidden, width),
             "weight_bytes": np.full(count(rows), form.weight_bytes),
             "row_bytes": np.full(count(rows), form.row_bytes),
             "regime": self.regime(rows),
             "memory_bandwidth": peaks(presets, "memory_bandwidth"),
-            "sms": peaks(presets, "sms"),
+            "sms": sms,
             "peak_flops": peak_flops(presets, np.asarray([form.arithmetic] * count(rows))),
         }
 

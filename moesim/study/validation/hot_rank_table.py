@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from moesim.base.errors import CalibrationError
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.fitted.expert_ffn import TILINGS, ExpertFfn
-from moesim.models.fitted.routing_draws import BY_SIZE, distinct_tokens, hottest_rank, power_law_rows, rows_by_rank, uniforms_of
+from moesim.models.fitted.routing_draws import BY_SIZE, distinct_tokens, hottest_rank, rows_by_rank
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.models.placement.eplb_plan import plan_eplb
-from moesim.study.validation.ffn_inputs import Local, distribution_of, ffn_inputs, hot_rows
+from moesim.study.validation.ffn_inputs import Local, distribution_of, drawn_rows, ffn_inputs, hot_rows
 from moesim.study.validation.fitted_table import FittedTable
 from moesim.study.validation.moe_ffn_table import MOST_DECODE_TOKENS, kernel_of, mean_roofline
 from moesim.study.validation.table_kind import register_table
@@ -145,13 +145,12 @@ def replicated_rows(
     CalibrationError
         If slots do not divide over ranks, or the distribution is not known.
     """
-    if slots % ranks or experts % ranks:
-        raise CalibrationError(f"{slots} slots and {experts} experts do not divide over {ranks} ranks")
+    if slots % ranks:
+        raise CalibrationError(f"{slots} slots do not divide over {ranks} ranks")
     kind, exponent = distribution_of(name)
     if kind == "even":
         raise CalibrationError(f"the distribution {name!r} has no exponent: power_law_A{REPLICATED} is expected")
-    uniforms = uniforms_of(draws, experts, "hottest rank", experts)
-    rows = [power_law_rows(uniforms, exponent, tokens=tokens, top_k=top_k, ranks=ranks, dealing=BY_SIZE) for tokens in sizes]
+    rows = [drawn_rows(kind, exponent, experts, top_k, ranks, tokens, BY_SIZE, draws) for tokens in sizes]
     loads = np.concatenate(rows)
     # All batches are problems of one call: the planner takes one step for all of them.
     plan = plan_eplb(loads, slots=slots, gpus=ranks)

@@ -74,4 +74,7 @@ def whose_section(profiles: Mapping[str, Profile], preset: str, name: str) -> tu
 
 def unknown_system(system: str) -> str:
     """Return why a system without a preset is not predicted."""
-    return f"no GPU preset goes by the system name {system!r}; its data sheet is needed to carry a fitted model over"
+    return (
+        f"no GPU preset goes by the system name {system!r}; its data sheet is needed to carry a fitted model over (compute.csv, "
+        "exchange.csv and layer.csv of 'moesim measure' need none)"
+    )

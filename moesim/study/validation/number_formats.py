@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.errors import CalibrationError, UsageError, did_you_mean
-from moesim.facts.arrays import Floats
+from moesim.facts.arrays import Bools, Floats
 from moesim.facts.gpu_presets import gpu_presets
-from moesim.models.compute.peaks import peak
+from moesim.models.compute.peaks import arithmetic_dtype, peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +67,22 @@ def peak_flops(presets: NDArray[np.str_], dtypes: NDArray[np.str_]) -> Floats:
                 found[(presets == preset) & (dtypes == dtype)] = peak(gpus[preset], dtype)
             except UsageError:
                 continue  # the row then has no prediction
+    return found
+
+
+NARROW = ("fp8", "int8", "fp4")
+"""Number formats of less than 16 bits that matrix units compute in."""
+
+
+def has_units(presets: NDArray[np.str_], dtypes: NDArray[np.str_]) -> Bools:
+    """Tell whether each row's GPU computes in a format as narrow as the dtype asks for; an unknown GPU counts as one that does."""
+    gpus = gpu_presets()
+    found = np.ones(len(presets), dtype=np.bool_)
+    for preset, dtype in set(zip(presets.tolist(), dtypes.tolist(), strict=True)):
+        if dtype in NARROW and preset in gpus:
+            try:
+                there = arithmetic_dtype(gpus[preset], dtype)
+            except UsageError:
+                continue
+            found[(presets == preset) & (dtypes == dtype)] = there in NARROW
     return found

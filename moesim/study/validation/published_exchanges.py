@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -44,24 +45,24 @@ def _one(**values: float) -> dict[str, NDArray[Any]]:
     return {name: np.asarray([float(value)]) for name, value in values.items()}
 
 
-class PublishedTable:
+class PublishedTable(ABC):
     """What the tables share: one row at a time, each with the kernel that it is of, or why there is none."""
 
     quantity: ClassVar[str] = "time"
     limited: ClassVar[bool] = False
     """Whether normal kernels were measured with group-limited routing."""
 
+    @abstractmethod
     def kernel_of(self, rows: Rows, index: int) -> tuple[str, str]:
         """Return the kernel of one row (``low_latency``, ``normal`` or ``nccl``) and the reason if there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def case_of(self, rows: Rows, index: int) -> tuple[str, str, int, float, int]:
         """Return preset, operation, EP, tokens per rank and communication SMs of one row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def seconds(self, rows: Rows) -> Floats:
         """Return what was measured."""
-        raise NotImplementedError
 
     def regime(self, rows: Rows) -> NDArray[np.str_]:
         """Return kernel and place; ``other library`` where there is no kernel."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +26,7 @@ LONG = 0.05
 RECORDS = ("predictions.json", "measured.json", "comparison.json")
 """Files that ``moesim measure testbed`` writes beside its tables; they say what was foretold and when, and are no tables."""
 
-SPREAD = {"long": 0.021, "fifo_long": 0.072, "library_long": 0.25, "short": 0.11}
+SPREAD = {"long": 0.021, "fifo_long": 0.035, "library_long": 0.13, "short": 0.07}
 """Relative half-width of the interval in which 90 % of the committed cases lie, by regime. Library: what the order of entering alone
 makes."""
 
@@ -61,9 +62,19 @@ def traffic_of(rows: Rows, row: int) -> tuple[Floats, Floats]:
     return sent, np.asarray(starts, dtype=np.float64)
 
 
+def of_one_queue(rows: Rows) -> NDArray[np.bool_]:
+    """Tell which rows were measured on links with one queue for all flows."""
+    return np.asarray(words(rows, "shaper") != "htbfq" if "shaper" in rows else np.char.find(words(rows, "tag"), "fifo") >= 0)
+
+
+def posting_of(rows: Rows) -> Floats:
+    """Return what the smallest all-to-all took on the fabric of each row, s; NaN where nobody measured it."""
+    return numbers(rows, "alpha_s") if "alpha_s" in rows else np.full(count(rows), np.nan)
+
+
 def regimes(rows: Rows, seconds: Floats) -> NDArray[np.str_]:
     """Return ``long`` (50 ms and more), ``fifo_long`` (one queue per link), ``library_long`` (posted alternately), or ``short``."""
-    fifo = words(rows, "shaper") != "htbfq" if "shaper" in rows else np.char.find(words(rows, "tag"), "fifo") >= 0
+    fifo = of_one_queue(rows)
     kind = np.where(words(rows, "mode") == "a2a", "library_long", np.where(fifo, "fifo_long", "long"))
     return np.where(seconds >= LONG, kind, "short").astype(np.str_)
 
@@ -75,19 +86,36 @@ def _late_or_reason(late: str) -> float:
         raise CalibrationError(f"'@{late}' does not say by how many milliseconds ranks start late") from None
 
 
-def each_case(rows: Rows, ask: Callable[[Cluster, Floats, Floats, bool], float]) -> tuple[Floats, NDArray[Any]]:
-    """Return what ``ask(cluster, sent, late, library)`` says of each row, and why it says nothing where it does not.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One row: ``sent`` float[G, G] B over a cluster, ``late`` float[G] s, and words of :func:`~moesim.study.testbed.predict.exchange`."""
+
+    cluster: Cluster
+    sent: Floats
+    late: Floats
+    library: bool
+    fifo: bool
+    posting: float | None
+
+
+def each_case(rows: Rows, ask: Callable[[Asked], float]) -> tuple[Floats, NDArray[Any]]:
+    """Return what ``ask`` says of each row, and why it says nothing where it does not.
 
     Equal rows are asked about once.
     """
-    names = ("n", "per_node", "fast_mbit", "slow_mbit", "mode", "kind", "bytes_per_pair")
+    names = ("tag", "n", "per_node", "fast_mbit", "slow_mbit", "mode", "kind", "bytes_per_pair")
+    fifo, posting = of_one_queue(rows), posting_of(rows)
     values = np.full(count(rows), np.nan)
     reasons = np.asarray([""] * count(rows), dtype=object)
     for mask in each(rows, labels(rows, names)).values():
         row = int(np.flatnonzero(mask)[0])
         try:
             sent, late = traffic_of(rows, row)
-            values[mask] = ask(topology_of(rows, row).build(), sent, late, str(words(rows, "mode")[row]) == "a2a")
+            case = Asked(
+                cluster=topology_of(rows, row).build(), sent=sent, late=late, library=str(words(rows, "mode")[row]) == "a2a",
+                fifo=bool(fifo[row]), posting=float(posting[row]) if np.isfinite(posting[row]) else None,
+            )  # fmt: skip
+            values[mask] = ask(case)
         except MoesimError as error:
             reasons[mask] = str(error)
     return values, reasons
@@ -95,7 +123,10 @@ def each_case(rows: Rows, ask: Callable[[Cluster, Floats, Floats, bool], float])
 
 @register_table
 class TestbedAllToAll:
-    """Completion of an all-to-all on shaped links: bytes from the pattern's name, rates as they were set; nothing is fitted."""
+    """Completion of an all-to-all on shaped links: bytes from the pattern's name, rates as they were set; nothing is fitted.
+
+    A column ``alpha_s``, where there is one, says what the smallest all-to-all took on the same fabric.
+    """
 
     name: ClassVar[str] = "testbed_all_to_all"
     files: ClassVar[tuple[str, ...]] = ("a2a_cases*.csv",)
@@ -128,7 +159,7 @@ class TestbedAllToAll:
 
     def baseline(self, rows: Rows) -> tuple[str, Floats]:
         """Return the port bound: the busiest link's bytes over its rate, as if every byte could move from the start."""
-        return "port bound", each_case(rows, lambda cluster, sent, late, library: link_bound(sent, cluster)[0])[0]  # noqa: ARG005 - as asked
+        return "port bound", each_case(rows, lambda case: link_bound(case.sent, case.cluster)[0])[0]
 
     def predict(self, rows: Rows, profiles: Mapping[str, Profile]) -> Prediction:  # noqa: ARG002 - nothing is fitted
         """Play each case on the engine's fabric."""
@@ -164,5 +195,5 @@ class TestbedAllToAllRepeats(TestbedAllToAll):
         return labels(rows, ("tag", "bytes_per_pair", "rep"))
 
 
-def _played(cluster: Cluster, sent: Floats, late: Floats, library: bool) -> float:
-    return exchange(cluster, sent, late=late.tolist(), library=library).seconds
+def _played(case: Asked) -> float:
+    return exchange(case.cluster, case.sent, late=case.late.tolist(), library=case.library, fifo=case.fifo, posting=case.posting).seconds

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
+from moesim.desk.compare_shown import Shown
 from moesim.desk.compare_words import change, is_share, told
-from moesim.desk.comparing import Outcome
 from moesim.desk.report import hover, style
 from moesim.desk.report.points import front, named, scaled, short
 from moesim.desk.report.style import Drawing
-from moesim.desk.words import PHASES, capital, label, show
+from moesim.desk.words import PHASES, capital, label, phase_seconds, show
 from moesim.facts.record import Table, Value
 
 ROW = 30.0
@@ -20,15 +20,15 @@ NAMES = 168.0
 """CSS pixels beside a chart for the names of variants."""
 
 
-def tradeoff(outcome: Outcome) -> Drawing | None:
+def tradeoff(shown: Shown) -> Drawing | None:
     """Draw the objective of every variant against its drop rate, or against the load of its fullest GPU where all drop the same."""
-    by = outcome.question.by
-    against = "rank_max_over_mean" if _alike(outcome, "drop_rate") else "drop_rate"
+    by = shown.by
+    against = "rank_max_over_mean" if _alike(shown, "drop_rate") else "drop_rate"
     if against == by:
         against = "step_time"
     points = {
         name: (metrics[against], metrics[by])
-        for name, metrics in outcome.comparison.metrics.items()
+        for name, metrics in shown.comparison.metrics.items()
         if metrics[against].value is not None and metrics[by].value is not None
     }
     if len(points) < 2:
@@ -38,10 +38,10 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
     xs, ys = ([pair[axis] for pair in points.values()] for axis in (0, 1))
     _scaled(area, xs, against, upright=False)
     _scaled(area, ys, by, upright=True)
-    best_of_both = front([(_of(x), _of(y)) for x, y in points.values()], outcome.comparison.winner.better)
+    best_of_both = front([(_of(x), _of(y)) for x, y in points.values()], shown.comparison.winner.better)
     area.plot([x for x, _ in best_of_both], [y for _, y in best_of_both], color=style.MUTED, linewidth=1.0, linestyle=(0, (3, 3)), zorder=1)
     for name, (x, y) in points.items():
-        base = name == outcome.comparison.baseline
+        base = name == shown.comparison.baseline
         if x.low is not None and x.high is not None:
             area.hlines(_of(y), x.low, x.high, color=style.INK, linewidth=1.3, zorder=2)
         if y.low is not None and y.high is not None:
@@ -52,12 +52,12 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
         )  # fmt: skip
         hover.say(mark, f"{name}: {label(against)} {_shown(against, x)}, {label(by)} {_shown(by, y)}")
     named(area, {name: (_of(x), _of(y)) for name, (x, y) in points.items()})
-    best = outcome.comparison.winner.best
+    best = shown.comparison.winner.best
     return Drawing(
         name="tradeoff",
         title=f"{capital(label(by))} against {label(against)}",
         caption="Bars are intervals of 95 % of each variant alone; how sure a difference is stands in the verdicts, which are paired. "
-        f"The square is the baseline, {outcome.comparison.baseline}. The dotted line joins the variants that no other beats in both.",
+        f"The square is the baseline, {shown.comparison.baseline}. The dotted line joins the variants that no other beats in both.",
         alt=f"Scatter plot of {len(points)} variants. "
         + "; ".join(f"{name}: {label(against)} {_shown(against, x)}, {label(by)} {_shown(by, y)}" for name, (x, y) in points.items())
         + (f". Best by {label(by)}: {best}." if best else "."),
@@ -66,19 +66,19 @@ def tradeoff(outcome: Outcome) -> Drawing | None:
     )
 
 
-def differences(outcome: Outcome) -> Drawing | None:
+def differences(shown: Shown) -> Drawing | None:
     """Draw what each variant changes in the objective."""
-    return _forest(outcome, outcome.question.by, "differences")
+    return _forest(shown, shown.by, "differences")
 
 
-def exposed(outcome: Outcome) -> Drawing | None:
+def exposed(shown: Shown) -> Drawing | None:
     """Draw what each variant changes in the time that communication is not hidden."""
-    return None if outcome.question.by == "exposed_communication" else _forest(outcome, "exposed_communication", "exposed")
+    return None if shown.by == "exposed_communication" else _forest(shown, "exposed_communication", "exposed")
 
 
-def _forest(outcome: Outcome, by: str, figure_name: str) -> Drawing | None:
+def _forest(shown: Shown, by: str, figure_name: str) -> Drawing | None:
     """Draw what each variant changes in a metric, with the interval corrected for many comparisons."""
-    comparison = outcome.comparison
+    comparison = shown.comparison
     found = {name: of[by] for name, of in comparison.differences.items() if of[by].value is not None}
     if not found or all(each.value == 0 for each in found.values()):
         return None
@@ -120,10 +120,10 @@ def _forest(outcome: Outcome, by: str, figure_name: str) -> Drawing | None:
     )
 
 
-def phases(outcome: Outcome) -> Drawing | None:
+def phases(shown: Shown) -> Drawing | None:
     """Draw where the time of a step goes under each variant, mean over GPUs."""
-    tables = _first_tables(outcome, "gpus")
-    spent = {name: {phase: float(table[column].mean()) for phase, (_, column) in PHASES.items()} for name, table in tables.items()}
+    tables = _first_tables(shown, "gpus")
+    spent = {name: {phase: float(values.mean()) for phase, values in phase_seconds(table).items()} for name, table in tables.items()}
     longest = max((sum(parts.values()) for parts in spent.values()), default=0.0)
     if not longest > 0:
         return None
@@ -161,16 +161,16 @@ def phases(outcome: Outcome) -> Drawing | None:
     )
 
 
-def memory(outcome: Outcome) -> Drawing | None:
+def memory(shown: Shown) -> Drawing | None:
     """Draw the memory of the fullest GPU under each variant, its weights apart, and what a GPU has."""
-    tables = _first_tables(outcome, "gpus")
+    tables = _first_tables(shown, "gpus")
     if not tables:
         return None
     peaks, weights = {}, {}
     for name, table in tables.items():
         fullest = int(table["peak_memory_bytes"].argmax())
         peaks[name], weights[name] = float(table["peak_memory_bytes"][fullest]), float(table["weight_bytes"][fullest])
-    limits = {name: float(outcome.scenario(name).cluster.build().gpu.memory) for name in tables}
+    limits = {name: shown.sides[name].gpu_memory for name in tables}
     limit = min(limits.values())
     top = max(*peaks.values(), min(limit, 1.6 * max(peaks.values())))
     figure = style.canvas(style.HALF, ROW * len(peaks) + 66)
@@ -201,16 +201,16 @@ def memory(outcome: Outcome) -> Drawing | None:
     )
 
 
-def _first_tables(outcome: Outcome, name: str) -> dict[str, Table]:
+def _first_tables(shown: Shown, name: str) -> dict[str, Table]:
     return {
-        variant: played.answers[0].tables[name]
-        for variant, played in outcome.played.items()
-        if played.answers[0].tables is not None and name in played.answers[0].tables
+        variant: side.first.tables[name]
+        for variant, side in shown.sides.items()
+        if side.first.tables is not None and name in side.first.tables
     }
 
 
-def _alike(outcome: Outcome, name: str) -> bool:
-    return len({metrics[name].value for metrics in outcome.comparison.metrics.values()}) == 1
+def _alike(shown: Shown, name: str) -> bool:
+    return len({metrics[name].value for metrics in shown.comparison.metrics.values()}) == 1
 
 
 def _of(value: Value) -> float:

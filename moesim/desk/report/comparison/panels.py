@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from moesim.desk.comparing import Outcome
+from moesim.desk.compare_shown import Shown
 from moesim.desk.report import hover, style
 from moesim.desk.report.points import short
 from moesim.desk.report.style import Drawing
@@ -18,11 +18,11 @@ COLUMNS = 4
 """Heat maps side by side."""
 
 
-def grids(outcome: Outcome, table: str, make: Callable[[Table], Floats | None]) -> dict[str, Floats]:
+def grids(shown: Shown, table: str, make: Callable[[Table], Floats | None]) -> dict[str, Floats]:
     """Return one grid for each variant whose first run left that table."""
     found: dict[str, Floats] = {}
-    for name, played in outcome.played.items():
-        tables = played.answers[0].tables
+    for name, side in shown.sides.items():
+        tables = side.first.tables
         if tables is not None and table in tables and len(tables[table]):
             grid = make(tables[table])
             if grid is not None:
@@ -81,7 +81,7 @@ def panels(found: Mapping[str, Floats], name: str, *, across: str, upward: str, 
     return style.svg(figure, name)
 
 
-def experts(outcome: Outcome) -> Drawing | None:
+def experts(shown: Shown) -> Drawing | None:
     """Draw the routes that every expert keeps under each variant, as a multiple of its fair share before drops."""
 
     def kept(table: Table) -> Floats | None:
@@ -92,7 +92,7 @@ def experts(outcome: Outcome) -> Drawing | None:
         mean = before.mean(axis=1, keepdims=True)
         return np.asarray(np.divide(grid, mean, out=np.zeros_like(grid), where=mean > 0))
 
-    found = grids(outcome, "experts", kept)
+    found = grids(shown, "experts", kept)
     if not found:
         return None
     high = max(1.0, *(float(grid.max()) for grid in found.values()))
@@ -109,7 +109,7 @@ def experts(outcome: Outcome) -> Drawing | None:
     )
 
 
-def ranks(outcome: Outcome) -> Drawing | None:
+def ranks(shown: Shown) -> Drawing | None:
     """Draw the rows that every GPU computes in every layer under each variant, as a multiple of the mean GPU."""
 
     def rows(table: Table) -> Floats | None:
@@ -118,7 +118,7 @@ def ranks(outcome: Outcome) -> Drawing | None:
         mean = grid.mean(axis=0, keepdims=True)
         return np.asarray(np.divide(grid, mean, out=np.zeros_like(grid), where=mean > 0))
 
-    found = grids(outcome, "ranks", rows)
+    found = grids(shown, "ranks", rows)
     if not found:
         return None
     low = min(float(grid.min()) for grid in found.values())
@@ -136,9 +136,9 @@ def ranks(outcome: Outcome) -> Drawing | None:
     )
 
 
-def traffic(outcome: Outcome) -> Drawing | None:
+def traffic(shown: Shown) -> Drawing | None:
     """Draw the bytes between every pair of GPUs under each variant."""
-    gpus = {name: int(played.answers[0].facts.get("gpus", 0)) for name, played in outcome.played.items()}
+    gpus = {name: int(side.first.facts.get("gpus", 0)) for name, side in shown.sides.items()}
     size = max(gpus.values(), default=0)
 
     def sent(table: Table) -> Floats | None:
@@ -147,12 +147,12 @@ def traffic(outcome: Outcome) -> Drawing | None:
         grid[table["source"], table["destination"]] = table["dispatch_bytes"] + table["combine_bytes"]
         return grid
 
-    found = grids(outcome, "traffic", sent)
+    found = grids(shown, "traffic", sent)
     if not found:
         return None
     high = max(float(grid.max()) for grid in found.values())
-    base = outcome.comparison.metrics[outcome.comparison.baseline]["cross_node_bytes"].value
-    crossing = {name: outcome.comparison.metrics[name]["cross_node_bytes"].value for name in found}
+    base = shown.comparison.metrics[shown.comparison.baseline]["cross_node_bytes"].value
+    crossing = {name: shown.comparison.metrics[name]["cross_node_bytes"].value for name in found}
     said = "; ".join(f"{name} {show(value, 'B')}" for name, value in crossing.items() if value is not None)
     return Drawing(
         name="traffic",
@@ -167,7 +167,7 @@ def traffic(outcome: Outcome) -> Drawing | None:
     )
 
 
-def waiting(outcome: Outcome) -> Drawing | None:
+def waiting(shown: Shown) -> Drawing | None:
     """Draw who waited for whom in the first measured step of each variant."""
 
     def waited(table: Table) -> Floats | None:
@@ -177,7 +177,7 @@ def waiting(outcome: Outcome) -> Drawing | None:
         np.add.at(grid, (table["gpu"][known], table["waited_for"][known]), table["waiting_s"][known])
         return grid
 
-    found = grids(outcome, "timeline", waited)
+    found = grids(shown, "timeline", waited)
     high = max((float(grid.max()) for grid in found.values()), default=0.0)
     if not high > 0:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from moesim.desk.report import style
-from moesim.desk.report.figures import health, load, network, time, timeline
+from moesim.desk.report.figures import health, load, network, time, timeline, whole_step
 from moesim.desk.report.style import Drawing
 from moesim.facts.record import Result
 
@@ -14,6 +14,7 @@ FIGURES = (
     time.steps,
     time.phases,
     timeline.timeline,
+    whole_step.whole_step,
     load.experts,
     load.ranks,
     load.drops,

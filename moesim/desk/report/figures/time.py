@@ -6,7 +6,7 @@ import numpy as np
 
 from moesim.desk.report import style
 from moesim.desk.report.style import Drawing
-from moesim.desk.words import PHASES, change, show
+from moesim.desk.words import change, phase_seconds, show
 from moesim.facts.record import Result, Value
 
 
@@ -55,7 +55,7 @@ def phases(result: Result) -> Drawing | None:
     if not len(table):
         return None
     gpus = len(table)
-    parts = [(name, np.maximum(table[column].astype(float), 0.0)) for name, (_, column) in PHASES.items()]
+    parts = list(phase_seconds(table).items())
     total = sum(values for _, values in parts)
     high = float(np.max(total))
     if high <= 0:

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from moesim.desk.report import style
+from moesim.desk.report.figures.kinds import LABELS, kinds, strips
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import show
-from moesim.facts.program import COLLECTIVES, GRADIENTS, GROUP_CALLS
+from moesim.facts.program import COLLECTIVES, GRADIENTS, OPTIMISER
 from moesim.facts.record import Result, Table
 
 MOST_GPUS = 16
@@ -49,6 +50,7 @@ def window(table: Table) -> Window:
     chosen = order[at : at + 2] if at + 1 < len(order) else order[max(at - 1, 0) : at + 1]
     layers = tuple(key[0] for key in chosen)
     mask = np.isin(table["layer"], layers) & (table["direction"] == worst[1]) & (table["lane"] != GRADIENTS)
+    mask &= table["phase"] != OPTIMISER
     return Window(start=float(table["start_s"][mask].min()), end=float(table["end_s"][mask].max()), layers=layers, direction=worst[1])
 
 
@@ -97,12 +99,13 @@ def timeline(result: Result) -> Drawing | None:
     style.across(area, places, labels, title=f"{unit} since the window began", grid=True)
     style.upward(area, range(len(gpus)), [str(gpu) for gpu in gpus], title="GPU", gap=34)
     held = np.isin(span["phase"], COLLECTIVES)
-    drawn = {GRADIENTS if name in GROUP_CALLS else name for name in span["phase"].tolist()}
+    drawn = set(kinds(span).tolist())
     waited = float(span["waiting_s"][held].max()) if held.any() else 0.0
     which = " and ".join(str(layer) for layer in seen.layers)
     step = int(table["step"][0])
     longest = f"the longest wait is {show(waited, 's')}" if waited > 0 else "nobody waits"
-    below = ", and below it exchanges of gradients" if GRADIENTS in drawn else ""
+    under = [what for kind, what in ((GRADIENTS, "exchanges of gradients"), ("hand_over", "what goes to the next stage")) if kind in drawn]
+    below = f", and below it {' and '.join(under)}" if under else ""
     late = f"; the last to arrive are {', '.join(names)}" if names else ""
     some = (
         ""
@@ -118,7 +121,7 @@ def timeline(result: Result) -> Drawing | None:
         alt=f"Timeline of {len(gpus)} GPUs over {show(seen.end - seen.start, 's')} of step {step}; {longest}{late}.",
         svg=style.svg(figure, "timeline"),
         wide=True,
-        legend=style.legend((name for name in style.COLOURS if name in drawn or (name == "waiting" and waited > 0)), gradients="gradients"),
+        legend=style.legend((name for name in style.COLOURS if name in drawn or (name == "waiting" and waited > 0)), **LABELS),
     )
 
 
@@ -126,8 +129,9 @@ def _bars(area: Axes, span: Table, gpus: list[int], seen: Window) -> None:
     row = np.searchsorted(np.asarray(gpus), span["gpu"])
     start, end = (np.clip(span[name], seen.start, seen.end) - seen.start for name in ("start_s", "end_s"))
     moving = np.clip(span["start_s"] + np.minimum(span["waiting_s"], span["end_s"] - span["start_s"]), seen.start, seen.end) - seen.start
-    computes, beside = span["lane"] == "compute", span["lane"] == GRADIENTS
-    # Gradients take the lowest part of a row, so that they hide no exchange of tokens.
+    kind, strip = kinds(span), strips(span)
+    computes, beside = strip == 0, strip == 2
+    # What goes on beside both takes the lowest part of a row, so that it hides no exchange of tokens.
     split = row + (0.27 if beside.any() else 0.42)
     low = np.where(computes, row - 0.42, np.where(beside, split, row + 0.0))
     high = np.where(computes, row - 0.0, np.where(beside, row + 0.42, split))
@@ -135,11 +139,9 @@ def _bars(area: Axes, span: Table, gpus: list[int], seen: Window) -> None:
         if name == "waiting":
             mask, left, right = np.isin(span["phase"], COLLECTIVES) & (moving > start), start, moving
         elif name in COLLECTIVES:
-            mask, left, right = (span["phase"] == name) & (end > moving), moving, end
-        elif name == GRADIENTS:
-            mask, left, right = np.isin(span["phase"], GROUP_CALLS) & (end > start), start, end
+            mask, left, right = (kind == name) & (end > moving), moving, end
         else:
-            mask, left, right = (span["phase"] == name) & (end > start), start, end
+            mask, left, right = (kind == name) & (end > start), start, end
         if not mask.any():
             continue
         style.boxes(area, left[mask], right[mask], low[mask], high[mask], colour=colour, hatch="////" if name == "waiting" else None)

@@ -21,7 +21,6 @@ PAGES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
 """Which file says that a folder is of which command, and what draws its page."""
 
 WITHOUT: Mapping[str, tuple[str, str]] = {
-    "comparison.json": ("compare", "its page also shows tables of the runs, which the folder does not hold: `moesim compare` draws it"),
     "network.json": ("network", "that has no page; its pictures are in the folder"),
     "validation.json": ("validate", "that has no page; its tables are in the folder"),
 }
@@ -34,7 +33,7 @@ def draw_again(folder: str | Path) -> bytes:
     Parameters
     ----------
     folder : path
-        What ``moesim run``, ``sweep``, ``plan``, ``sensitivity``, ``why`` or ``memory`` wrote.
+        What ``moesim run``, ``compare``, ``sweep``, ``plan``, ``sensitivity``, ``why`` or ``memory`` wrote.
 
     Raises
     ------
@@ -45,6 +44,11 @@ def draw_again(folder: str | Path) -> bytes:
     for name, (command, reason) in WITHOUT.items():
         if (folder / name).is_file():
             raise ResultError(f"{folder} holds what `moesim {command}` found: {reason}")
+    if (folder / "comparison.json").is_file():
+        from moesim.desk.compare_shown import read_shown
+        from moesim.desk.report.comparison import page as comparison
+
+        return comparison.page(read_shown(folder)).encode()
     for name, (command, draw) in PAGES.items():
         if (folder / name).is_file():
             return _drawn(folder / name, command, draw)

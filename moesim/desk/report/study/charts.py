@@ -188,7 +188,7 @@ class Bar:
     start: float = 0.0
 
 
-def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple[float, str] | None = None, wide: bool = False) -> str:
+def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple[float, str] | None = None) -> str:
     """Return the SVG of bars from the top down.
 
     Parameters
@@ -202,8 +202,6 @@ def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple
         What the length is.
     limit : (value, text), optional
         A vertical line, if it is not far beyond the bars.
-    wide : bool
-        Whether it goes across the page.
     """
     ends = [(bar.start, bar.start + sum(length for length, _ in bar.pieces)) for bar in found]
     low, high = min(0.0, *(min(pair) for pair in ends)), max(0.0, *(max(pair) for pair in ends))
@@ -211,7 +209,7 @@ def bars(found: Sequence[Bar], name: str, *, unit: str, title: str, limit: tuple
     if limit is not None and shown:
         high = max(high, limit[0])
     span = (high - low) or 1.0
-    figure = style.canvas(style.WHOLE if wide else style.HALF, ROW * len(found) + 64)
+    figure = style.canvas(style.HALF, ROW * len(found) + 64)
     # Names take the room that they need: about 6.6 CSS pixels a letter.
     area = style.axes(figure, 14.0 + 6.6 * max(len(short(bar.name, LETTERS)) for bar in found), 48, 18, 10)
     area.set_xlim(low - (0.04 * span if low < 0 else 0.0), high + 0.04 * span)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from moesim.desk.memory_answer import headline, limits
 from moesim.desk.report import style
 from moesim.desk.report.page import LONGEST, Sheet, Tile
-from moesim.desk.report.study.charts import Bar, bars
+from moesim.desk.report.study.charts import Bar, Line, Metric, bars, legend, lines
 from moesim.desk.report.study.page import Page, Part, drawn, text, written
 from moesim.desk.report.style import Drawing
 from moesim.desk.words import show
 
 PIECES = {"weights": "#0072b2", "half of the steps": "#e69f00", "99 %": "#d55e00", "the largest": "#882255"}
 """Colours of weights, and of what is needed on top in half of the steps, in 99 %, and at most (Okabe and Ito)."""
+PARTS, QUANTILES = ("buffer", "activations", "total"), ("p50", "p99", "max")
 BARS = 24
 
 
@@ -25,19 +29,19 @@ def page(content: Mapping[str, Any]) -> str:
     content : mapping
         What ``moesim memory --format json`` prints.
     """
-    most, buffer, mean = content["any_gpu"], content["buffer_rows"], content["mean_rows"]
-    risk, limit = content["out_of_memory"], content["limit"]
+    most, buffer, mean = headline(content), content["buffer_rows"], content["mean_rows"]
+    risk = content["out_of_memory"]
     tiles = [
-        Tile(label="half of the steps", value=show(most["p50"], "B"), note="the fullest GPU"),
-        Tile(label="99 % of the steps", value=show(most["p99"], "B"), note=f"at most {show(most['max'], 'B')}"),
+        Tile(label="half of the steps", value=most["p50"], note="the fullest GPU"),
+        Tile(label="99 % of the steps", value=most["p99"], note=f"at most {most['max']}"),
         Tile(label="fullest receive buffer", value=f"{buffer['max']:,.0f} rows",
-             note=f"{buffer['max'] / mean:.2f} × the mean" if mean else ""),
+             note=show(content["buffer"]["max"], "B") + (f", {buffer['max'] / mean:.2f} × the mean" if mean else "")),
     ]  # fmt: skip
     if risk is not None:
         between = f"between {_share(risk['low'])} and {_share(risk['high'])} at 95 %"
-        tiles.append(Tile(label=f"more than {show(limit, 'B')}", value=_share(risk["value"]), note=between))
+        tiles.append(Tile(label=f"more than {most['limit']}", value=_share(risk["value"]), note=between))
     with style.paper():
-        pictures = drawn([gpus(content)])
+        pictures = drawn([levels(content), gpus(content)])
     own = content["independent"]
     return written(
         Page(
@@ -50,7 +54,15 @@ def page(content: Mapping[str, Any]) -> str:
             ),
             answer=answer(content),
             tiles=tuple(tiles),
-            parts=(Part(name="gpus", title="GPU by GPU", drawings=pictures, sheets=(table(content),)),),
+            parts=(
+                Part(
+                    name="gpus",
+                    title="GPU by GPU",
+                    lines=tuple(f"{line}." for line in limits(content)),
+                    drawings=pictures,
+                    sheets=(table(content),),
+                ),
+            ),
             rests_on=(
                 "Rows are what a GPU receives: in training the mean of all layers, since it holds them all; otherwise the fullest layer.",
                 "The chance is a share of steps with the exact binomial interval; steps that repeat tokens count once.",
@@ -66,9 +78,35 @@ def page(content: Mapping[str, Any]) -> str:
 
 def answer(content: Mapping[str, Any]) -> str:
     """Return what is needed and how likely it is too much, in a sentence or two."""
-    most, risk = content["any_gpu"], content["out_of_memory"]
-    said = f"The GPU that needs most in a step needs {show(most['p50'], 'B')} in half of the steps and {show(most['max'], 'B')} at most."
-    return said if risk is None else f"{said} More than {show(content['limit'], 'B')} on some GPU: {_share(risk['value'])} of the steps."
+    most, risk = headline(content), content["out_of_memory"]
+    said = f"The GPU that needs most in a step needs {most['p50']} in half of the steps and {most['max']} at most."
+    if risk is None:
+        return said
+    return f"{said} More than {most['limit']} on some GPU: {_share(risk['value'])} of the steps."
+
+
+def levels(content: Mapping[str, Any]) -> Drawing | None:
+    """Draw which share of the steps needs at most how much memory on the fullest GPU, and the limit."""
+    known, limit = content["any_gpu_levels"], content["limit"]
+    if len(set(known)) < 2:
+        return None
+    metric = Metric(name="memory", unit="B", title="memory of the fullest GPU")
+    share = np.linspace(0.0, 100.0, len(known))
+    nothing = np.full(len(known), np.nan)
+    found = [Line(name="needed", x=share, y=np.asarray(known, dtype=np.float64), low=nothing, high=nothing)]
+    near = limit is not None and known[0] - (known[-1] - known[0]) <= limit <= known[-1] + 2.0 * (known[-1] - known[0])
+    if near:
+        found.append(Line(name="limit", x=share[[0, -1]], y=np.full(2, float(limit)), low=nothing[:2], high=nothing[:2]))
+    said = ", ".join(f"{percent:.0f} %: {metric.text(known[round(percent / 5)])}" for percent in (5.0, 50.0, 95.0))
+    return Drawing(
+        name="levels",
+        title="How much how often",
+        caption="So many per cent of the steps need at most this much on the GPU that needs most. Where it crosses a limit, the rest "
+        "of the steps run out of memory." + ("" if near or limit is None else f" The limit, {show(limit, 'B')}, is off the scale."),
+        alt=f"Curve of memory that a share of the steps needs at most: {said}.",
+        svg=lines(found, "levels", across="steps, %", upward=metric),
+        legend=legend(found) if near else (),
+    )
 
 
 def gpus(content: Mapping[str, Any]) -> Drawing | None:
@@ -95,9 +133,8 @@ def gpus(content: Mapping[str, Any]) -> Drawing | None:
         title="Memory of each GPU",
         caption=f"Weights, and what steps need on top of them.{line}{cut}",
         alt="Bars: " + "; ".join(bar.text for bar in found) + ".",
-        svg=bars(found, "gpus", unit="B", title="memory", limit=None if limit is None else (limit, "limit"), wide=True),
+        svg=bars(found, "gpus", unit="B", title="memory", limit=None if limit is None else (limit, "limit")),
         legend=tuple((name, colour, "") for name, colour in PIECES.items()),
-        wide=True,
     )
 
 
@@ -105,18 +142,14 @@ def table(content: Mapping[str, Any]) -> Sheet:
     """Return the table of GPUs, the one that needs most first."""
     columns = [("GPU", "", True), ("weights", "", True)]
     columns += [(f"rows {name}", "received", True) for name in ("p50", "p99", "max")]
-    columns += [(title, "", True) for title in ("buffer max", "activations max", "total p50", "total p99", "total max")]
+    columns += [(f"{name} {quantile}", "", True) for name in PARTS for quantile in QUANTILES]
     if content["limit"] is not None:
         columns.append(("runs out", "share of the steps", True))
     rows = []
     for gpu in sorted(content["gpus"], key=lambda gpu: (-gpu["total"]["max"], gpu["gpu"]))[: 4 * LONGEST]:
         row = [text(str(gpu["gpu"])), _bytes(gpu["weights"])]
         row += [(f"{gpu['rows'][name]:,.0f}", repr(gpu["rows"][name])) for name in ("p50", "p99", "max")]
-        row += [
-            _bytes(gpu["buffer"]["max"]),
-            _bytes(gpu["activations"]["max"]),
-            *(_bytes(gpu["total"][name]) for name in ("p50", "p99", "max")),
-        ]
+        row += [_bytes(gpu[name][quantile]) for name in PARTS for quantile in QUANTILES]
         if content["limit"] is not None:
             row.append((_share(gpu["out_of_memory"]["value"]), repr(gpu["out_of_memory"]["value"])))
         rows.append(tuple(row))

@@ -78,9 +78,8 @@ def tornado(content: Mapping[str, Any], metric: Metric) -> Drawing | None:
         title=f"{capital(metric.label)} at the ends of each range",
         caption=f"Change against {metric.text(base)}, the input that moves it most first.",
         alt="Bars: " + "; ".join(bar.text for bar in found) + ".",
-        svg=bars(found, "tornado", unit="", title=f"change of {metric.label}", wide=True),
+        svg=bars(found, "tornado", unit="", title=f"change of {metric.label}"),
         legend=(("at the low end", LOW, ""), ("at the high end", HIGH, "")),
-        wide=True,
     )
 
 
@@ -99,9 +98,8 @@ def shares(content: Mapping[str, Any]) -> Drawing | None:
         title="Shares of the variance",
         caption="Sobol indices: what an input explains alone, and with what it does together with others.",
         alt="Bars: " + "; ".join(bar.text for bar in found) + ".",
-        svg=bars(found, "shares", unit="", title="share of the variance", wide=True),
+        svg=bars(found, "shares", unit="", title="share of the variance"),
         legend=(("alone", "#009e73", ""), ("with interactions", style.COLOURS["idle"], "")),
-        wide=True,
     )
 
 

@@ -17,7 +17,7 @@ from moesim.desk.report.style import Drawing
 from moesim.desk.words import capital, definitions, interval, label, show
 from moesim.facts.record import Value
 from moesim.study.cell import Answer
-from moesim.study.sweep import ABSENT, PARETO, Sweep, short_names, word
+from moesim.study.sweep import ABSENT, Sweep, short_names, word
 
 DRAWN = ("step_time", "drop_rate", "rank_max_over_mean")
 """What is drawn along the axes, where it differs between cells."""
@@ -82,25 +82,27 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         )
         for cell in content["cells"]
     )
-    return Sweep(name=content["name"], axes=tuple(axis["key"] for axis in content["axes"]), answers=answers)
+    return Sweep(
+        name=content["name"], axes=tuple(axis["key"] for axis in content["axes"]), answers=answers, shown=tuple(content.get("shown", ()))
+    )
 
 
 def answer(sweep: Sweep) -> str:
     """Return what a sweep says, in a few sentences."""
-    known = [cell for cell in sweep.done if _value(cell, PARETO[0]) is not None]
+    known = [cell for cell in sweep.done if _value(cell, sweep.pareto[0]) is not None]
     if not known:
         return f"None of the {len(sweep.answers)} cells has a step time."
-    best = min(known, key=lambda cell: (_value(cell, PARETO[0]) or 0.0, cell.name))
-    drops = _value(best, PARETO[1])
-    said = f"{best.name} has the shortest step, {_shown(best, PARETO[0])}"
-    said += "" if drops is None else f", and drops {_shown(best, PARETO[1]) if drops else 'nothing'}"
-    whole = [cell for cell in known if _value(cell, PARETO[1]) == 0]
+    best = min(known, key=lambda cell: (_value(cell, sweep.pareto[0]) or 0.0, cell.name))
+    drops = _value(best, sweep.pareto[1])
+    said = f"{best.name} has the shortest step, {_shown(best, sweep.pareto[0])}"
+    said += "" if drops is None else f", and drops {_shown(best, sweep.pareto[1]) if drops else 'nothing'}"
+    whole = [cell for cell in known if _value(cell, sweep.pareto[1]) == 0]
     if drops and whole:
-        first = min(whole, key=lambda cell: (_value(cell, PARETO[0]) or 0.0, cell.name))
-        said += f"; of the {len(whole)} cells that drop nothing, {first.name} is fastest, {_shown(first, PARETO[0])}"
+        first = min(whole, key=lambda cell: (_value(cell, sweep.pareto[0]) or 0.0, cell.name))
+        said += f"; of the {len(whole)} cells that drop nothing, {first.name} is fastest, {_shown(first, sweep.pareto[0])}"
     front = sweep.front()
     if len(front) > 1:
-        said += f". {len(front)} cells are beaten by none in {label(PARETO[0])} and {label(PARETO[1])} at once"
+        said += f". {len(front)} cells are beaten by none in {label(sweep.pareto[0])} and {label(sweep.pareto[1])} at once"
     return said + "."
 
 
@@ -154,32 +156,32 @@ def _parts(sweep: Sweep) -> Iterable[Part]:
 
 def front(sweep: Sweep) -> Drawing | None:
     """Draw step time against drop rate of every cell, or against the load of its fullest GPU where all drop the same."""
-    against = PARETO[1]
+    against = sweep.pareto[1]
     if len({_value(cell, against) for cell in sweep.done}) < 2:
         against = "rank_max_over_mean"
-    known = [cell for cell in sweep.done if _value(cell, PARETO[0]) is not None and _value(cell, against) is not None]
-    if len(known) < 2 or len({(_value(cell, against), _value(cell, PARETO[0])) for cell in known}) < 2:
+    known = [cell for cell in sweep.done if _value(cell, sweep.pareto[0]) is not None and _value(cell, against) is not None]
+    if len(known) < 2 or len({(_value(cell, against), _value(cell, sweep.pareto[0])) for cell in known}) < 2:
         return None
-    x_axis, y_axis = (Metric(name=name, unit=known[0].metrics[name].unit) for name in (against, PARETO[0]))
-    best = sweep.front(against, PARETO[0]) if against != PARETO[1] else sweep.front()
+    x_axis, y_axis = (Metric(name=name, unit=known[0].metrics[name].unit) for name in (against, sweep.pareto[0]))
+    best = sweep.front(against, sweep.pareto[0]) if against != sweep.pareto[1] else sweep.front()
     names = {cell.name for cell in best}
     points = []
     for cell in known:
-        value = cell.metrics[PARETO[0]]
+        value = cell.metrics[sweep.pareto[0]]
         said = f"{cell.name}: {y_axis.label} {y_axis.text(value.value)}, {x_axis.label} {x_axis.text(_value(cell, against))}"
         points.append(
             Point(x=_value(cell, against) or 0.0, y=value.value or 0.0, low=value.low, high=value.high, text=said,
                   filled=cell.name in names, colour=style.ACCENT if cell.name in names else style.MUTED)
         )  # fmt: skip
-    corners = sorted({(_value(cell, against) or 0.0, _value(cell, PARETO[0]) or 0.0) for cell in best})
-    labels = {cell.name: (_value(cell, against) or 0.0, _value(cell, PARETO[0]) or 0.0) for cell in best[:NAMED]}
+    corners = sorted({(_value(cell, against) or 0.0, _value(cell, sweep.pareto[0]) or 0.0) for cell in best})
+    labels = {cell.name: (_value(cell, against) or 0.0, _value(cell, sweep.pareto[0]) or 0.0) for cell in best[:NAMED]}
     return Drawing(
         name="front",
         title=f"{capital(y_axis.label)} against {x_axis.label}",
         caption="Filled points are cells that no other beats in both; the dotted line joins them. Bars are intervals of 95 % over steps.",
         alt=f"Scatter plot of {len(known)} cells. Beaten by none in both: "
         + "; ".join(
-            f"{cell.name}, {x_axis.label} {_shown(cell, against)}, {y_axis.label} {_shown(cell, PARETO[0])}" for cell in best[:NAMED]
+            f"{cell.name}, {x_axis.label} {_shown(cell, against)}, {y_axis.label} {_shown(cell, sweep.pareto[0])}" for cell in best[:NAMED]
         )
         + ".",
         svg=scatter(points, "front", across=x_axis, upward=y_axis, front=corners, names=labels),
@@ -267,7 +269,11 @@ def cells(sweep: Sweep) -> Sheet:
     """Return the table of cells: where each stands, and the metrics that differ."""
     best = {cell.name for cell in sweep.front()}
     short_of = short_names(sweep.axes)
-    shown = [name for name in SHOWN if _known(sweep, name) and (name == SHOWN[0] or _differs(sweep, name))]
+    shown = [
+        name
+        for name in dict.fromkeys([SHOWN[0], sweep.pareto[0], *SHOWN[1:], *sweep.shown])
+        if _known(sweep, name) and (name == SHOWN[0] or _differs(sweep, name))
+    ]
     numeric = {axis: all(is_number(value) for value in sweep.values(axis)) for axis in sweep.axes}
     meaning = definitions(next((cell.metrics for cell in sweep.done), {}))
     columns = [(short_of[axis], axis, numeric[axis]) for axis in sweep.axes]
@@ -307,7 +313,11 @@ def _every_metric(sweep: Sweep) -> Sheet:
 
 
 def _drawn(sweep: Sweep) -> list[str]:
-    return [name for name in DRAWN if _known(sweep, name) and (name == DRAWN[0] or _differs(sweep, name))]
+    """Return what was asked for, the time that the front weighs, and more, where it differs between cells; that time in any case."""
+    first = sweep.pareto[0]
+    return [
+        name for name in dict.fromkeys([*sweep.shown, first, *DRAWN]) if _known(sweep, name) and (name == first or _differs(sweep, name))
+    ]
 
 
 def _known(sweep: Sweep, name: str) -> bool:

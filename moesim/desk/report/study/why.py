@@ -100,8 +100,7 @@ def worth(content: Mapping[str, Any]) -> Drawing | None:
         title="What it would be worth to take away",
         caption="Share of the step that each change saves, found by simulating the same steps with it.",
         alt="Bars: " + "; ".join(bar.text for bar in found) + ".",
-        svg=bars(found, "worth", unit="", title="saved, share of the step", wide=True),
-        wide=True,
+        svg=bars(found, "worth", unit="", title="saved, share of the step"),
     )
 
 
