@@ -13,6 +13,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.abc import SourceLoader
@@ -219,6 +220,9 @@ def _load_entry_points() -> None:
         _outside[f"{point.name} {point.value}"] = said
 
 
+_INSIDE: ContextVar[frozenset[str]] = ContextVar("slots being described", default=frozenset())
+
+
 @dataclass(frozen=True, slots=True)
 class PluginOf(Marker):
     """The field of a scenario that holds a plug-in of one slot; ``default`` is the kind of a mapping that names none."""
@@ -262,8 +266,15 @@ class PluginOf(Marker):
 
         slot = SLOTS[self.slot]
         forms: list[dict[str, Any]] = [{"enum": [*kinds(self.slot), *([None] if slot.null else [])]}]
+        if self.slot in (inside := _INSIDE.get()):
+            # A plug-in that holds another of its own slot would go on for ever: inside it, the names are all that is said.
+            return {"anyOf": [*forms, {"type": "object", "properties": {slot.tag: {"enum": list(kinds(self.slot))}}}]}
         for kind, cls in kinds(self.slot).items():
-            schema = dict(TypeAdapter(cls).json_schema(mode="validation"))
+            before = _INSIDE.set(inside | {self.slot})
+            try:
+                schema = dict(TypeAdapter(cls).json_schema(mode="validation"))
+            finally:
+                _INSIDE.reset(before)
             schema["properties"] = {slot.tag: {"const": kind}} | schema.get("properties", {})
             schema["required"] = [*([] if kind == self.default else [slot.tag]), *schema.get("required", [])]
             schema["additionalProperties"] = False

@@ -8,7 +8,7 @@ from moesim.desk.content import read_content
 from moesim.desk.presets.profiles import profile_path, profile_preset, profile_presets
 from moesim.desk.profile_files import parse_profile, profile_text, read_profile, write_profile
 from moesim.facts.gpu_presets import gpu_presets
-from moesim.facts.profile import Parameter, Profile, Section
+from moesim.facts.profile import WEAK, Parameter, Profile, Section
 from moesim.facts.profile_data import only, plain_profile, profile_of
 
 
@@ -87,15 +87,25 @@ def test_what_is_no_profile_is_told(tmp_path):
         read_profile(tmp_path / "b.yaml")
 
 
+def test_draws_go_no_farther_than_the_fit_can_tell():
+    # The sum of the two logarithms is all but free, with a deviation of 10; their difference is known to 0.01.
+    covariance = 50.0 * np.array([[1.0, 1.0], [1.0, 1.0]]) + 5e-5 * np.array([[1.0, -1.0], [-1.0, 1.0]])
+    section = Section(model="m", parameters=(parameter(), parameter("rate", 3e11)), covariance=covariance)
+    steps = np.log([[item["latency"] / 1.5e-6, item["rate"] / 3e11] for item in section.draws(500, np.random.default_rng(3))])
+    along, across = steps @ np.array([1.0, 1.0]) / np.sqrt(2.0), steps @ np.array([1.0, -1.0]) / np.sqrt(2.0)
+    assert np.abs(along).max() == pytest.approx(WEAK)
+    assert across.std() == pytest.approx(0.01, rel=0.15)
+
+
 def test_draws_have_the_covariance_and_keep_what_was_not_fitted():
-    covariance = np.array([[0.04, 0.01], [0.01, 0.01]])
+    covariance = np.array([[0.0025, 0.000625], [0.000625, 0.000625]])
     section = Section(
         model="m", parameters=(parameter(), parameter("rate", 3e11), parameter("held", 2.0)), covariance=np.pad(covariance, (0, 1))
     )
     drawn = list(section.draws(4000, np.random.default_rng(3)))
     logs = np.log([[item["latency"], item["rate"]] for item in drawn])
     assert np.cov(logs.T) == pytest.approx(covariance, rel=0.12)
-    assert logs.mean(axis=0) == pytest.approx(np.log([1.5e-6, 3e11]), abs=0.02)
+    assert logs.mean(axis=0) == pytest.approx(np.log([1.5e-6, 3e11]), abs=0.005)
     assert {item["held"] for item in drawn} == {2.0}
     plain = Section(model="m", parameters=(parameter(),), covariance=[[(1e-6) ** 2]], scale="plain")
     values = np.array([item["latency"] for item in plain.draws(4000, np.random.default_rng(3))])

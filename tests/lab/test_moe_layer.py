@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch", reason="measuring needs PyTorch: pip instal
 
 from lab_layers import reference  # noqa: E402
 
+from moesim.base.streams import stream  # noqa: E402
 from moesim.lab.compute import Pool, build, facts_of  # noqa: E402
 from moesim.lab.device import Device, choose_kernel, kernels_of  # noqa: E402
 from moesim.lab.experts import Weights, feed_forward, grouped_product, make_weights  # noqa: E402
@@ -208,9 +209,13 @@ def test_the_kernel_of_a_whole_layer_computes_the_rows_of_its_own_experts(ep):
     assert facts["rows_per_expert"] == counts[:local].tolist()
     chosen = choices(counts, 9, 2, 4)
     tokens, weights = pool.drawn(9, 16, torch.float32), pool.experts(case)
-    permuted, of_row, token_of = build(dataclasses.replace(case, operation="permute"), 4, CPU, pool)[0]()
+    permuted, order, token_of = build(dataclasses.replace(case, operation="permute"), 4, CPU, pool)[0]()
     assert sorted(token_of.tolist()) == sorted(token for token in range(9) for expert in chosen[token] if expert < local)
     torch.testing.assert_close(permuted, tokens[token_of])
+    # Logits are drawn alike, with those chosen above all others: their softmax is what the rows are weighted with.
+    logits = stream(4, "logits").random((9, 4)).astype(np.float32)
+    np.put_along_axis(logits, chosen, np.take_along_axis(logits, chosen, 1) + 4.0, 1)
+    of_row = torch.softmax(torch.from_numpy(logits), dim=-1).topk(2, dim=-1).values.reshape(-1)[order]
     expected = torch.zeros(9, 16)
     of_expert = [expert for expert in range(local) for _ in range(facts["rows_per_expert"][expert])]
     for row, (token, expert) in enumerate(zip(token_of.tolist(), of_expert, strict=True)):
