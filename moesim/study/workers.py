@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -61,8 +62,17 @@ def undisturbed() -> Iterator[None]:
     if hold is None:  # Windows
         yield
         return
+    # The mask is what processes inherit. Another thread of this one may still take the signal, and Python would then run the handler here,
+    # in the middle of starting a process: so it is only noted, and sent again afterwards.
+    here = threading.current_thread() is threading.main_thread()
+    arrived: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, _: arrived.append(number)) if here else None
     before = hold(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         hold(signal.SIG_SETMASK, before)  # what was held back arrives here
+        if usual is not None:
+            signal.signal(signal.SIGINT, usual)
+        if arrived:
+            signal.raise_signal(signal.SIGINT)
