@@ -256,7 +256,8 @@ def shared_out(shares: Floats, total: int) -> Ints:
     >>> shared_out(np.array([1.0, 1.0, 2.0]), 10).tolist()
     [3, 2, 5]
     """
-    exact = shares * (total / shares.sum())
+    parts = shares / shares.max()  # so that the smallest float there is does not overflow
+    exact = parts * (total / parts.sum())
     whole = np.floor(exact).astype(np.int64)
     rest = total - int(whole.sum())
     whole[np.argsort(whole - exact, kind="stable")[:rest]] += 1

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from examples import examples
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from worlds import no_trace, play, small_model
 
@@ -251,6 +251,7 @@ def test_sources_with_ranks_of_their_own_refuse_others(source, keys):
 
 
 @examples(40)
+@example(shares=[1e-308], total=2, group=1)
 @given(
     shares=st.lists(st.floats(0, 1e6), min_size=1, max_size=40).filter(lambda values: sum(values) > 0),
     total=st.integers(0, 10**6),
@@ -259,7 +260,8 @@ def test_sources_with_ranks_of_their_own_refuse_others(source, keys):
 def test_l1_no_token_is_lost_when_they_are_shared_out(shares, total, group):
     whole = shared_out(np.array(shares), total)
     assert whole.sum() == total
-    assert (np.abs(whole - np.array(shares) * (total / sum(shares))) < 1 + 1e-6 * total).all()
+    parts = np.array(shares) / max(shares)
+    assert (np.abs(whole - parts * (total / parts.sum())) < 1 + 1e-6 * total).all()
     parts = divided(whole, group).reshape(-1, group)
     assert parts.sum(axis=1).tolist() == whole.tolist()
     assert (parts.max(axis=1) - parts.min(axis=1) <= 1).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Self
@@ -21,7 +22,7 @@ ROBUST = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parametric:
+class Parametric(ABC):
     """A model whose parameters are positive numbers, in SI units.
 
     Parameters
@@ -43,9 +44,9 @@ class Parametric:
         return tuple(item.name for item in fields(cls) if item.name != "kept")
 
     @staticmethod
+    @abstractmethod
     def seconds_of(values: Mapping[str, float], rows: Rows) -> Floats:
         """Return the seconds of rows with the given parameters."""
-        raise NotImplementedError
 
     def values(self) -> dict[str, float]:
         """Return the parameters by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -42,39 +43,39 @@ def no_own(machine: str, name: str) -> str:
     return f"no profile of {machine!r} has the section {name!r}: it is a machine's own, and 'moesim calibrate' on its tables makes it"
 
 
-class OwnTable:
+class OwnTable(ABC):
     """A table whose rows are predicted from sections of the machine that they are of, each row by one section."""
 
     quantity: ClassVar[str] = "time"
     source: ClassVar[str] = ""
 
+    @abstractmethod
     def model_of(self, section: str) -> type[Parametric]:
         """Return the model of a section."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, section: str, rows: Rows) -> dict[str, NDArray[Any]]:
         """Return what the model of a section must be told of rows that are all of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sections(self, rows: Rows) -> NDArray[np.str_]:
         """Return the section of each row; empty where there is none."""
-        raise NotImplementedError
 
     def why_none(self, rows: Rows, row: int) -> str:
-        """Return why a row has no section."""
-        raise NotImplementedError
+        """Return why a row has no section; tables all of whose rows have one leave this as it is."""
+        return f"no section is for row {row + 1} of {len(next(iter(rows.values())))}"
 
+    @abstractmethod
     def seconds(self, rows: Rows) -> Floats:
         """Return what was measured."""
-        raise NotImplementedError
 
+    @abstractmethod
     def regime(self, rows: Rows) -> NDArray[np.str_]:
         """Return the regime of each row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def group(self, rows: Rows) -> NDArray[np.str_]:
         """Return the group of each row."""
-        raise NotImplementedError
 
     def fit(self, rows: Rows) -> dict[str, Section]:
         """Fit one section per machine and name; the scatter is that of groups that were held back, where there are several.
