@@ -39,6 +39,7 @@ The load of an expert is taken to split evenly over its replicas. `in order` is 
 @click.option("--model", metavar="MODEL", help="A preset's name or a config.json: for memory, groups and numbers of layers.")
 @click.option("--export", type=click.Choice(EXPORTS), help="Write the placement as this engine loads it; needs -o.")
 @click.option("-o", "--out", type=click.Path(dir_okay=False), metavar="FILE", help="Where --export writes.")
+@click.option("--time", "timed", is_flag=True, help="Also measure how long planning takes here: policy.rebalance.planner_time.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True, help="How to print the answer."
 )
@@ -51,6 +52,7 @@ def command(
     model: str | None,
     export: str | None,
     out: str | None,
+    timed: bool,
     form: str,
     **sizes: int | None,
 ) -> None:
@@ -74,6 +76,8 @@ def command(
         click.echo(f"Warning: {note}", err=True)
     click.echo(_printed(placed, form), nl=False)
     sys.stdout.flush()
+    if timed:
+        click.echo(_timed(placed), err=True)
     if content is not None and out is not None:
         from pathlib import Path
 
@@ -100,6 +104,15 @@ def _check_export(export: str | None, out: str | None) -> None:
         raise UsageError("-o names no file")
     if export == "sglang" and out is not None and not out.endswith(".json"):
         raise UsageError(f"-o {out}: SGLang takes a path for a file only if it ends in .json")
+
+
+def _timed(placed: Any) -> str:
+    """Say how long planning takes, in the words of a scenario; a clock's reading never enters the answer itself."""
+    from moesim.base.units import format_quantity
+    from moesim.desk.place_plan import TIMED, planning_seconds
+
+    took = format_quantity(planning_seconds(placed), "s")
+    return f"Planning took {took} on this machine (median of {TIMED}): policy.rebalance.planner_time='{took}'"
 
 
 def _printed(placed: Any, form: str) -> str:

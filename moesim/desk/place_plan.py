@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,9 @@ from moesim.facts.model import MoeModel
 from moesim.models.placement.plan_map import PlacementPlan
 from moesim.models.placement.planners import PLANNERS
 from moesim.models.placement.simple_plans import plan_contiguous
+
+TIMED = 5
+"""How often planning is repeated to say how long it takes; what was compiled or loaded for it has been by then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,8 @@ class Placed:
         Of the loads.
     loads : float[L, E]
         Summed over steps.
+    planned_from : float[L, E] or float[steps, L, E]
+        What the planner was given.
     plan : PlacementPlan
     in_order : float[L, G] or None
         Loads of the GPUs with experts in order and no replicas; None if they do not divide over the GPUs.
@@ -57,6 +64,7 @@ class Placed:
     kind: str
     name: str
     loads: Floats
+    planned_from: NDArray[Any]
     plan: PlacementPlan
     in_order: Floats | None
     sizes: Sizes
@@ -103,21 +111,55 @@ def place(given: Loads, kind: str, sizes: Sizes, model: MoeModel | None = None) 
     loads, notes = _all_experts(given, sizes.experts, model)
     layers = given.layers if model is None else _layers(given, model, loads)
     whole = _completed(sizes, given, model, loads.shape[-1])
-    gpus, nodes, groups = int(whole.gpus or 1), int(whole.nodes or 1), int(whole.groups or 1)
-    plan = PLANNERS[kind](loads, slots=int(whole.slots or 0), gpus=gpus, nodes=nodes, groups=groups)
+    plan = _plan(kind, loads, whole)
     total = np.asarray(loads if loads.ndim == 2 else loads.sum(axis=0), dtype=np.float64)
     experts = total.shape[1]
     in_order = None
+    gpus = int(whole.gpus or 1)
     if experts % gpus == 0:
-        in_order = plan_contiguous(total, slots=experts, gpus=gpus, nodes=nodes, groups=groups).rank_loads(total, gpus)
+        in_order = plan_contiguous(total, slots=experts, gpus=gpus, nodes=int(whole.nodes or 1), groups=int(whole.groups or 1)).rank_loads(
+            total, gpus
+        )
     idle = np.flatnonzero(total.sum(axis=1) == 0)
     if idle.size and (model is None or len(total) == len(model.moe_layers)):
         notes.append(
             f"layer {number_of(layers, int(idle[0]))} has no load at all ({idle.size} of {len(total)} layers): nothing says what to do"
         )
     return Placed(
-        kind=kind, name=given.name, loads=total, plan=plan, in_order=in_order, sizes=whole, layers=layers, model=model, notes=tuple(notes)
+        kind=kind,
+        name=given.name,
+        loads=total,
+        planned_from=loads,
+        plan=plan,
+        in_order=in_order,
+        sizes=whole,
+        layers=layers,
+        model=model,
+        notes=tuple(notes),
     )
+
+
+def _plan(kind: str, loads: NDArray[Any], sizes: Sizes) -> PlacementPlan:
+    slots, gpus, nodes, groups = (int(size or 1) for size in (sizes.slots, sizes.gpus, sizes.nodes, sizes.groups))
+    return PLANNERS[kind](loads, slots=slots, gpus=gpus, nodes=nodes, groups=groups)
+
+
+def planning_seconds(placed: Placed, *, repeats: int = TIMED) -> float:
+    """Return how long the same planning takes on this machine: the median of some more, in seconds of its clock.
+
+    Parameters
+    ----------
+    placed : Placed
+        Whose plan is made again.
+    repeats : int
+        How often.
+    """
+    took = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        _plan(placed.kind, placed.planned_from, placed.sizes)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def _all_experts(given: Loads, stated: int | None, model: MoeModel | None) -> tuple[NDArray[Any], list[str]]:

@@ -147,7 +147,7 @@ class Rebalance:
         once and costs nothing, which no system can do: what the others gain at most.
     planner_time : time
         What planning takes. In ``sync`` nothing runs meanwhile; in ``async`` the first layer moves that much later. 0 if left out: measure
-        yours with ``moesim place``.
+        yours with ``moesim place --time``.
     optimiser : bool
         Training moves optimiser states and gradients with the weights (16 B per parameter more); if false, the weights alone.
     """

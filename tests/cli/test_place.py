@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from hypothesis import strategies as st
 from scenario_texts import SMALL
 
 from moesim.base.registry import kinds
+from moesim.base.units import parse_quantity
 from moesim.cli import main
+from moesim.desk.place_loads import read_loads
+from moesim.desk.place_plan import TIMED, Sizes, place, planning_seconds
 from moesim.desk.placement_files import read_placement
 from moesim.desk.presets.models import model_preset
 from moesim.desk.trace_files import read_trace
@@ -368,3 +372,23 @@ def test_some_layers_of_a_model_are_planned_but_only_tensorrt_llm_takes_them(fol
     assert done.exit_code == 2
     assert "sglang needs a row for every MoE layer of the model, but only 2 of them were planned" in done.stderr
     assert not (folder / "p.json").exists()
+
+
+def test_planning_is_timed_beside_the_answer_in_words_that_a_scenario_takes(folder):
+    plain = invoke("loads.npy", "--gpus", 4, "--slots", 20, "--format", "json")
+    timed = invoke("loads.npy", "--gpus", 4, "--slots", 20, "--format", "json", "--time")
+    assert timed.exit_code == 0
+    assert timed.stdout == plain.stdout
+    took = re.search(r"policy\.rebalance\.planner_time='([^']+)'", timed.stderr)[1]
+    assert 0 < parse_quantity(took, "s") < 60
+    assert f"Planning took {took} on this machine (median of {TIMED})" in timed.stderr
+
+
+def test_the_time_of_planning_is_the_middle_one_of_plannings(folder, monkeypatch):
+    placed = place(read_loads("loads.npy"), "greedy", Sizes(slots=None, gpus=4, nodes=None, groups=None))
+    clock = iter([0.0, 3.0, 10.0, 11.0, 20.0, 22.0])  # plannings of 3, 1 and 2 s
+    monkeypatch.setattr("moesim.desk.place_plan.time.perf_counter", lambda: next(clock))
+    made = []
+    monkeypatch.setitem(PLANNERS, "greedy", lambda loads, **sizes: made.append((loads.shape, sizes)))
+    assert planning_seconds(placed, repeats=3) == 2.0
+    assert made == [((3, 16), {"slots": 16, "gpus": 4, "nodes": 1, "groups": 1})] * 3
