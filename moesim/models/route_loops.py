@@ -1,4 +1,4 @@
-"""Loops over single routes, compiled: which experts a token likes best, which routes stay in full queues, what slots and GPUs they take.
+"""Loops over single routes, compiled: which experts and groups a token likes best, which routes stay in full queues, what they take.
 
 Each gives what the plain NumPy code does that calls it, bit for bit; that code is what runs where nothing can be compiled, for few routes
 and for arrays of other types.
@@ -226,3 +226,93 @@ def best_first(scores: Singles, top_k: int) -> Whole32:
         if wrong or best[last] == -np.inf:
             ids[token, 0] = -1
     return ids
+
+
+@njit(types.boolean(types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "C", readonly=True), types.int64), cache=True)
+def _sum_of_best_two(total: Singles, scores: Singles, count: int) -> bool:
+    """Write the sum of the best one or two scores of each group; return whether all scores were below infinity.
+
+    Groups take turns, so that one need not wait for what the other compares; nothing is branched on, because nothing can be foretold.
+    """
+    groups = len(total)
+    size = len(scores) // groups
+    second = np.full(groups, -np.inf, dtype=np.float32)
+    total[:] = -np.inf
+    fine = True
+    for place in range(size):
+        for group in range(groups):
+            score = scores[group * size + place]
+            fine &= score < np.inf
+            first = total[group]
+            beaten = min(score, first)
+            total[group] = max(first, score)
+            second[group] = max(second[group], beaten)
+    if count == 2:
+        for group in range(groups):
+            total[group] += second[group]
+    return fine
+
+
+@njit(types.boolean(types.Array(types.float32, 1, "C"), types.Array(types.float32, 1, "C", readonly=True), types.int64), cache=True)
+def _sum_of_best(total: Singles, scores: Singles, count: int) -> bool:
+    """Write the sum of the best ``count`` scores of each group, added largest first; return whether all scores were below infinity."""
+    groups = len(total)
+    size, last = len(scores) // groups, count - 1
+    best = np.empty(count, dtype=np.float32)
+    for group in range(groups):
+        best[:] = -np.inf
+        for score in scores[group * size : (group + 1) * size]:
+            if not score <= best[last]:  # larger, or not a number
+                if not score < np.inf:
+                    return False
+                place = last
+                while place > 0 and best[place - 1] < score:
+                    best[place] = best[place - 1]
+                    place -= 1
+                best[place] = score
+        total[group] = best[0]
+        for place in range(1, count):
+            total[group] += best[place]
+    return True
+
+
+@njit(types.boolean(types.Array(types.float32, 2, "C"), _SCORES, types.int64, types.int64, types.int64), cache=True)
+def within_best_groups(limited: Singles, scores: Singles, groups: int, top_groups: int, count: int) -> bool:
+    """Fill ``limited`` with the scores of each token's best groups, and minus infinity outside them; false if one is NaN or infinite.
+
+    Parameters
+    ----------
+    limited : float32[T, E]
+        Is written.
+    scores : float32[T, E]
+    groups : int
+        A divisor of E.
+    top_groups : int
+        How many a token may use; of groups of equal score the lower.
+    count : int
+        A group's score is the sum of its best so many experts, added largest first; 1 to the size of a group.
+
+    Raises
+    ------
+    ValueError
+        If the groups are not equally large, or a group has fewer experts than count.
+    """
+    tokens, experts = scores.shape
+    if groups < 1 or experts % groups or limited.shape != scores.shape or not 1 <= count <= experts // groups:
+        raise ValueError("the groups do not divide the experts, or have too few")
+    size = experts // groups
+    total = np.empty(groups, dtype=np.float32)
+    taken = np.empty(groups, dtype=np.bool_)
+    limited[:] = -np.inf
+    for token in range(tokens):
+        if not (_sum_of_best_two(total, scores[token], count) if count <= 2 else _sum_of_best(total, scores[token], count)):
+            return False
+        taken[:] = False
+        for _ in range(top_groups):
+            best = -1
+            for group in range(groups):
+                if not taken[group] and (best < 0 or total[group] > total[best]):
+                    best = group
+            taken[best] = True
+            limited[token, best * size : (best + 1) * size] = scores[token, best * size : (best + 1) * size]
+    return True

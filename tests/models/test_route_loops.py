@@ -13,6 +13,7 @@ from moesim.models.capacity.orders import by_position, by_weight
 from moesim.models.capacity.survivors import keep_first, keep_in_queues, what_is_left
 from moesim.models.dispatch.even import split_evenly
 from moesim.models.exchange.copies import copies_per_token
+from moesim.models.gate.groups import best_groups
 from moesim.models.gate.select import largest
 
 
@@ -22,7 +23,7 @@ def both_ways(call):
         patch.setattr(compiled_loops, "FEWEST", 1)
         patch.setattr(compiled_loops, "WORTH_LOADING", 0)
         used = []
-        for name in ("keep_lowest", "strike", "tokens_between", "turns", "best_first"):
+        for name in ("keep_lowest", "strike", "tokens_between", "turns", "best_first", "within_best_groups"):
             inner = getattr(route_loops, name)
             patch.setattr(route_loops, name, lambda *given, inner=inner, name=name: used.append(name) or inner(*given))
         compiled = call()
@@ -211,3 +212,39 @@ def test_best_first_refuses_sizes_that_would_read_beyond_the_scores() -> None:
     for top_k in (0, 5):
         with pytest.raises(ValueError, match="between one choice"):
             route_loops.best_first(np.zeros((2, 4), dtype=np.float32), top_k)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), tokens=st.integers(1, 30), groups=st.integers(1, 6), size=st.integers(1, 12), levels=st.sampled_from([2, 2**20]))
+def test_the_best_groups_are_the_same_both_ways(data, tokens, groups, size, levels) -> None:
+    # Few levels make many ties of groups; some experts, and with them whole groups, may not be chosen.
+    top_groups, count = data.draw(st.integers(1, groups)), data.draw(st.integers(1, size))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    scores = (rng.integers(-levels, levels, size=(tokens, groups * size)) / levels).astype(np.float32)
+    scores[rng.random(scores.shape) < data.draw(st.sampled_from([0.0, 0.5, 0.95]))] = -np.inf
+    compiled, plain, used = both_ways(lambda: best_groups(scores, groups, top_groups, count))
+    np.testing.assert_array_equal(compiled, plain)
+    assert used == (["within_best_groups"] if top_groups < groups and count <= 8 else [])
+    # No group that is left out has a larger sum than one that is not, but for the rounding of up to 12 sums below 16 (2**-21 each).
+    by_group = np.sort(scores.reshape(tokens, groups, size).astype(np.float64), axis=2)[:, :, -count:].sum(axis=2)
+    left = np.isfinite(compiled.reshape(tokens, groups, size)).any(axis=2)
+    for total, allowed in zip(by_group, left, strict=True):
+        assert allowed.sum() <= top_groups
+        if allowed.any() and np.isfinite(total[~allowed]).any():
+            assert total[allowed].min() >= total[~allowed].max() - 2.0**-17
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_left_to_the_plain_code(bad) -> None:
+    scores = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 12)
+    scores[1, 2] = bad
+    compiled, plain, used = both_ways(lambda: best_groups(scores, 3, 2, 2))
+    np.testing.assert_array_equal(compiled, plain)
+    assert used == ["within_best_groups"]
+
+
+def test_best_groups_refuses_sizes_that_would_read_beyond_the_scores() -> None:
+    scores = np.zeros((2, 6), dtype=np.float32)
+    for groups, count in ((4, 1), (0, 1), (3, 3), (3, 0)):
+        with pytest.raises(ValueError, match="do not divide"):
+            route_loops.within_best_groups(np.empty_like(scores), scores, groups, 1, count)

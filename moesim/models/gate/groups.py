@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import PluginError
 from moesim.facts.model import MoeModel
+from moesim.models.compiled_loops import loops_for
 
 GROUP_SCORES = ("top2", "megatron", "max")
 """Sum of the 2 best experts (DeepSeek-V3); sum of the best k // M (Megatron-Core); the single best (DeepSeek-V2)."""
+ADDED_IN_ORDER = 8
+"""NumPy adds so many numbers one after another; of more it makes several sums."""
 
 
 def experts_that_count(rule: str, top_k: int, top_groups: int) -> int:
@@ -69,6 +72,10 @@ def best_groups(scores: NDArray[Any], groups: int, top_groups: int, count: int) 
     tokens, experts = scores.shape
     if top_groups >= groups:
         return scores
+    loops = loops_for(scores) if count <= ADDED_IN_ORDER and scores.dtype == np.float32 else None
+    limited = np.empty_like(scores)
+    if loops is not None and loops.within_best_groups(limited, scores, groups, top_groups, count):
+        return limited
     by_group = scores.reshape(tokens, groups, experts // groups)
     best = np.sort(by_group, axis=2)[:, :, -count:]
     # Largest first, as a top-k would add them: the order of single-precision sums.
