@@ -96,6 +96,8 @@ def of_score(score):
         found |= {"ratio": of_errors(score.ratios.errors), "ratio_baseline": score.ratios.baseline,
                   "ratio_baseline_mape": rounded(score.ratios.baseline_errors.mape), "told": score.ratios.told,
                   "wrong_sign": score.ratios.wrong_sign}  # fmt: skip
+        if score.ratios.told_beyond is not None:
+            found |= {"told_beyond": score.ratios.told_beyond, "wrong_beyond": score.ratios.wrong_beyond}
     return found
 
 

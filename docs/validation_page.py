@@ -17,6 +17,9 @@ FIGURES = ROOT / "tests" / "data" / "validation_figures.json"
 TARGETS = ROOT / "docs" / "validation_targets.json"
 TRAININGS = ROOT / "tests" / "data" / "training_figures.json"
 STEPS = ROOT / "tests" / "data" / "published_predictions.json"
+EXACT = ("routing", "drop_rate", "eplb")
+"""Tables whose rows are counted and not timed: their intervals are exact."""
+
 BEGIN = "<!-- Figures: written by docs/validation_page.py from tests/data/validation_figures.json. Do not edit below. -->"
 END = "<!-- End of the figures. -->"
 
@@ -50,6 +53,9 @@ def reached(target, scores):
     elif kind == "wrong sign":
         told = sum(score.get("told", 0) for score in found)
         return (float(sum(score.get("wrong_sign", 0) for score in found)) if told else None), None, told
+    elif kind == "wrong sign beyond chance":
+        told = sum(score.get("told_beyond", 0) for score in found)
+        return (100 * sum(score.get("wrong_beyond", 0) for score in found) / told if told else None), None, told
     elif kind == "worst":
         known = [score for score in found if score["worst"] is not None]
         return max((score["worst"] for score in known), default=None), None, sum(score["n"] for score in known)
@@ -89,6 +95,19 @@ def scores(listed):
     return table(["table", "regime", "rows", "mean", "median", "90th", "bias", "simple rule", "its mean", "in 90 %", "outside"], rows)
 
 
+def covered(listed):
+    """Return one sentence on the intervals of all rows that were held back from a fit."""
+    known = [score for score in listed if score["coverage"] is not None and not any(map(score["table"].startswith, EXACT))]
+    rows = sum(score["coverage_rows"] for score in known)
+    inside = sum(score["coverage"] * score["coverage_rows"] for score in known)
+    low = sum(score["coverage"] < 0.8 for score in known)
+    said = (
+        f"All together, {100 * inside / rows:.0f} % of {rows} measurements lie in the 90 % interval of their prediction; "
+        f"in {low} of {len(known)} regimes fewer than 80 % do."
+    )
+    return [said, ""]
+
+
 def orders(listed):
     rows = [
         [f"`{score['table']}`", score["regime"], "–" if score["rank_correlation"] is None else f"{score['rank_correlation']:.2f}",
@@ -102,10 +121,15 @@ def ratios(listed):
     rows = [
         [f"`{score['table']}`", score["regime"], str(score["ratio"]["n"]), number(score["ratio"]["mape"]),
          number(score["ratio"]["bias"], True), score["ratio_baseline"] or "–", number(score["ratio_baseline_mape"]),
-         f"{score['wrong_sign']} of {score['told']}"]
+         f"{score['wrong_sign']} of {score['told']}",
+         f"{score['wrong_beyond']} of {score['told_beyond']}" if "told_beyond" in score else "–"]
         for score in listed if score.get("ratio") and score["ratio"]["n"]
     ]  # fmt: skip
-    return table(["table", "regime", "rows", "mean", "bias", "simple rule", "its mean", "wrong side of 1"], rows) if rows else []
+    return (
+        table(["table", "regime", "rows", "mean", "bias", "simple rule", "its mean", "wrong side of 1", "beyond chance"], rows)
+        if rows
+        else []
+    )
 
 
 def groups(figures):
@@ -129,28 +153,64 @@ def missing(figures):
     )
 
 
+def sealed_runs():
+    """Return the errors of every committed run of the testbed whose predictions were sealed before it was measured."""
+    rows = []
+    for path in sorted((ROOT / "tests" / "data" / "measured").glob("*/comparison.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        for sort, errors in document["sorts"].items():
+            known = errors.get("at_speed")
+            means = [number(errors["mean_abs_pct"]), number(errors["worst_pct"]), number(errors["bias_pct"], True)]
+            of_speed = "–" if known is None else f"{known['mean_abs_pct']:.1f} / {known['worst_pct']:.1f}"
+            rows.append([f"`{path.parent.name}`", sort, str(errors["n"]), *means, of_speed])
+        order = document["order"]
+        rows.append([f"`{path.parent.name}`", "order of layer cases", str(order["pairs"]), f"{order['wrong']} wrong", "–", "–", "–"])
+    return table(["run", "cases", "number", "mean", "worst", "bias", "mean / worst at the cores' speed"], rows)
+
+
 def trainings():
     """Return the table of recorded trainings, which docs/training_figures.py predicts."""
     figures = json.loads(TRAININGS.read_text(encoding="utf-8"))
     rows = [
         [f"`{row['strategy']}`, seed {row['seed']}", row["role"], number(row["median"]), number(row["bias"], True),
-         *(f"{mine:.2f} / {theirs:.2f}" for mine, theirs in (row["end"], row["idle"])),
+         " / ".join(f"{value:.2f}" for value in row["end"]),
+         " / ".join(" ".join(f"{value:.1f}" for value in side) for side in row["layers"]),
+         " / ".join(" ".join(f"{value:.1f}" for value in side) for side in row["idle_layers"]),
          "–" if not any(row["dropped"]) else " / ".join(f"{100 * value:.1f} %" for value in row["dropped"])]
         for row in figures["runs"]
     ]  # fmt: skip
     summary = figures["summary"]
-    verdict = (
-        f"Median over windows and runs: {summary['held back']['median']:.1f} % of {summary['held back']['runs']} held back (asked: 15 %), "
-        f"{summary['fitted']['median']:.1f} % of {summary['fitted']['runs']} fitted. Of {summary['pairs']} pairs of trainings whose final "
-        f"MaxVio differs by more than 10 %, {len(summary['wrong_pairs'])} are predicted the other way round."
+    roles = [role for role in ("fitted", "held back", "sealed") if role in summary]
+    per_role = table(
+        ["trainings", "number", "MaxVio over time, median error", "final MaxVio of each layer, median error", "runs that collapsed",
+         "layers that lost experts", "number of such layers, predicted / recorded"],
+        [[role, str(part["runs"]), f"{part['median']:.1f} %", f"{part['layer_median']:.1f} %", both_and_only(part, "collapsed"),
+          both_and_only(part, "lost"), f"{part['layers_lost'][0]:.1f} / {part['layers_lost'][1]:.0f} of {part['layers']}"]
+         for role in roles for part in [summary[role]]],
+    )  # fmt: skip
+    columns = ["training", "role", "median", "bias", "final MaxVio", "of each layer", "idle experts of each layer", "dropped"]
+    orders = [ranking(label, summary["order"][key]) for label, key in RANKINGS]
+    note = "Of runs and layers: both, predicted only, recorded only."
+    return [*per_role, "", note, "", *orders, "", *table(columns, rows)]
+
+
+RANKINGS = (("Fitted and held back", "old"), ("With those sealed", "all"))
+
+
+def both_and_only(part, what):
+    """Return how many are predicted and recorded, predicted only, and recorded only."""
+    return ", ".join(str(part[f"{what}_{which}"]) for which in ("both", "predicted_only", "recorded_only"))
+
+
+def ranking(label, order):
+    """Return a line on the order of trainings and of strategies."""
+    turned = order["wrong_strategy_pairs"]
+    wrong = "; ".join(f"`{one}` and `{other}`" for one, other in turned) or "none"
+    return (
+        f"- {label}: of {order['strategy_pairs']} pairs of strategies further apart than seeds are, {len(turned)} are predicted the other "
+        f"way round or alike ({wrong}); of {order['pairs']} pairs of single trainings whose final MaxVio differs by more than 10 %, seeds "
+        f"of one strategy included, {len(order['wrong_pairs'])}."
     )
-    held = summary["held back"]
-    lost = (
-        f"Layers that have lost experts by the last fifth (more than half an expert idle on average), of {held['layers']} held back: "
-        f"{held['lost_both']} recorded and predicted, {held['lost_predicted_only']} predicted only, {held['lost_recorded_only']} recorded "
-        "only."
-    )
-    return [verdict, "", lost, "", *table(["training", "role", "median", "bias", "final MaxVio", "idle experts", "dropped"], rows)]
 
 
 def anchors():
@@ -208,10 +268,18 @@ The shipped profiles on the rows that they were fitted to. This shows what the f
 Among configurations that compete in one experiment: does the prediction rank them as the measurement does? Only pairs whose measured
 difference exceeds noise count.""",
     "ratios": """
-Slow-down against balanced load, or time after against time before replication.""",
+Slow-down against balanced load, or time after against time before replication. *Beyond chance* counts pairs that differ by more than
+noise and what two draws of their routing differ by, where a table holds one draw of each and does not record it.""",
+    "sealed": """
+All predictions of a run were written, with a hash of their own, before its first case was measured; signed single cases are in each
+folder's `comparison.json`, and its README says why cases were missed. These figures are blind and stay as they are. The rows of the same
+folders in other tables of this page are predicted by today's laws, which are younger: they are not blind.""",
     "trainings": """
 MaxVio over the steps of trainings of a small language model under balancing strategies, windows of 50 steps, against the preset
-`small-lm` of the source `training`; errors in per cent, then predicted / recorded in the last fifth. [A router that
+`small-lm` of the source `training`; errors in per cent, then predicted / recorded in the last fifth. A layer has lost experts if more than
+half an expert is idle (below 1 % of the mean load) on average over the last fifth; a run has collapsed if a layer has, a prediction if
+most of its runs have. Strategies are in order if their final MaxVio is further apart than two standard deviations of what seeds make of
+it. Trainings that are *sealed* were predicted before they were recorded (`tests/data/trainings_sealed`). [A router that
 trains](models/training.md) says what was fitted, and what was changed after looking.""",
     "anchors": """
 With settings of their own (`moesim/study/training_anchors.py`), not with `small-lm`: the models of the papers are not recorded. Where a
@@ -232,10 +300,11 @@ def body(figures):
     held, shipped = figures["held_back"], figures["shipped"]
     parts = [
         ("Against the thresholds", "thresholds", targets(figures)),
-        ("Rows held back", "held_back", [*scores(held), PICTURE, ""]),
+        ("Rows held back", "held_back", [*scores(held), *covered(held), PICTURE, ""]),
         ("Rows that were fitted", "fitted", scores(shipped)),
         ("Order of rivals", "order", orders(held)),
         ("Ratios", "ratios", ratios(held)),
+        ("Sealed runs of the testbed", "sealed", sealed_runs()),
         ("Routers that train", "trainings", trainings()),
         ("Published facts about routers that train", "anchors", anchors()),
         ("Steps that others published", "steps", steps()),

@@ -156,7 +156,7 @@ def test_only_the_desk_opens_files() -> None:
     exceptions = {
         "__init__.py": {"importlib", "os"},  # imports public names when they are used; os.PathLike in a signature
         "base/registry.py": {"importlib", "pkgutil", "os", "exec", "get_data", "source_to_code"},  # rooms, entry points, plug-in files
-        "models/sharing/groups.py": {"pathlib"},  # has numba put compiled code on disk?
+        "models/sharing/compiled.py": {"pathlib"},  # is compiled code on disk as old as the files that it was made from?
     }
     found = {name(path): ways for path, tree in trees() if room(name(path)) not in {"desk", "lab", "cli"} and (ways := ways_out(tree))}
     assert found == exceptions
@@ -191,7 +191,7 @@ def test_pydantic_is_the_desks_with_the_exceptions_of_the_design_page() -> None:
         if name(path) in outside:
             assert not any(module.startswith("pydantic") for module in imported_at_the_top(tree)), name(path)
     design = (Path(__file__).resolve().parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
-    for path in (*outside, "models/sharing/groups.py", *ONE_PIECE):
+    for path in (*outside, "models/sharing/compiled.py", *ONE_PIECE):
         assert f"`{path}`" in design, path
 
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from examples import examples
 from hypothesis import strategies as st
-from strategies import small_topologies
+from strategies import every_topology
 
 from moesim.base.registry import plugin
 from moesim.engine.simulate import simulate
@@ -42,7 +42,7 @@ def small_model(experts: int, top_k: int, layers: int = 3) -> MoeModel:
 @st.composite
 def scenarios(draw) -> Scenario:
     """A world of up to 24 GPUs in which every slot is filled by some plug-in."""
-    cluster = draw(small_topologies())
+    cluster = draw(every_topology())
     gpus = cluster.build().gpus
     ep = draw(st.sampled_from([width for width in range(1, gpus + 1) if gpus % width == 0]))
     experts = ep * draw(st.integers(1, 3))

@@ -20,7 +20,7 @@ and so is what a killed run has left behind.
 
 \b
   moesim measure testbed --quick        about a minute, 14 cases
-  moesim measure testbed -o FOLDER      about twenty minutes on two quiet cores, 168 cases
+  moesim measure testbed -o FOLDER      about 25 minutes on two quiet cores, 168 cases
 
 Exit codes: 0 fine, 1 a rank died (what was measured is kept and marked partial), 2 there can be no testbed here, 3 an error exceeds
 --most-exchange or --most-layer.
@@ -49,6 +49,10 @@ def testbed(**options: Any) -> None:
     from moesim.desk import folder as places
     from moesim.desk.summary import to_json
     from moesim.desk.testbed_files import NAMES, tables
+    from moesim.lab.namespaces import in_use
+
+    if in_use():
+        click.echo("Warning: another testbed runs on this machine: each will find the other in its times", err=True)
 
     if not (folder / "predictions.json").is_file():
         places.prepare(folder, frozenset(NAMES))
@@ -107,20 +111,22 @@ def _predict(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     from moesim.desk.sealed import sealed
     from moesim.desk.summary import to_json
     from moesim.lab.testbed import prepare
-    from moesim.study.testbed.plan import POSTING_PROBE, PROBE, REFERENCE_ROWS, full_plan, predictions, quick_plan
+    from moesim.study.testbed.plan import LIBRARY_TIMES, POSTING_PROBE, PROBE, REFERENCE_ROWS, full_plan, predictions, quick_plan
 
     plan = quick_plan() if options["quick"] else full_plan()
     repeats = options["repeats"] or plan.repeats
     known = prepare(
         [asdict(fabric) for fabric in plan.fabrics],
         [asdict(case) for case in plan.layers],
-        exchanging=tuple(dict.fromkeys(case.fabric for case in plan.exchanges)), probe={**PROBE, "pair_bytes": POSTING_PROBE},
-        seed=options["seed"], repeats=repeats, quick=options["quick"], progress=_say,
+        exchanging=tuple(dict.fromkeys(case.fabric for case in plan.exchanges)),
+        changing=tuple(dict.fromkeys(case.fabric for case in plan.exchanges if case.degraded)),
+        probe={**PROBE, "pair_bytes": POSTING_PROBE},
+        seed=options["seed"], repeats=repeats, quick=options["quick"], reference=REFERENCE_ROWS, progress=_say,
     )  # fmt: skip
     cores = len(os.sched_getaffinity(0))
     document = sealed(
         {
-            "schema": 2,
+            "schema": 3,
             "what": "moesim testbed prediction",
             "moesim": __version__,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,8 +137,11 @@ def _predict(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
             "cases": predictions(plan, known, cores),
             "calibration": known["calibration"],
             "probes": known["probes"],
+            "crowded": known["crowded"],
             "posting": known["posting"],
+            "changing": known["changing"],
             "reference_rows": REFERENCE_ROWS,
+            "library_times": LIBRARY_TIMES,
             "environment": known["environment"],
         }
     )
@@ -147,6 +156,10 @@ def _table(found: Mapping[str, Any]) -> str:
     for case in found["cases"]:
         both = f"{case['predicted_s'] * 1e3:6.1f} ms  {case['median_s'] * 1e3:6.1f} ms"
         speed = f"  {case['at_speed']['error_pct']:+5.1f} % for cores at {case['at_speed']['slowdown']:.2f}" if "at_speed" in case else ""
+        if "orders" in case:
+            told = case["orders"]
+            span = f"{told['low_s'] * 1e3:.0f} to {told['high_s'] * 1e3:.0f} ms"
+            speed = f"  {told['inside']:.0%} within {span}, mean {told['mean_error_pct']:+.1f} %"
         lines.append(f"{case['name']:{width}}  {both}  {case['error_pct']:+5.1f} %  {case['repeats']}{speed}")
     lines.append("")
     for sort, errors in found["sorts"].items():

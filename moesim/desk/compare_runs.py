@@ -18,6 +18,7 @@ from moesim.facts.scenario import Scenario, Setting
 from moesim.facts.trace import Trace
 from moesim.models.source.deal_tokens import recorded_steps
 from moesim.models.source.recorded import Recorded
+from moesim.models.stages import setting_of
 from moesim.study.cell import Answer, Cell
 from moesim.study.played import Played
 
@@ -114,14 +115,7 @@ def runs_of(variant: Variant, replicates: int, read_trace: Callable[..., Trace])
     intervals speak of these conversations and not of those that were never recorded.
     """
     scenario = variant.scenario
-    setting = Setting(
-        cluster=scenario.cluster.build(),
-        model=scenario.model,
-        parallel=scenario.parallel,
-        workload=scenario.workload,
-        seed=scenario.seed,
-        read_trace=read_trace,
-    )
+    setting = setting_of(scenario, read_trace)
     found = blocks_of(scenario, setting)
     if found is None:
         scenarios = tuple(replace(scenario, seed=scenario.seed + index) for index in range(replicates))

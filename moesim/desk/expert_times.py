@@ -19,7 +19,7 @@ def read_expert_times(path: str, keys: Mapping[str, Any]) -> tuple[ExpertTimes |
     """Read the seconds of one shape of expert from a calibration.
 
     The file is JSON: ``{"ffn": {"512x1536,64": 0.00295, ...}, "ffn_bwd": {...}}``, seconds by hidden size x width and rows; keys of other
-    operations are for other readers.
+    operations are for other readers. Backward times of ranks that hold several experts are of ``512x1536/4``: those of the fewest count.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def read_expert_times(path: str, keys: Mapping[str, Any]) -> tuple[ExpertTimes |
         tables = _tables(Path(path))
         shape = _shape(tables["ffn"], keys.get("shape"))
         rows = sorted(tables["ffn"][shape])
-        backward = tables["ffn_bwd"].get(shape, {})
+        backward = _backward(tables["ffn_bwd"], shape)
         backward = _same_rows(shape, rows, backward)
         times = ExpertTimes(
             rows=tuple(rows),
@@ -76,6 +76,14 @@ def _by_shape(name: str, given: Any) -> dict[str, dict[int, float]]:
             raise FieldError(name, f"{key}: {seconds!r} is not a time above 0 in seconds")
         found.setdefault(shape, {})[int(rows)] = float(seconds)
     return found
+
+
+def _backward(tables: Mapping[str, dict[int, float]], shape: str) -> dict[int, float]:
+    if shape in tables:
+        return tables[shape]
+    held = {name.rpartition("/")[2]: table for name, table in tables.items() if name.rpartition("/")[0] == shape}
+    of_experts = {int(experts): table for experts, table in held.items() if experts.isascii() and experts.isdigit()}
+    return of_experts[min(of_experts)] if of_experts else {}
 
 
 def _same_rows(shape: str, rows: list[int], backward: dict[int, float]) -> dict[int, float]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from moesim.facts.network import NetworkResult, Shortfall
+from moesim.models.sharing.told import beyond_bound, without_compiler
 
 SCHEMA = 1
 UNITS = {"algbw": "B/s", "busbw": "B/s", "bandwidth": "B/s", "rate": "B/s", "port_bandwidth": "B/s", "size": "B"}
@@ -75,7 +76,7 @@ def answer(
         ],
         "over_time": over_time(result),
         "sharing": dict(result.sharing),
-        "notes": list(notes),
+        "notes": [*notes, *(note for note in (without_compiler(result.sharing), beyond_bound(result.sharing)) if note)],
         "units": UNITS,
     }
 

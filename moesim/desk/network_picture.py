@@ -27,6 +27,8 @@ MAP = style.MAP + "_r"
 BUSIEST = 24
 """Rows of single links in the heat map."""
 DPI = 144
+BOX_HEIGHT = 0.2
+"""Inches of a name with its frame."""
 LONGEST = 120
 """Characters of a title that fit."""
 RC: dict[str, Any] = {
@@ -100,7 +102,8 @@ def fabric(graph: nx.DiGraph, result: NetworkResult, *, title: str) -> Figure:
     area.set_xlim(points[:, 0].min() - 0.8, points[:, 0].max() + 0.8)
     margin = 0.14 * max(tall, 1.0)
     area.set_ylim(points[:, 1].min() - margin, points[:, 1].max() + margin)
-    _vertices(area, where, kinds={str(vertex): str(data.get("kind", "")) for vertex, data in graph.nodes(data=True)}, width=wide)
+    kinds = {str(vertex): str(data.get("kind", "")) for vertex, data in graph.nodes(data=True)}
+    _vertices(area, where, kinds=kinds, width=wide, inch=figure.get_size_inches()[1] * 0.85 / float(np.ptp(area.get_ylim())))
     _title(figure, title)
     scale = figure.colorbar(colours, cax=figure.add_axes((0.92, 0.16, 0.014, 0.62)))
     scale.set_label("% of the bandwidth, start to end")
@@ -152,27 +155,42 @@ def _canvas(width: float, height: float) -> Figure:
     return figure
 
 
-def _vertices(area: Axes, where: Mapping[str, tuple[float, float]], *, kinds: Mapping[str, str], width: float) -> None:
-    """Draw GPUs as dots or numbers and switches as boxes; names stand only where they do not cover each other."""
+def _vertices(area: Axes, where: Mapping[str, tuple[float, float]], *, kinds: Mapping[str, str], width: float, inch: float) -> None:
+    """Draw GPUs as dots or numbers and switches as boxes; names stand only where they do not cover each other.
+
+    ``inch`` is how many inches a unit upwards has.
+    """
     levels: dict[float, list[str]] = {}
     for vertex, (_, y) in where.items():
         levels.setdefault(y, []).append(vertex)
-    for y, row in levels.items():
+    box = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": MUTED, "linewidth": 0.8}
+    across = 9.3 / max(width + 1.6, 1e-9)
+    taken: list[tuple[float, float, float]] = []  # middle and half the length of the boxes that stand, in inches
+    for y, row in sorted(levels.items(), key=lambda level: (-len(level[1]), level[0])):
         row.sort(key=lambda vertex: where[vertex][0])
         x = [where[vertex][0] for vertex in row]
         names = [vertex.removeprefix("gpu:") if kinds[vertex] == "gpu" else vertex.replace(":", " ") for vertex in row]
         gap = float(np.diff(x).min()) if len(x) > 1 else width or 1.0
-        inches = 9.3 * gap / max(width + 1.6, 1e-9)
-        if inches > 0.085 * max(map(len, names)) + 0.09:
-            box = {"boxstyle": "round,pad=0.3", "facecolor": "white", "edgecolor": MUTED, "linewidth": 0.8}
+        inches = across * gap
+        boxes = [(at * across, y * inch, 0.0425 * len(name) + 0.045) for at, name in zip(x, names, strict=True)]
+        fits = inches > 0.085 * max(map(len, names)) + 0.09
+        if fits and not any(_overlap(one, other) for one in boxes for other in taken):
+            taken += boxes
             for at, name in zip(x, names, strict=True):
                 area.text(at, y, name, ha="center", va="center", fontsize=8, bbox=box, zorder=3)
             continue
         area.plot(x, [y] * len(x), linestyle="none", marker="o", markersize=3.5, color=INK, zorder=3)
-        for at in style.every(len(row), max(min(17, int(9.3 / (0.075 * max(map(len, names)) + 0.1))), 1)):
+        if fits:
+            continue  # another box stands in the way of these names
+        space = inches * (len(row) - 1)  # the middle of the first name to that of the last, if they stand evenly
+        for at in style.every(len(row), max(min(17, 1 + int(space / (0.075 * max(map(len, names)) + 0.1))), 1)):
             area.annotate(
                 names[at], (x[at], y), (0, -7), textcoords="offset points", ha="center", va="top", fontsize=7, color=MUTED, zorder=3
             )
+
+
+def _overlap(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    return abs(one[0] - other[0]) < one[2] + other[2] and abs(one[1] - other[1]) < BOX_HEIGHT
 
 
 def _title(figure: Figure, title: str) -> None:

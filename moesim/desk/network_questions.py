@@ -9,24 +9,31 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from moesim.base.errors import UsageError
+from moesim.base.errors import PluginError, Problem, ScenarioError, UsageError
 from moesim.base.units import parse_quantity
 from moesim.desk.cluster_file import ClusterFile, load_cluster
 from moesim.desk.network_files import read_matrix
 from moesim.desk.scenario_file import load_scenario
 from moesim.desk.trace_files import read_trace
 from moesim.engine.network import dispatch_of_layer, play, play_plans
+from moesim.facts.cluster import Cluster
 from moesim.facts.network import NetworkResult, Shortfall
 from moesim.models.collective.bus_bandwidth import FACTORS
 from moesim.models.collective.pipeline import pipelined
 from moesim.models.collective.plan import plan_collective
 from moesim.models.patterns import ELEMENT, all_to_all, incast, neighbour_to_neighbour, whole_parts
+from moesim.models.sharing.modes import AUTO, EXACT
 from moesim.models.shortfall import shortfall, side_by_side
+from moesim.models.stages import setting_of
 
 DEFAULT_SIZE = "256M"
 """Of a single play: large enough that latencies hardly count."""
+
+MATRIX_FLOWS = 2**17
+"""Up to so many pairs of GPUs a matrix of one's own is played exactly, unless the file or ``--mode`` says how: it is played only once."""
 
 SHARED = frozenset({"alltoall", "all_gather", "reduce_scatter"})
 """Operations whose buffer has a part for every rank: nccl-tests rounds it down to equal parts and counts the elements of one."""
@@ -165,13 +172,19 @@ def _find(asked: Asked, ready: Callable[[], None]) -> Found:
 
 
 class Bench:
-    """One cluster, ready to play on; what the command line says of sharing comes before what its file says."""
+    """One cluster, ready to play on; what the command line says of sharing comes before what its file says.
 
-    def __init__(self, file: ClusterFile, asked: Asked) -> None:
+    Its GPUs stand in their own order, or in that of ``cluster``.
+    """
+
+    def __init__(self, file: ClusterFile, asked: Asked, cluster: Cluster | None = None) -> None:
         self.file = file
         self.sharing = replace(file.sharing, mode=asked.mode or file.sharing.mode, verify=asked.verify or file.sharing.verify)
-        self.graph = file.cluster.graph()
-        self.cluster = file.cluster.build()
+        try:
+            self.graph = file.cluster.graph()
+            self.cluster = cluster or file.cluster.build()
+        except PluginError as error:  # what only shows when all is put together, such as two GPUs without a route
+            raise ScenarioError([Problem(file=asked.file, path="cluster", message=str(error))]) from None
         self.latency = self.cluster.route_latency()
         self._beside = side_by_side(self.graph, self.cluster)
 
@@ -191,6 +204,8 @@ def _bench(asked: Asked, *more: str) -> Bench:
 def _matrix(asked: Asked, path: str, ready: Callable[[], None]) -> Found:
     bench = _bench(asked)
     matrix = read_matrix(path, bench.cluster.gpus)
+    if asked.mode is None and bench.sharing.mode == AUTO and np.count_nonzero(matrix) <= MATRIX_FLOWS:
+        bench.sharing = replace(bench.sharing, mode=EXACT)
     ready()
     notes = [f"the diagonal of {path} is ignored: those bytes stay on their GPU"] if matrix.diagonal().any() else []
     result, why = bench.explained(bench.play([matrix], bins=asked.bins))
@@ -201,7 +216,8 @@ def _layer(asked: Asked, layer: int, ready: Callable[[], None]) -> Found:
     read = cache(read_trace)
     scenario = load_scenario(asked.file, asked.overrides, read_trace=read)
     exchange = dispatch_of_layer(scenario, layer, step=asked.step or 0, read_trace=read)
-    bench = Bench(ClusterFile(name=scenario.name, seed=scenario.seed, cluster=scenario.cluster, sharing=scenario.sharing), asked)
+    file = ClusterFile(name=scenario.name, seed=scenario.seed, cluster=scenario.cluster, sharing=scenario.sharing)
+    bench = Bench(file, asked, setting_of(scenario, read).cluster)
     stages = [stage.bytes for stage in exchange.dispatch]
     ready()
     result, why = bench.explained(bench.play(stages, ranks=scenario.parallel.ep, together=exchange.pipelined, bins=asked.bins))

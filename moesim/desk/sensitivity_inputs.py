@@ -14,10 +14,11 @@ from moesim.base.fields import Marker, Number, Quantity, Whole
 from moesim.base.units import format_quantity
 from moesim.desk.shape import alternatives, field_types, marker_of
 from moesim.facts.arrays import Floats
-from moesim.facts.scenario import Scenario, Setting
+from moesim.facts.scenario import Scenario
 from moesim.models.compute.grouped_gemm import GroupedGemmKernels
 from moesim.models.compute.peaks import arithmetic_dtype
 from moesim.models.compute.profiles import efficiency_in, profile_of
+from moesim.models.stages import setting_of
 from moesim.models.topology.achieved import DELAYS, datasheet_of, share_of
 from moesim.study.sensitivity import Input
 
@@ -120,10 +121,7 @@ def _kernels(scenario: Scenario) -> dict[str, float]:
     if compute.kind != "grouped_gemm":
         return {}
     cluster = scenario.cluster.build()
-    setting = Setting(
-        cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed,
-        read_trace=_no_trace,
-    )  # fmt: skip
+    setting = setting_of(scenario, _no_trace)
     known = profile_of(compute.profile, cluster.gpu.name)
     asked = {
         "compute_efficiency": efficiency_in(known, arithmetic_dtype(cluster.gpu, scenario.model.expert_dtype)).value,

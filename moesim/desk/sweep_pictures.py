@@ -16,16 +16,20 @@ from matplotlib.figure import Figure
 from moesim.base.units import DIMENSIONS, format_quantity
 from moesim.desk.network_picture import DPI, EMPTY, INK, LONGEST, RC
 from moesim.desk.report import style
+from moesim.desk.sweep_labels import brief, cell_label
 from moesim.desk.words import SHARES, label, show
 from moesim.facts.arrays import Floats
 from moesim.study.cell import Answer, Scalar
-from moesim.study.sweep import ABSENT, Sweep, short_names, word
+from moesim.study.sweep import ABSENT, Sweep, word
 
 SHOWN = ("step_time", "drop_rate", "rank_max_over_mean")
 """What is drawn, where it differs between cells."""
 
 LINES = 8
 """Curves in one picture; more cannot be told apart."""
+
+ACROSS, CURVES_WIDE, PANEL_HIGH = 3, 11.0, 3.2
+"""Panels of curves in a row; inches of the picture, and of a row."""
 
 MOST = 40
 """Values of an axis of a map."""
@@ -56,7 +60,10 @@ def pictures(sweep: Sweep) -> dict[str, bytes]:
 
 
 def curves(sweep: Sweep) -> Figure | None:
-    """Draw what differs over the numeric axis with the most values, one curve per combination of the others; bands are 95 %."""
+    """Draw what differs over the numeric axis with the most values, one curve per combination of the others; bands are 95 %.
+
+    Combinations with one value on that axis are no curves, and are drawn only where there are no others.
+    """
     shown = _shown(sweep)
     numeric = sorted(sweep.numeric(), key=lambda axis: -len(sweep.values(axis)))
     if not numeric or not shown:
@@ -67,34 +74,42 @@ def curves(sweep: Sweep) -> Figure | None:
     for answer in sweep.done:
         if axis in answer.axes:
             groups.setdefault(tuple(word(answer.axes.get(other, ABSENT)) for other in others), []).append(answer)
-    keys = list(groups)
+    keys = [key for key, answers in groups.items() if len(answers) > 1] or list(groups)
     chosen = [keys[at] for at in style.every(len(keys), LINES)]
-    figure = _canvas(11.0, 4.2)
-    left, width = 0.07, 0.9 / len(shown)
+    firsts = [groups[key][0].axes for key in chosen]
+    names = [cell_label(sweep.axes, {other: at[other] for other in others if other in at}) or "as in the file" for at in firsts]
+    columns = min(len(shown), ACROSS)
+    rows = -(-len(shown) // columns)
+    abreast = max(1, min(4, int(CURVES_WIDE / (0.07 * max(map(len, names)) + 0.7))))
+    legend = 0.2 * -(-len(names) // abreast) + 0.2 if len(names) > 1 else 0.1
+    height = 0.55 + PANEL_HIGH * rows + legend
+    figure = _canvas(CURVES_WIDE, height)
+    width = 0.93 / columns
     for panel, name in enumerate(shown):
-        area = figure.add_axes((left + panel * width, 0.24, width - 0.075, 0.6))
+        row, column = divmod(panel, columns)
+        bottom = (legend + (rows - 1 - row) * PANEL_HIGH + 0.62) / height
+        area = figure.add_axes((0.07 + column * width, bottom, width - 0.075, (PANEL_HIGH - 0.95) / height))
         for at, key in enumerate(chosen):
             _curve(area, axis, name, groups[key], at)
         _numbers(area, name, sweep)
         area.set_xlabel(axis)
         area.set_title(label(name), fontsize=9, color=INK, loc="left")
         _frame(area)
-    short = short_names(sweep.axes)
-    names = [", ".join(f"{short[other]}={value or 'as in the file'}" for other, value in zip(others, key, strict=True)) for key in chosen]
     if len(names) > 1:
-        figure.legend(figure.axes[0].get_lines(), names, loc="lower center", ncols=min(len(names), 4), frameon=False, fontsize=8)
-    part = "" if len(chosen) == len(keys) else f" ({len(chosen)} of {len(keys)} curves)"
+        figure.legend(figure.axes[0].get_lines(), names, loc="lower center", ncols=abreast, frameon=False, fontsize=8)
+    part = "" if len(chosen) == len(groups) else f" ({len(chosen)} of {len(groups)} curves)"
     _title(figure, f"{sweep.name}{part}")
     return figure
 
 
 def heatmap(sweep: Sweep) -> Figure | None:
-    """Draw what differs over the first two axes that have several values, the others at those values that most cells have."""
+    """Draw what differs over the two axes that change it most, the others at those values that most cells have."""
     shown = _shown(sweep)[:2]
     free = [axis for axis in sweep.axes if 1 < len(sweep.values(axis)) <= MOST]
     if len(free) < 2 or not shown:
         return None
-    across, upward = free[0], free[1]
+    most = sorted(free, key=lambda axis: -max(_change(sweep, axis, name) for name in shown))[:2]
+    across, upward = (axis for axis in free if axis in most)
     others = [axis for axis in sweep.axes if axis not in (across, upward)]
     groups: dict[tuple[str, ...], list[Answer]] = {}
     for answer in sweep.done:
@@ -107,22 +122,25 @@ def heatmap(sweep: Sweep) -> Figure | None:
     shown = [name for name in shown if any(not math.isnan(_number(answer, name)) for answer in chosen)]
     if not shown:
         return None
-    columns, rows = sweep.values(across), sweep.values(upward)
+    columns, rows = (
+        [value for value in sweep.values(axis) if any(word(one.axes[axis]) == word(value) for one in chosen)] for axis in (across, upward)
+    )
     figure = _canvas(11.0, float(np.clip(0.34 * len(rows), 1.6, 7.0)) + 1.9)
     height = figure.get_size_inches()[1]
-    width = 0.92 / len(shown)
+    width = 0.97 / len(shown)
+    words_wide = min(0.05 + 0.0062 * max(len(brief(word(row))) for row in rows), 0.5 * width)
     for panel, name in enumerate(shown):
-        area = figure.add_axes((0.11 + panel * width, 0.95 / height, width - 0.19, 1 - 1.6 / height))
+        area = figure.add_axes((panel * width + words_wide, 0.95 / height, width - words_wide - 0.085, 1 - 1.6 / height))
         _map(figure, area, name, _grid(chosen, name, across, columns, upward, rows))
         shown_columns = style.every(len(columns), 12)
-        words = [word(columns[at]) for at in shown_columns]
+        words = [brief(word(columns[at])) for at in shown_columns]
         slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, words)) > 5 else {}
         area.set_xticks(shown_columns, words, **slanted)
-        area.set_yticks(style.every(len(rows), 20), [word(rows[at]) for at in style.every(len(rows), 20)])
+        area.set_yticks(style.every(len(rows), 20), [brief(word(rows[at])) for at in style.every(len(rows), 20)])
         area.set_xlabel(across)
         area.set_ylabel(upward)
         area.set_title(label(name), fontsize=9, color=INK, loc="left")
-    at = f" at {', '.join(f'{axis}={value}' for axis, value in fixed.items())}" if fixed else ""
+    at = f" at {cell_label(list(fixed), fixed)}" if fixed else ""
     _title(figure, f"{sweep.name}{at}")
     return figure
 
@@ -141,9 +159,11 @@ def front(sweep: Sweep) -> Figure | None:
     area.plot(*zip(*points, strict=True), "-o", color=COLOURS[0], markersize=6, linewidth=1.2)
     places = list(dict.fromkeys(points))
     middle = (min(_number(answer, x) for answer in cells) + max(_number(answer, x) for answer in cells)) / 2
-    for at in style.every(len(places), 8):
-        equal = [answer.name for answer, point in zip(best, points, strict=True) if point == places[at]]
-        text = _cut(equal[0], 44) + (f" (and {len(equal) - 1} equal)" if len(equal) > 1 else "")
+    for at in _apart(places, cells, x, y):
+        equal = [
+            cell_label(sweep.axes, answer.axes) or answer.name for answer, point in zip(best, points, strict=True) if point == places[at]
+        ]
+        text = _cut(equal[0], 72) + (f" (and {len(equal) - 1} equal)" if len(equal) > 1 else "")
         left = places[at][0] > middle  # of the point, so that no word leaves the picture
         area.annotate(
             text, places[at], (-6 if left else 6, 5), textcoords="offset points", fontsize=7.5, color=INK, ha="right" if left else "left"
@@ -158,6 +178,17 @@ def front(sweep: Sweep) -> Figure | None:
     return figure
 
 
+def _apart(places: Sequence[tuple[float, float]], cells: Sequence[Answer], x: str, y: str) -> list[int]:
+    """Return which of some points can be named without one name lying on another, those at both ends first."""
+    wide, high = (max(values) - min(values) or 1.0 for values in ([_number(cell, name) for cell in cells] for name in (x, y)))
+    found: list[int] = []
+    for at in dict.fromkeys([0, len(places) - 1, *range(len(places))]):
+        near = (abs(places[at][0] - places[one][0]) / wide < 0.6 and abs(places[at][1] - places[one][1]) / high < 0.05 for one in found)
+        if not any(near):
+            found.append(at)
+    return found
+
+
 def _shown(sweep: Sweep) -> list[str]:
     """Return what was asked for, and the metrics of :data:`SHOWN`, that have numbers and differ; step time in any case, if there is one."""
     found = []
@@ -166,6 +197,19 @@ def _shown(sweep: Sweep) -> list[str]:
         if len(values) > 1 or (values and name == SHOWN[0]):
             found.append(name)
     return found
+
+
+def _change(sweep: Sweep, axis: str, name: str) -> float:
+    """Return how far the means of a metric at the values of an axis lie apart, as a share of all its cells' range."""
+    groups: dict[str, list[float]] = {}
+    for answer in sweep.done:
+        if axis in answer.axes and not math.isnan(number := _number(answer, name)):
+            groups.setdefault(word(answer.axes[axis]), []).append(number)
+    everything = [number for numbers in groups.values() for number in numbers]
+    if not everything or max(everything) == min(everything):
+        return 0.0
+    means = [math.fsum(numbers) / len(numbers) for numbers in groups.values()]
+    return (max(means) - min(means)) / (max(everything) - min(everything))
 
 
 def _curve(area: Axes, axis: str, name: str, answers: list[Answer], at: int) -> None:

@@ -136,7 +136,7 @@ def _about(result: Result) -> list[str]:
     return [
         f"{facts.get('gpus', '?')} GPUs in {facts.get('nodes', '?')} node{'' if facts.get('nodes') == 1 else 's'}",
         f"{facts.get('moe_layers', '?')} MoE layers, {facts.get('experts', '?')} experts, top {facts.get('top_k', '?')}",
-        f"EP {scenario.parallel.ep}",
+        f"EP {scenario.parallel.ep}" + (f" of {scenario.parallel.etp} GPUs each" if scenario.parallel.etp > 1 else ""),
         f"{scenario.workload.phase}, {facts.get('tokens_per_step', 0):,.0f} tokens a step",
         f"{count} measured step{'' if count == 1 else 's'}",
         f"seed {scenario.seed}",

@@ -30,7 +30,12 @@ def tables(document: Mapping[str, Any], compared: Mapping[str, Any], measured: M
     files: dict[str, str] = {}
     if exchanges:
         files["a2a_cases.csv"] = _csv(
-            [_exchange(case, found[case["name"]], fabrics[case["fabric"]], posting.get(case["fabric"])) for case in exchanges], document
+            [
+                _exchange(case, found[case["name"]], fabrics[case["fabric"]], posting.get(case["fabric"]), document["cores"])
+                for case in exchanges
+            ],
+            document,
+            measured["partial"],
         )
     if layers:
         rows = [_layer(case, found[case["name"]], fabrics[case["fabric"]], document, measured) for case in layers]
@@ -39,7 +44,9 @@ def tables(document: Mapping[str, Any], compared: Mapping[str, Any], measured: M
     return files
 
 
-def _exchange(case: Mapping[str, Any], found: Mapping[str, Any], fabric: Mapping[str, Any], posting: float | None) -> dict[str, Any]:
+def _exchange(
+    case: Mapping[str, Any], found: Mapping[str, Any], fabric: Mapping[str, Any], posting: float | None, cores: int
+) -> dict[str, Any]:
     late = f"@{case['stagger_ms']:g}" if case["stagger_ms"] else ""
     return {
         "tag": fabric["name"] + ("-library" if case["posting"] == "library" else ""),
@@ -52,6 +59,7 @@ def _exchange(case: Mapping[str, Any], found: Mapping[str, Any], fabric: Mapping
         "kind": case["pattern"] + late,
         "bytes_per_pair": case["bytes_per_pair"],
         "reps": found["repeats"],
+        "cores": cores,
         **({"alpha_s": f"{posting:.6g}"} if posting is not None else {}),
         **{name: f"{found[name]:.6g}" for name in ("median_s", "min_s", "max_s", "q25_s", "q75_s", "predicted_s")},
     }
@@ -71,6 +79,7 @@ def _layer(
         "pinned": 1, "a2a": "gloo" if case["posting"] == "library" else "pre", "reps": found["repeats"],
         **{name: found[name] for name in ("median_s", "min_s", "max_s", "q25_s", "q75_s", "predicted_s")},
         "dropped": measured["cases"][case["name"]]["dropped"], "kept": measured["cases"][case["name"]]["kept"],
+        **({"crowding": case["slowdown"]} if "crowded" in document else {}),
         **({"slowdown": found["at_speed"]["slowdown"]} if "at_speed" in found else {}),
         "counts_latency_s": probe["counts_s"], "tiny_a2a_s": probe["all_to_all_s"],
         "phases": measured["cases"][case["name"]]["phases"], "mark_median_s": measured["cases"][case["name"]]["marks_median_s"],
@@ -78,11 +87,12 @@ def _layer(
     }  # fmt: skip
 
 
-def _csv(rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> str:
+def _csv(rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any], partial: str) -> str:
     text = io.StringIO()
     text.write("# All-to-alls of PyTorch ranks (gloo) in network namespaces with shaped links; moesim measure testbed.\n")
     text.write(f"# Predicted before they were measured; SHA-256 of the prediction file's content: {document['sha256']}\n")
     text.write("# units: *_s seconds; *_mbit Mbit/s; bytes_per_pair bytes\n")
+    text.write(f"# PARTIAL: {partial}\n" if partial else "")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -124,6 +124,8 @@ def _score(score: Score) -> dict[str, Any]:
             "baseline_mape": score.ratios.baseline_errors.mape,
             "told_apart": score.ratios.told,
             "wrong_sign": score.ratios.wrong_sign,
+            "told_apart_beyond_chance": score.ratios.told_beyond,
+            "wrong_sign_beyond_chance": score.ratios.wrong_beyond,
         }
     return found
 

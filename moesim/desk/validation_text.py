@@ -81,12 +81,13 @@ def _ratios(scores: Sequence[Score]) -> list[str]:
     rows = [
         [score.table, score.regime or "-", str(score.ratios.errors.n), number(score.ratios.errors.mape),
          number(score.ratios.errors.bias, signed=True), score.ratios.baseline or "-", number(score.ratios.baseline_errors.mape),
-         f"{score.ratios.wrong_sign} of {score.ratios.told}"]
+         f"{score.ratios.wrong_sign} of {score.ratios.told}",
+         "-" if score.ratios.told_beyond is None else f"{score.ratios.wrong_beyond} of {score.ratios.told_beyond}"]
         for score in scores if score.ratios is not None and score.ratios.errors.n
     ]  # fmt: skip
     if not rows:
         return []
-    heads = ["table", "regime", "rows", "mean", "bias", "baseline", "its mean", "wrong side of 1"]
+    heads = ["table", "regime", "rows", "mean", "bias", "baseline", "its mean", "wrong side of 1", "beyond chance"]
     return ["Errors of ratios to the reference, in per cent", *aligned([heads, *rows], left={0, 1, 5}, indent="  "), ""]
 
 

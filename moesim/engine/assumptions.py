@@ -94,6 +94,11 @@ def _spread(parallel: Parallel) -> list[str]:
         )
     if parallel.tp > 1:
         lines.append("Tensor-parallel groups gather and add up between kernels, not beside them, and cut no routed experts.")
+    if parallel.etp > 1:
+        lines.append(
+            "GPUs that share experts gather rows after dispatch and add results up before combine, each straight to each, in the dtype of "
+            "activations."
+        )
     return lines
 
 

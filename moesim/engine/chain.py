@@ -8,9 +8,10 @@ per lane, and gives the same results to the last bit where both can play it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,10 @@ from moesim.facts.program import COLLECTIVES, COMMUNICATES, Program, Work, may_o
 from moesim.facts.traffic import Exchange
 from moesim.models.sharing.core import can_compile
 
-MOST_BYTES = 64 * 2**20
-"""Of the matrices of a step, side by side; larger steps are played by processes."""
+MOST_BYTES = 256 * 2**20
+"""Of the flows of a step, side by side; larger steps are played by processes."""
+BYTES_A_FLOW = 20
+"""Of the arrays that list the flows of a step: who sends how much to whom, and again by receiver."""
 MANY_GPUS = 32
 """From so many on, exchanges that come again and again are quicker looked up (:mod:`moesim.engine.repeats`) than worked out."""
 
@@ -37,7 +40,7 @@ MANY_GPUS = 32
 class Chain:
     """The tasks of a step, the legs of its exchanges, and the arrays of :class:`moesim.models.sharing.rank_chains.Ranks` by name.
 
-    ``leg_task`` is int[K], the task of each leg; ``by_port`` int[K] tells which legs go through ports.
+    ``leg_task`` is int[K], the task of each leg; ``by_port`` int[K] tells which legs go through ports; ``sent`` is float[K, G], bytes.
     """
 
     works: tuple[Work, ...]
@@ -45,6 +48,7 @@ class Chain:
     ranks: int
     leg_task: Ints
     by_port: Ints
+    sent: Floats
     arrays: dict[str, np.ndarray]
 
 
@@ -65,22 +69,24 @@ def chain_of(program: Program, load: StepLoad, *, ranks: int, gpus: int) -> Chai
     if ranks == 1 or program.stages > 1 or others or may_overlap(program) or not can_compile():
         return None
     exchanges = {index: load.part(work).exchange[work.direction] for index, work in enumerate(works) if work.phase in COLLECTIVES}
-    stages = [(index, stage) for index, exchange in exchanges.items() for stage in _stages(exchange, works[index].phase, ranks)]
-    if any(exchange.overhead or exchange.in_flight for exchange in exchanges.values()) or len(stages) * gpus * ranks * 8 > MOST_BYTES:
+    if any(exchange.overhead or exchange.in_flight for exchange in exchanges.values()):
         return None
-    if gpus >= MANY_GPUS and 2 * len({stage.tobytes() for _, stage in stages}) < len(stages):
+    flows = _flows([(index, exchange, works[index].phase) for index, exchange in exchanges.items()], ranks, gpus)
+    if flows is None:
         return None
+    leg_task = flows.pop("leg_task")
     return Chain(
         works=works,
         lanes=tuple(task.lane for task in program.tasks),
         ranks=ranks,
-        leg_task=np.array([index for index, _ in stages], dtype=np.int64),
-        by_port=np.array([int(math.isfinite(exchanges[index].port)) for index, _ in stages], dtype=np.int64),
+        leg_task=leg_task,
+        by_port=np.array([int(math.isfinite(exchanges[index].port)) for index in leg_task.tolist()], dtype=np.int64),
+        sent=flows.pop("sent"),
         arrays={
-            **_tasks(works, exchanges, load, [index for index, _ in stages], gpus),
-            "size": np.array([stage for _, stage in stages], dtype=np.float64).reshape(-1, gpus, ranks),
-            "barrier": np.array([int(exchanges[index].barrier) for index, _ in stages], dtype=np.int64),
-            **_blank(len(works), len(stages), ranks, gpus),
+            **_tasks(works, exchanges, load, leg_task.tolist(), gpus),
+            **flows,
+            "barrier": np.array([int(exchanges[index].barrier) for index in leg_task.tolist()], dtype=np.int64),
+            **_blank(len(works), flows["span"], ranks, gpus),
         },
     )
 
@@ -91,20 +97,73 @@ def rehearse(fabric: Fabric) -> None:
         "tasks": np.array([[1, 0, 1]], dtype=np.int64),
         "launch": np.zeros(1),
         "seconds": np.zeros((1, 2)),
-        "size": np.array([[[0.0, 1.0], [0.0, 0.0]]]),
+        **_side_by_side([_pairs(np.array([[[0.0, 1.0], [0.0, 0.0]]]))], 2),
         "barrier": np.zeros(1, dtype=np.int64),
-        **_blank(1, 1, 2, 2),
     }
+    arrays |= _blank(1, arrays["span"], 2, 2)
     for _ in fabric.play_chain(arrays, np.zeros(1, dtype=np.int64)):
         pass
 
 
-def _stages(exchange: Exchange, phase: str, ranks: int) -> list[Floats]:
-    """Return the bytes inside groups, float[G / R, R, R], that follow each other; all stages of a pipelined exchange are one."""
+def _stages(exchange: Exchange, phase: str, ranks: int) -> Iterator[Floats]:
+    """Yield the bytes inside groups, float[G / R, R, R], that follow each other; all stages of a pipelined exchange are one."""
     stages = exchange.dispatch if phase == "dispatch" else exchange.combine
     if not exchange.pipelined or len(stages) == 1:
-        return [stage.among(ranks) for stage in stages]
-    return [np.sum([stage.among(ranks) for stage in stages], axis=0)]
+        yield from (stage.among(ranks) for stage in stages)
+    else:
+        yield np.sum([stage.among(ranks) for stage in stages], axis=0)
+
+
+def _flows(exchanges: list[tuple[int, Exchange, str]], ranks: int, gpus: int) -> dict[str, np.ndarray] | None:
+    """Return the flows of all legs as arrays, with the task of each leg and float[K, G], what each GPU sends; None for too many or repeats.
+
+    Matrices are looked at one by one: together they would take many times the memory of the flows.
+    """
+    legs: list[int] = []
+    parts: list[tuple[Ints, Ints, Floats]] = []
+    sent: list[Floats] = []
+    seen: set[bytes] = set()
+    many = 0
+    for index, exchange, phase in exchanges:
+        for stage in _stages(exchange, phase, ranks):
+            legs.append(index)
+            parts.append(_pairs(stage))
+            sent.append(stage.sum(axis=2).ravel())
+            many += len(parts[-1][0])
+            if many * BYTES_A_FLOW > MOST_BYTES:
+                return None
+            if gpus >= MANY_GPUS:
+                seen.add(hashlib.blake2b(stage.tobytes(), digest_size=16).digest())
+    if gpus >= MANY_GPUS and 2 * len(seen) < len(legs):
+        return None
+    return {
+        "leg_task": np.array(legs, dtype=np.int64),
+        "sent": np.array(sent, dtype=np.float64).reshape(len(legs), gpus),
+        **_side_by_side(parts, gpus),
+    }
+
+
+def _pairs(stage: Floats) -> tuple[Ints, Ints, Floats]:
+    """Return senders, receivers and bytes of the flows of a stage, in order."""
+    ranks = stage.shape[1]
+    group, sender, receiver = np.nonzero(stage > 0)
+    away = sender != receiver
+    group, sender, receiver = group[away], sender[away], receiver[away]
+    return group * ranks + sender, group * ranks + receiver, stage[group, sender, receiver]
+
+
+def _side_by_side(legs: list[tuple[Ints, Ints, Floats]], gpus: int) -> dict[str, np.ndarray]:
+    """Return ``span``, ``flow`` and ``size`` of :class:`moesim.models.sharing.rank_chains.Ranks`."""
+    first = np.cumsum([0, *(len(size) for _, _, size in legs)])
+    span = np.empty((2, len(legs), gpus + 1), dtype=np.int64)
+    flow = np.empty((3, int(first[-1])), dtype=np.int32)
+    for leg, (sender, receiver, _) in enumerate(legs):
+        mine = slice(int(first[leg]), int(first[leg + 1]))
+        by_receiver = np.argsort(receiver, kind="stable")
+        flow[:, mine] = sender, receiver, mine.start + by_receiver
+        span[0, leg] = mine.start + np.searchsorted(sender, np.arange(gpus + 1))
+        span[1, leg] = mine.start + np.searchsorted(receiver[by_receiver], np.arange(gpus + 1))
+    return {"span": span, "flow": flow, "size": np.concatenate([np.zeros(0), *(size for _, _, size in legs)])}
 
 
 def _tasks(works: tuple[Work, ...], exchanges: dict[int, Exchange], load: StepLoad, legs: list[int], gpus: int) -> dict[str, np.ndarray]:
@@ -125,9 +184,10 @@ def _tasks(works: tuple[Work, ...], exchanges: dict[int, Exchange], load: StepLo
     return {"tasks": tasks, "launch": launch, "seconds": seconds}
 
 
-def _blank(tasks: int, legs: int, ranks: int, gpus: int) -> dict[str, np.ndarray]:
+def _blank(tasks: int, span: Ints, ranks: int, gpus: int) -> dict[str, np.ndarray]:
     """Return the arrays that a step begins with."""
-    groups = gpus // ranks
+    groups, legs = gpus // ranks, span.shape[1]
+    most = int((span[0, :, -1] - span[0, :, 0]).max(initial=0))
 
     def whole(*shape: int) -> Ints:
         return np.zeros(shape, dtype=np.int64)
@@ -138,10 +198,8 @@ def _blank(tasks: int, legs: int, ranks: int, gpus: int) -> dict[str, np.ndarray
         "slot": whole(2, 2, gpus),
         "group_whole": whole(2, 2, groups),
         "moving_since": np.zeros((2, groups)),
-        "cause": whole(gpus, ranks + 1),
-        "cause_s": np.zeros((gpus, ranks + 1)),
-        "span_cause": whole(gpus, ranks + 1),
-        "span_s": np.zeros((gpus, ranks + 1)),
+        "cause": whole(2, gpus, ranks + 1),
+        "cause_s": np.zeros((2, gpus, ranks + 1)),
         "leg_real": np.zeros((3, legs, gpus)),
         "leg_moving": np.zeros((legs, groups)),
         "leg_began": whole(legs, groups),
@@ -150,8 +208,7 @@ def _blank(tasks: int, legs: int, ranks: int, gpus: int) -> dict[str, np.ndarray
         "task_whole": whole(2, tasks, gpus),
         "pending": whole(gpus),
         # A rank is in one leg or in the next: so many flows can begin at one instant.
-        "batch_pair": whole(2 * gpus * ranks),
-        "batch_leg": whole(2 * gpus * ranks),
+        "batch": whole(2, 2 * most),
         "next_up": np.full(2 << (gpus - 1).bit_length(), -1, dtype=np.int64),
     }
 
@@ -179,7 +236,7 @@ def _record(chain: Chain, load: StepLoad) -> StepRecord:
     parts = [load.part(work) for work in chain.works]
     tokens = np.array([part.rows if work.phase == "experts" else part.tokens for part, work in zip(parts, chain.works, strict=True)])
     size = np.zeros(tokens.shape)
-    for task, sent in zip(chain.leg_task.tolist(), chain.arrays["size"].sum(axis=2), strict=True):
+    for task, sent in zip(chain.leg_task.tolist(), chain.sent, strict=True):
         size[task] += sent
     start, end, waiting = chain.arrays["task_real"]
     peer, place = chain.arrays["task_whole"]
@@ -196,7 +253,9 @@ def _record(chain: Chain, load: StepLoad) -> StepRecord:
         waited_for=peer,
         leg_task=chain.leg_task,
         leg_began=chain.arrays["leg_began"],
-        sizes=chain.arrays["size"].reshape(len(chain.leg_task), -1, chain.ranks, chain.ranks),
+        span=chain.arrays["span"][0],
+        flow=chain.arrays["flow"][:2],
+        flow_bytes=chain.arrays["size"],
         arrival=arrival,
         left=left,
         waited=waited,

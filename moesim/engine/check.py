@@ -14,7 +14,7 @@ from moesim.engine.placing import first_placement
 from moesim.facts.cluster import Cluster
 from moesim.facts.model import DTYPE_BYTES, MoeModel
 from moesim.facts.placement import Placement
-from moesim.facts.program import RECOMPUTE, Program
+from moesim.facts.program import RECOMPUTE, Program, may_overlap
 from moesim.facts.routing import Assignment, Fidelity, LayerRouting, count_routes
 from moesim.facts.scenario import Parallel, Policy, Scenario, Setting
 from moesim.facts.trace import Trace
@@ -22,7 +22,7 @@ from moesim.facts.training import Training
 from moesim.models.memory import OPTIMISER_BYTES, dense_parameters
 from moesim.models.parallel_memory import layers_of_stage, stage_weight_bytes
 from moesim.models.schedule.whole import Staged, step_program
-from moesim.models.stages import stage_setting
+from moesim.models.stages import setting_of, stage_setting
 from moesim.models.work import GRADIENT_BYTES
 
 T = TypeVar("T")
@@ -60,10 +60,9 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
         traces.append(read_trace(path, **options))
         return traces[-1]
 
-    setting = Setting(
-        cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed, read_trace=read,
-        training=scenario.training,
-    )  # fmt: skip
+    setting = checking.attempt("parallel.etp", setting_of, scenario, read, cluster)
+    if setting is None:
+        return checking.problems
     checking.whole = setting
     stage = checking.attempt("parallel.pp", stage_setting, setting)
     if stage is None:
@@ -87,6 +86,12 @@ def check(scenario: Scenario, read_trace: Callable[..., Trace]) -> list[Problem]
     if carry is not None and program is not None:
         directions = sorted({task.work.direction for task in program.tasks if task.work.direction != RECOMPUTE})
         checking.carry = lambda assignment: [carry(assignment, direction=direction) for direction in directions]
+    held = getattr(scenario.exchange, "communication_sms", None)
+    if held is not None and held == cluster.gpu.sms and program is not None and may_overlap(program):
+        checking.say(
+            "exchange.communication_sms",
+            f"{held} SMs are all that {cluster.gpu.name} has: kernels beside communication would have none; give communication fewer",
+        )
     known = min((trace.fidelity for trace in traces), default=getattr(scenario.routing, "fidelity", None))
     checking.policies(scenario, setting, known)
     return checking.problems
@@ -163,12 +168,12 @@ class _Checking:
             return None
         parallel, training = scenario.parallel, scenario.training
 
-        def whole(given: Training | None, tensor: int) -> Program:
-            spread = replace(parallel, tp=tensor)
+        def whole(given: Training | None, spread: Parallel) -> Program:
             return step_program(scenario.schedule, scenario.model, scenario.workload, parallel=spread, training=given)
 
-        for path, given, tensor in (("parallel.pp", None, 1), ("training", training, 1), ("parallel.tp", training, parallel.tp)):
-            bare = self.attempt(path, whole, given, tensor)
+        uncut = replace(parallel, tp=1, etp=1)
+        for path, given, spread in (("parallel.pp", None, uncut), ("training", training, uncut), ("parallel.tp", training, parallel)):
+            bare = self.attempt(path, whole, given, spread)
             if bare is None:
                 return None
         self.laid = bare
@@ -226,13 +231,13 @@ class _Checking:
         model, gpu = setting.model, setting.cluster.gpu
         ranks, phase = setting.parallel.ep, setting.workload.phase
         slots = int(placement.slots_per_rank(ranks).max())
-        needed = least_bytes(model, slots, phase, gpus=setting.gpus, groups=setting.groups)
+        needed = least_bytes(model, slots, phase, gpus=setting.gpus, groups=setting.expert_copies)
         if setting.parallel.tp > 1 or (self.laid is not None and self.laid.stages > 1):
             self.stages(slots)
             return
         if needed <= gpu.memory:
             return
-        plain = least_bytes(model, -(-model.experts // ranks), phase, gpus=setting.gpus, groups=setting.groups)
+        plain = least_bytes(model, -(-model.experts // ranks), phase, gpus=setting.gpus, groups=setting.expert_copies)
         what = "weights, gradients and optimiser states" if phase == "training" else "weights"
         message = (
             f"the {what} of {model.name} need {format_quantity(needed, 'B')} on a GPU with {slots} experts of each MoE layer, "
@@ -266,13 +271,14 @@ def degrees(parallel: Parallel, cluster: Cluster) -> list[Problem]:
         return [Problem(path="parallel.pp", message=message)]
     stage = gpus // parallel.pp
     whose = f"the cluster's {gpus} GPUs" if parallel.pp == 1 else f"the {stage} GPUs of a stage"
-    for name, size in (("ep", parallel.ep), ("tp", parallel.tp)):
+    cut = (("ep * etp", parallel.block),) if parallel.etp > 1 and stage % parallel.ep == 0 else ()
+    for name, size in (("ep", parallel.ep), ("tp", parallel.tp), *cut):
         if stage % size:
             message = f"{name} = {size} does not divide {whose} into equal groups; choose one of {_divisors(stage)}"
-            found.append(Problem(path=f"parallel.{name}", message=message))
-    if cluster.shares_cores and parallel.pp * parallel.tp > 1:
+            found.append(Problem(path=f"parallel.{name.split()[-1]}", message=message))
+    if cluster.shares_cores and parallel.pp * parallel.tp * parallel.etp > 1:
         found.append(
-            Problem(path="parallel", message="ranks that share cores have no stages and no tensor parallelism here: use pp and tp 1")
+            Problem(path="parallel", message="ranks that share cores have no stages and no tensor parallelism here: use pp, tp and etp 1")
         )
     return found
 

@@ -252,11 +252,8 @@ class Fabric:
         Nobody else may use the fabric meanwhile.
         """
         yield from self._periods.play_chain(self._env.now, arrays, self._route, self._route_by_port, self._latency, by_port)
-        gpus, ranks = arrays["size"].shape[1:]
-        source, peer = np.divmod(np.arange(gpus * ranks), ranks)
-        destination = source // ranks * ranks + peer
-        away = source != destination
-        self._asked[(source * gpus + destination)[away]] += arrays["size"].sum(axis=0).ravel()[away]
+        source, destination = arrays["flow"][:2].astype(np.int64)
+        self._asked += np.bincount(source * self._cluster.gpus + destination, weights=arrays["size"], minlength=len(self._asked))
 
     def _touch(self) -> None:
         """Settle after everything else that happens at this instant."""

@@ -19,8 +19,21 @@ from moesim.engine.load import StepLoad
 from moesim.engine.posting import rules_of
 from moesim.engine.recorder import Recorder
 from moesim.facts.arrays import Floats, Ints
-from moesim.facts.program import COLLECTIVES, COMMUNICATES, PIPELINE, RECEIVE, SEND, TENSOR_CALLS, Program, Task, Work, may_overlap
+from moesim.facts.program import (
+    COLLECTIVES,
+    COMMUNICATES,
+    EXPERT_TENSOR_CALLS,
+    PIPELINE,
+    RECEIVE,
+    SEND,
+    TENSOR_CALLS,
+    Program,
+    Task,
+    Work,
+    may_overlap,
+)
 from moesim.facts.traffic import Exchange
+from moesim.models.collective.expert_tensor_calls import ExpertTensorPlans
 from moesim.models.collective.gradients import GradientPlans
 from moesim.models.collective.tensor_calls import TensorPlans
 
@@ -47,6 +60,8 @@ class StepRun:
         What keeps the copies of the weights equal, if the program has such tasks.
     tensor : TensorPlans or None
         What tensor-parallel groups gather and add up, if there are any.
+    expert_tensor : ExpertTensorPlans or None
+        What GPUs that share experts gather and add up, if there are any.
     hand_over : float
         Bytes of a token that go from stage to stage of a pipeline.
     cores : Cores or HeldSms or None
@@ -65,6 +80,7 @@ class StepRun:
         gpus: int,
         gradients: GradientPlans | None = None,
         tensor: TensorPlans | None = None,
+        expert_tensor: ExpertTensorPlans | None = None,
         hand_over: float = 0.0,
         cores: Cores | HeldSms | None = None,
     ) -> None:
@@ -78,6 +94,7 @@ class StepRun:
         self._gpus = gpus
         self._gradients = gradients
         self._tensor = tensor
+        self._expert_tensor = expert_tensor
         self._stage_gpus = gpus // program.stages
         self._hand_overs = HandOvers(env, fabric, gpus, self._stage_gpus, hand_over)
         self._calls: dict[tuple[Work, int], GroupCall] = {}
@@ -232,7 +249,7 @@ class StepRun:
 
     def _call(self, gpu: int, name: str, task: Task) -> Generator[simpy.Event, Any, None]:
         work = task.work
-        plans = self._tensor if work.phase in TENSOR_CALLS else self._gradients
+        plans = self._plans(work.phase)
         if plans is None:
             raise PluginError(f"the schedule has a task {work.phase!r}, but says nothing of how gradients are exchanged")
         group = plans.group_of(work, gpu)
@@ -259,6 +276,11 @@ class StepRun:
             waiting=part.waiting,
             waited_for=min(part.waited_for, key=lambda peer: (-part.waited_for[peer], peer), default=-1),
         )
+
+    def _plans(self, phase: str) -> TensorPlans | ExpertTensorPlans | GradientPlans | None:
+        if phase in EXPERT_TENSOR_CALLS:
+            return self._expert_tensor
+        return self._tensor if phase in TENSOR_CALLS else self._gradients
 
     def _send(self, gpu: int, name: str, task: Task) -> Generator[simpy.Event, Any, None]:
         """Hand on what a stage has computed; the lane is free for the next when all of it has arrived."""

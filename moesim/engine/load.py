@@ -18,7 +18,7 @@ from moesim.facts.contracts import Bind, Carry, Choose, Kernels, Learn, Limit, P
 from moesim.facts.placement import Placement
 from moesim.facts.program import BACKWARD, COLLECTIVES, COMMUNICATES, FORWARD, OPTIMISER, RECOMPUTE, Program, Work
 from moesim.facts.routing import Assignment, Kept, LayerRouting, Routing
-from moesim.facts.scenario import Setting
+from moesim.facts.scenario import Parallel, Setting
 from moesim.facts.traffic import Exchange
 from moesim.models.optimiser import update_work
 
@@ -27,7 +27,8 @@ from moesim.models.optimiser import update_work
 class LayerLoad:
     """One MoE layer of one step, as the hardware sees it.
 
-    ``rows`` and ``padding`` are int[G]: rows a GPU computes (padding included), and how many of them are padding. ``guests`` is int[G]: the
+    ``rows`` and ``padding`` are int[G]: rows a GPU computes (padding included), and how many of them are padding. ``arrived`` is int[G]:
+    the rows that arrived at it; GPUs that share experts compute those of all of them, each its part of the width. ``guests`` is int[G]: the
     experts that a GPU holds for this batch beyond those of its placement. ``shared`` says that rows of the shared expert are among them.
     ``nodes`` is how many nodes compute rows of a token, summed over tokens; -1 where tokens are unknown.
     """
@@ -37,6 +38,7 @@ class LayerLoad:
     exchange: dict[str, Exchange]
     rows: Ints
     padding: Ints
+    arrived: Ints
     tokens: Ints
     guests: Ints
     shared: bool = False
@@ -201,6 +203,7 @@ def _merged(chosen: LayerRouting, parts: list[LayerLoad], tokens: list[Ints]) ->
         exchange={direction: merged_exchange([part.exchange[direction] for part in parts]) for direction in parts[0].exchange},
         rows=np.sum([part.rows for part in parts], axis=0),
         padding=np.sum([part.padding for part in parts], axis=0),
+        arrived=np.sum([part.arrived for part in parts], axis=0),
         tokens=np.diff(chosen.token_start),
         guests=np.max([part.guests for part in parts], axis=0),
         shared=parts[0].shared,
@@ -244,6 +247,8 @@ def _load_part(
     columns = np.broadcast_to(local, assignment.destination.shape)
     np.add.at(rows_of_slot, (assignment.destination, columns), assignment.slot_counts + assignment.slot_padding)
     np.add.at(padding, assignment.destination, assignment.slot_padding)
+    arrived = rows_of_slot.sum(axis=1)
+    rows_of_slot, padding = gathered(rows_of_slot, setting.parallel), gathered(padding, setting.parallel)
     exchange = {direction: policies.carry(travelling, direction=direction) for direction in directions if direction != RECOMPUTE}
     again = {RECOMPUTE: exchange[FORWARD]} if RECOMPUTE in directions else {}  # the same tokens travel once more
     _check_exchange(exchange[FORWARD], travelling, setting.parallel.ep, step, moe_layer)
@@ -256,12 +261,21 @@ def _load_part(
         exchange={**exchange, **again},
         rows=rows_of_slot.sum(axis=1),
         padding=padding,
+        arrived=arrived,
         tokens=np.diff(chosen.token_start),
         guests=guests(batch, home, setting.parallel.ep) if batch is not None else np.zeros(setting.gpus, dtype=np.int64),
         shared=assignment.shared_slots > 0,
         nodes=nodes_touched(travelling, setting.cluster.node_of),
     )
     return load, rows_of_slot
+
+
+def gathered(values: Ints, parallel: Parallel) -> Ints:
+    """Return [G, ...], for each GPU the sum over those that share its experts, in the order of expert-parallel groups."""
+    if parallel.etp == 1:
+        return values
+    of_blocks = values.reshape(-1, parallel.etp, parallel.ep, *values.shape[1:])
+    return np.asarray(np.broadcast_to(of_blocks.sum(axis=1, keepdims=True), of_blocks.shape).reshape(values.shape))
 
 
 def _local_index(rank_of_slot: Ints, ranks: int) -> Ints:

@@ -23,6 +23,7 @@ from moesim.facts.placement import Placement
 from moesim.facts.program import Program, may_overlap
 from moesim.facts.routing import Routing
 from moesim.facts.scenario import Scenario, Setting
+from moesim.models.collective.expert_tensor_calls import ExpertTensorPlans
 from moesim.models.collective.gradients import GradientPlans
 from moesim.models.collective.tensor_calls import TensorPlans
 from moesim.models.schedule.whole import step_program
@@ -61,7 +62,10 @@ class Machine:
         self._port = math.inf
         self._gradients = _gradient_plans(scenario.schedule, setting, placement)
         tensor = setting.parallel.tp
-        self._tensor = TensorPlans(model=setting.model, cluster=setting.cluster, tensor=tensor) if tensor > 1 else None
+        numbers = setting.parallel.numbers(setting.gpus)
+        self._tensor = TensorPlans(model=setting.model, cluster=setting.cluster, tensor=tensor, numbers=numbers) if tensor > 1 else None
+        cut = setting.parallel.etp > 1
+        self._expert_tensor = ExpertTensorPlans(model=setting.model, cluster=setting.cluster, parallel=setting.parallel) if cut else None
         self.recorder = Recorder(setting.cluster, setting.parallel.ep)
         self._cores = Cores(self.env, setting.cluster) if setting.cluster.shares_cores else None
         self.marks: list[Mark] = []
@@ -90,6 +94,10 @@ class Machine:
         self.recorder.begin_step(step)
         if self._tensor is not None:
             self._tensor.tokens = {microbatch: self.setting.computed_tokens(part[0].tokens) for microbatch, part in enumerate(load.parts)}
+        if self._expert_tensor is not None:
+            self._expert_tensor.begin_step(
+                {(layer, microbatch): one.arrived for microbatch, part in enumerate(load.parts) for layer, one in enumerate(part)}
+            )
         start = self.env.now
         chain = self._chain(load)
         if chain is not None:
@@ -106,6 +114,7 @@ class Machine:
             gpus=self.setting.gpus,
             gradients=self._gradients,
             tensor=self._tensor,
+            expert_tensor=self._expert_tensor,
             hand_over=self.setting.model.hidden * DTYPE_BYTES[self.setting.model.activation_dtype],
             cores=self._computing(load),
         )
@@ -170,6 +179,7 @@ def _gradient_plans(schedule: object, setting: Setting, placement: Placement) ->
         slots=placement.slots_per_rank(ranks),
         stages=setting.parallel.pp,
         tensor=setting.parallel.tp,
+        parallel=setting.parallel if setting.parallel.etp > 1 else None,
     )
 
 

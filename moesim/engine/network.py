@@ -25,11 +25,12 @@ from moesim.facts.collective import CollectivePlan
 from moesim.facts.contracts import PlanBatch
 from moesim.facts.network import NetworkResult
 from moesim.facts.program import FORWARD
-from moesim.facts.scenario import Scenario, Setting, Sharing
+from moesim.facts.scenario import Scenario, Sharing
 from moesim.facts.trace import Trace
 from moesim.facts.traffic import Exchange
 from moesim.models.collective.prepared import prepare
 from moesim.models.shortfall import floor
+from moesim.models.stages import setting_of
 
 FINER = 4
 """How many samples are taken per bin of time, at least: bins join samples, so that their number comes out near the one wished for."""
@@ -195,14 +196,7 @@ def dispatch_of_layer(scenario: Scenario, layer: int, *, step: int, read_trace: 
     """
     if not 0 <= layer < len(scenario.model.moe_layers):
         raise UsageError(f"there is no MoE layer {layer}: {scenario.model.name} has MoE layers 0 to {len(scenario.model.moe_layers) - 1}")
-    setting = Setting(
-        cluster=scenario.cluster.build(),
-        model=scenario.model,
-        parallel=scenario.parallel,
-        workload=scenario.workload,
-        seed=scenario.seed,
-        read_trace=read_trace,
-    )
+    setting = setting_of(scenario, read_trace)
     plan = scenario.policy.placement.begin(setting)
     policies = replace(fresh_policies(scenario, setting), place=plan if isinstance(plan, PlanBatch) else None)
     machine = Machine(scenario, setting, policies, first_placement(scenario.policy.placement, setting, plan))

@@ -50,24 +50,20 @@ class OwnTokens:
         """
         setting = self._setting
         tensor = setting.parallel.tp
-        model, group = setting.model, 1
-        if is_cut(work, setting.parallel):
-            model, group = cut_model(model, tensor), tensor
-        computed = _of_groups(setting.computed_tokens(own), group)
+        model, computed = setting.model, setting.computed_tokens(own)
+        cut = is_cut(work, setting.parallel)
+        if cut:
+            model, computed = cut_model(model, tensor), setting.of_tensor_groups(computed)
         key = (work.phase, direction, computed.tobytes() + own.tobytes())
         if key not in self._known:
             context: Floats | int = setting.workload.context
             if self._contexts is not None:
                 # Padding and dummies read nothing: what own tokens read is divided by all that are computed.
-                context = _of_groups(own * self._contexts, group) / np.maximum(computed, 1)
+                read = own * self._contexts
+                context = (setting.of_tensor_groups(read) if cut else read) / np.maximum(computed, 1)
             cost = dense_work(work.phase, model, computed, context, direction, workload_phase=setting.workload.phase)
             self._known[key] = self._kernels.dense(cost.flops, cost.moved, dtype=cost.dtype)
         return self._known[key]
-
-
-def _of_groups(values: Ints | Floats, group: int) -> Ints | Floats:
-    """Return [G], for each GPU the sum over its tensor-parallel group."""
-    return values if group == 1 else np.repeat(values.reshape(-1, group).sum(axis=1), group)
 
 
 def with_padded_rows(kept: Kept, own: Ints, setting: Setting) -> Kept:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,15 +198,16 @@ class Periods:
         real[chains.INSTANT], real[chains.BOUND], real[chains.TOOK] = now, self._bound, self._took
         core.catch_up(0.0)
         through, woken = np.zeros(len(core.through)), np.empty(gpus, dtype=np.int64)
-        around = (routes, port_routes, latency, by_port, through, woken, np.zeros(0))
+        around = (routes, port_routes, latency, by_port, through, woken, False)
         ranks = tuple(arrays[name] for name in chains.Ranks._fields[:-2])
+        play = cast("Callable[..., int]", chains.play)  # the type of a compiled function does not allow for stars
         outcome = chains.LEFT
         while outcome not in {chains.DONE, chains.STUCK}:
-            outcome = chains.play(*core.lend(), *around, *ranks, whole, real)
+            outcome = play(*core.lend(), *around, *ranks, whole, real)
             if outcome == chains.LEFT:
                 yield float(real[chains.INSTANT])
                 continue
-            core.take_back(int(whole[chains.TOP]), int(whole[chains.LIVE]), float(real[chains.CORE_NOW]), fresh=not whole[chains.FREE])
+            core.take_back(int(whole[chains.TOP]), int(whole[chains.LIVE]), int(whole[chains.FREE]), float(real[chains.CORE_NOW]))
             if outcome == chains.LISTS:
                 core.make_room()
             elif outcome == chains.ROOM:
@@ -225,17 +226,17 @@ class Periods:
         from moesim.models.sharing import rank_chains as chains
 
         routes, port_routes, latency, by_port = around
-        gpus, many = len(arrays["pending"]), int(whole[chains.BATCH])
-        pair, leg = arrays["batch_pair"][:many].copy(), arrays["batch_leg"][:many]
-        source, destination = np.divmod(pair, gpus)
+        number, leg = arrays["batch"][:, : int(whole[chains.BATCH])]
+        source, destination = arrays["flow"][: chains.INCOMING, number]
+        pair = source.astype(np.int64) * len(arrays["pending"]) + destination
         core.join(
             float(real[chains.INSTANT] - real[chains.BEGAN]),
             np.where(by_port[leg][:, None] != 0, port_routes[pair], routes[pair]),
             pair,
-            arrays["size"][leg, source, destination % arrays["size"].shape[2]],
+            arrays["size"][number],
             None,
             None,
-            np.stack([source, destination], axis=1).astype(np.int32),
+            np.stack([source, destination], axis=1),
             arrays["pending"],
             latency[pair],
         )
@@ -251,7 +252,7 @@ class Periods:
             "quantum": mode.quantum,
             "guard": mode.guard,
             "compiled": cores.can_compile(),
-            "error_bound": {"makespan": mode.makespan, "rank_mean": mode.rank_mean, "rank_worst": mode.rank_worst},
+            "error_bound": mode.errors(),
             "drain_ratio": self._took / self._bound if self._bound > 0 else None,
             "busy_periods": dict(sorted(self._counted.items())),
             "repeated": self._repeats.found if self._repeats is not None else 0,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moesim.base.errors import PluginError
-from moesim.facts.contracts import Plan, View
+from moesim.facts.contracts import Plan, PlanBatch, View
 from moesim.facts.placement import Placement
 from moesim.facts.scenario import Setting
 
@@ -33,9 +33,13 @@ def first_placement(plan: Any, setting: Setting, begun: Plan | None = None) -> P
         If the plug-in returns none, or one that breaks the law.
     """
     model = setting.model
-    placement = (plan.begin(setting) if begun is None else begun)(
-        View(step=0, loads=np.zeros((0, len(model.moe_layers), model.experts), dtype=np.int64), placement=None)
-    )
+    begun = plan.begin(setting) if begun is None else begun
+    if setting.parallel.etp > 1 and isinstance(begun, PlanBatch):
+        raise PluginError(
+            f"placement {plan.kind!r} places the experts of every group anew for each batch, but with etp = {setting.parallel.etp} several "
+            "groups share every expert: write etp: 1, or choose a placement that is the same in all groups"
+        )
+    placement = begun(View(step=0, loads=np.zeros((0, len(model.moe_layers), model.experts), dtype=np.int64), placement=None))
     if placement is None:
         raise PluginError(f"placement {plan.kind!r} returned nothing at its first call: experts must be somewhere from the start")
     check_type(placement, f"placement {plan.kind!r}")

@@ -3,7 +3,8 @@
 Gloo's ``alltoall`` lets rank r, in step k = 1 ... n - 1, send to r + k and then receive from r - k (gloo/alltoall.cc). Data moves once
 the receiver has said that it is ready, and that word travels on the connection of the pair, behind the data that already waits there. So
 of two ranks the one that enters later, and that comes to its send before its receive, holds up what the other has for it: the two
-directions of that pair run one after the other. Ranks that post every receive before any send do not meet this
+directions of that pair run one after the other. Ranks that enter in the same instant hold up nobody: each has posted its receives before
+the word of the other is read. Ranks that post every receive before any send do not meet this at all
 (:class:`moesim.engine.collective.Collective`).
 """
 
@@ -85,11 +86,17 @@ class LibraryCall(PostedCall):
         As for :class:`PostedCall`.
     """
 
+    def __init__(self, env: simpy.Environment, fabric: Fabric, size: Floats) -> None:
+        super().__init__(env, fabric, size)
+        self._entered: dict[int, float] = {}
+
     def arrive(self, rank: int) -> simpy.Event:
         """Let a rank in; the event fires when all ranks are there and all that it sends and receives has moved."""
+        now = self._entered[rank] = self._env.now
         for earlier in self._here:
             first_step, half = (earlier - rank) % len(self._size), len(self._size) / 2
-            if first_step <= half:  # its send to the earlier one is posted before its receive from it
+            # Its send to the earlier one is posted before its receive from it, and finds the word of the earlier one.
+            if first_step <= half and self._entered[earlier] < now:
                 self._send(rank, earlier, partial(self._send, earlier, rank))
             else:
                 self._send(rank, earlier)

@@ -13,9 +13,9 @@ from moesim.engine.placing import first_placement
 from moesim.engine.rebalancing import Rebalancing
 from moesim.facts.arrays import Bools, Ints
 from moesim.facts.contracts import PlanBatch
-from moesim.facts.scenario import Scenario, Setting
+from moesim.facts.scenario import Scenario
 from moesim.facts.trace import Trace
-from moesim.models.stages import stage_setting
+from moesim.models.stages import setting_of, stage_setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +60,7 @@ def rows_of_steps(scenario: Scenario, *, read_trace: Callable[..., Trace], progr
     Rows
         The same rows as a run with ``policy.rebalance.mode: free`` has.
     """
-    cluster = scenario.cluster.build()
-    setting = Setting(
-        cluster=cluster,
-        model=scenario.model,
-        parallel=scenario.parallel,
-        workload=scenario.workload,
-        seed=scenario.seed,
-        read_trace=read_trace,
-        training=scenario.training,
-    )
+    setting = setting_of(scenario, read_trace)
     stage = stage_setting(setting)
     plan = scenario.policy.placement.begin(stage)
     placement = first_placement(scenario.policy.placement, stage, plan)

@@ -18,6 +18,7 @@ from moesim.engine.assumptions import assumptions
 from moesim.engine.balanced import balanced_steps, fresh_policies, kept_shares
 from moesim.engine.machine import Machine
 from moesim.engine.no_network import no_communication_on_shared_cores
+from moesim.engine.numbering import as_numbered
 from moesim.engine.own_tokens import mean_context
 from moesim.engine.placing import first_placement
 from moesim.engine.rebalancing import Rebalancing
@@ -36,7 +37,7 @@ from moesim.measure.alarms import find_alarms
 from moesim.measure.collect import fresh_steps, sample_all, summarise_all
 from moesim.models.bounds import no_communication
 from moesim.models.gate.losses import layer_losses
-from moesim.models.stages import stage_setting
+from moesim.models.stages import setting_of, stage_setting
 from moesim.models.unequal_ranks import waiting_for_slow_ranks
 
 
@@ -74,16 +75,8 @@ def simulate(
         If nothing is left to happen and somebody still waits.
     """
     began = time.perf_counter()
-    cluster = scenario.cluster.build()
-    setting = Setting(
-        cluster=cluster,
-        model=scenario.model,
-        parallel=scenario.parallel,
-        workload=scenario.workload,
-        seed=scenario.seed,
-        read_trace=read_trace,
-        training=scenario.training,
-    )
+    setting = setting_of(scenario, read_trace)
+    cluster = setting.cluster
     stage = stage_setting(setting)
     plan = scenario.policy.placement.begin(stage)
     placement = first_placement(scenario.policy.placement, stage, plan)
@@ -146,6 +139,7 @@ def simulate(
     }
     shared = machine.fabric.report()
     record = Record(scenario=scenario, cluster=cluster, tables=tables, bounds=bounds)
+    tables = as_numbered(tables, scenario.parallel, cluster.gpus)
     alarms = find_alarms(
         tables,
         experts=scenario.model.experts,
@@ -161,7 +155,11 @@ def simulate(
         metrics=summarise_all(samples, bases, fresh=fresh),
         samples=samples,
         fresh=fresh,
-        warnings=(*notes, *warnings(scenario, cluster, tables, shared), *(f"{alarm.name}: {alarm.sentence}" for alarm in alarms)),
+        warnings=(
+            *notes,
+            *warnings(scenario, cluster, tables, shared),
+            *(f"{alarm.name} since step {alarm.step}: {alarm.sentence}" for alarm in alarms),
+        ),
         assumptions=assumptions(scenario, cluster, compute_basis, barrier=barrier, overlap=may_overlap(program), shared=shared),
         facts={**_facts(scenario, setting, tally), "sharing": shared, "health": [dataclasses.asdict(alarm) for alarm in alarms]},
         routing=tally.routing(f"moesim {__version__}, routing of {scenario.name!r}, seed {scenario.seed}"),

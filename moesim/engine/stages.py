@@ -60,6 +60,7 @@ class _Placing:
                 exchange={direction: self._exchange(exchange, stage) for direction, exchange in layer.exchange.items()},
                 rows=self._row(layer.rows, stage),
                 padding=self._row(layer.padding, stage),
+                arrived=self._row(layer.arrived, stage),
                 tokens=np.tile(layer.tokens, self._stages),
                 guests=self._row(layer.guests, stage),
             )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
 from moesim.facts.program import Work
-from moesim.models.group_bounds import GroupRoutes
+from moesim.models.group_bounds import Bounds, GroupRoutes
+
+MOST_ELEMENTS = 2_000_000
+"""Of the matrices that are made at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -16,8 +20,9 @@ class StepRecord:
     """A step of T tasks and K legs of exchanges on G GPUs; times in s, sizes in B.
 
     ``place`` int[T, G] counts tasks as they ended and ``leg_began`` int[K, groups] legs as they began; ``start``, ``end``, ``bytes``,
-    ``tokens``, ``waiting`` and ``waited_for`` are [T, G], ``arrival``, ``left`` and ``waited`` float[K, G], ``sizes``
-    float[K, groups, R, R] the bytes inside groups, ``moving`` float[K, groups]; ``leg_task`` int[K] is the task of each leg.
+    ``tokens``, ``waiting`` and ``waited_for`` are [T, G], ``arrival``, ``left`` and ``waited`` float[K, G], ``moving`` float[K, groups];
+    ``leg_task`` int[K] is the task of each leg. The flows of leg k begin at ``span[k, 0]`` (int[K, G + 1]) and end before ``span[k, G]``:
+    ``flow`` int[2, F] are their GPUs and ``flow_bytes`` float[F] their bytes, all inside groups.
     """
 
     works: tuple[Work, ...]
@@ -31,7 +36,9 @@ class StepRecord:
     waited_for: Ints
     leg_task: Ints
     leg_began: Ints
-    sizes: Floats
+    span: Ints
+    flow: NDArray[np.int32]
+    flow_bytes: Floats
     arrival: Floats
     left: Floats
     waited: Floats
@@ -70,10 +77,11 @@ class StepRecord:
         link_names : str[K + 1]
             The last is said where nothing is sent.
         """
-        legs, groups, ranks = self.sizes.shape[:3]
+        legs, groups = self.leg_began.shape
+        ranks = self.arrival.shape[1] // groups
         leg, group = np.divmod(np.argsort(self.leg_began.ravel()), groups)
         arrival, left, waited = (times.reshape(legs, groups, ranks)[leg, group] for times in (self.arrival, self.left, self.waited))
-        bounds = routes.bounds(self.sizes)
+        bounds = self._bounds(routes, ranks)
         task = self.leg_task[leg]
         return {
             "step": np.full(len(leg), step, dtype=np.int64),
@@ -96,6 +104,21 @@ class StepRecord:
             "link_bound_s": bounds.link_bound[leg, group],
             "bottleneck_link": link_names[bounds.bottleneck[leg, group]],
         }
+
+    def _bounds(self, routes: GroupRoutes, ranks: int) -> Bounds:
+        """Return the bounds of all legs, a few at a time: their matrices together would fill the memory."""
+        legs, groups = self.leg_began.shape
+        some = max(MOST_ELEMENTS // (groups * ranks * ranks), 1)
+        parts = []
+        for first in range(0, max(legs, 1), some):
+            last = min(first + some, legs)
+            size = np.zeros((last - first, groups, ranks, ranks))
+            for leg in range(first, last):
+                mine = slice(int(self.span[leg, 0]), int(self.span[leg, -1]))
+                sender, receiver = self.flow[:, mine]
+                size[leg - first, sender // ranks, sender % ranks, receiver % ranks] = self.flow_bytes[mine]
+            parts.append(routes.bounds(size))
+        return Bounds(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Bounds)})
 
 
 def _numbers(works: tuple[Work, ...], name: str) -> Ints:

@@ -40,6 +40,7 @@ class Verifying:
     seen: list[tuple[float, list[int]]] = field(default_factory=list)
     makespan: list[float] = field(default_factory=list)
     finishes: list[Floats] = field(default_factory=list)
+    of_whole: list[float] = field(default_factory=list)
 
     @property
     def watching(self) -> bool:
@@ -85,6 +86,7 @@ class Verifying:
         off = np.array([last_seen[counter] - last_exact[counter] for counter in both])
         self.makespan.append(abs(max(last_seen.values()) / max(last_exact.values()) - 1.0))
         self.finishes.append(np.abs(np.divide(off, took, out=np.zeros_like(off), where=took > 0)))
+        self.of_whole.append(float(np.abs(off).max(initial=0.0)) / max(last_exact.values()))
         self.spoil()
 
     def report(self) -> dict[str, Any]:
@@ -95,4 +97,5 @@ class Verifying:
             "makespan": max(self.makespan, default=None),
             "rank_mean": float(finishes.mean()) if finishes.size else None,
             "rank_worst": float(finishes.max()) if finishes.size else None,
+            "rank_of_whole": max(self.of_whole, default=None),
         }

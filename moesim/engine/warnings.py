@@ -13,7 +13,7 @@ from moesim.facts.record import Table
 from moesim.facts.scenario import Scenario
 from moesim.models.compute.calibrated import outside_kernels
 from moesim.models.exchange.fitted_limits import outside_profile
-from moesim.models.sharing.told import without_compiler
+from moesim.models.sharing.told import beyond_bound, without_compiler
 
 
 def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], shared: Mapping[str, Any]) -> tuple[str, ...]:
@@ -30,6 +30,7 @@ def warnings(scenario: Scenario, cluster: Cluster, tables: Mapping[str, Table], 
     """
     found = [
         without_compiler(shared),
+        beyond_bound(shared),
         _memory(cluster, tables),
         _oversubscription(scenario, tables),
         _schedule(scenario),
@@ -66,7 +67,7 @@ def _schedule(scenario: Scenario) -> str:
     kind, model = scenario.schedule.kind, scenario.model
     if kind not in {"shared_expert", "two_batch", "one_f_one_b"}:
         return ""
-    if scenario.parallel.ep == 1:
+    if scenario.parallel.block == 1:
         return f"schedule {kind} hides exchanges, and parallel.ep 1 has none: it hid nothing"
     if kind == "shared_expert" and not model.shared_width:
         return f"schedule shared_expert changed nothing: {model.name} has no shared experts; two_batch hides exchanges of any model"

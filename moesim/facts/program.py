@@ -16,7 +16,10 @@ COLLECTIVES = ("dispatch", "combine")
 """The phases in which GPUs exchange tokens and wait for their peers."""
 GROUP_CALLS = ("gradients", "expert_gradients", "parameters", "expert_parameters")
 """The phases in which GPUs keep their copies of the weights equal: of what every GPU holds, and of experts."""
+EXPERT_TENSOR_CALLS = ("experts_gather", "experts_scatter")
+"""The phases in which GPUs that share experts gather the rows that arrived at each, or add up their parts of the results."""
 TENSOR_CALLS = (
+    *EXPERT_TENSOR_CALLS,
     "attention_gather",
     "attention_scatter",
     "attention_reduce",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.base.errors import FieldError
 from moesim.base.fields import Choice, Count, CountOrZero, Flag, Number, Seconds, Seed, Text, Whole, section
@@ -20,6 +21,8 @@ from moesim.facts.ranks import MOST_CONTEXT, MOST_TOKENS, Ranks, divided
 from moesim.facts.trace import Trace
 from moesim.facts.training import Training
 from moesim.facts.uncertainty import Uncertainty
+
+N = TypeVar("N", NDArray[np.int64], NDArray[np.float64])
 
 MOST_STEPS = 10**6
 """Every step has rows in each table: what is larger is a slip of the keyboard."""
@@ -51,7 +54,9 @@ class Parallel:
         each GPU has its own between blocks (Megatron-LM's sequence parallelism). ``replicated``: add up after, so that all have all of
         them, and gather again after the experts (vLLM); only without a backward pass.
     etp : int
-        GPUs that share one expert. Only 1 is simulated, Megatron-Core's ``--expert-tensor-parallel-size 1``: an expert is whole on its GPU.
+        Neighbouring GPUs that share each of their experts, every one with an equal part of its inner width (Megatron-Core's
+        ``--expert-tensor-parallel-size``); ``ep * etp`` divides the number of GPUs of a stage. 1: an expert is whole on its GPU.
+        An expert-parallel group are then the GPUs of equal place in ``ep`` such neighbourhoods, and sources deal tokens group after group.
     cp : int
         GPUs that share one sequence. Only 1 is simulated: no context parallelism.
     """
@@ -64,11 +69,11 @@ class Parallel:
     cp: Count = 1
 
     def __post_init__(self) -> None:
-        if self.etp > 1:
+        if self.etp > 1 and self.tensor == "replicated" and (self.ep > 1 or self.tp % self.etp):
             raise FieldError(
                 "etp",
-                f"expert tensor parallelism of {self.etp} is not simulated, for experts are whole here: write etp: 1, and use a "
-                "larger ep to spread their weights",
+                f"etp = {self.etp} with tensor: replicated cuts all experts over GPUs that have the same tokens (vLLM without expert "
+                f"parallelism): that needs ep = 1 and an etp that divides tp, not ep = {self.ep} and tp = {self.tp}; else tensor: sequence",
             )
         if self.cp > 1:
             raise FieldError(
@@ -76,6 +81,28 @@ class Parallel:
                 f"context parallelism of {self.cp} is not simulated, for a sequence is whole on its GPU or its tensor-parallel group: "
                 "write cp: 1, or use tp",
             )
+
+    @property
+    def block(self) -> int:
+        """Consecutive GPUs that hold every expert of a layer once."""
+        return self.ep * self.etp
+
+    def numbers(self, gpus: int) -> Ints:
+        """Return int[G], the number of each GPU of a cluster in the order of expert-parallel groups, one group after another.
+
+        Examples
+        --------
+        >>> Parallel(ep=2, etp=2).numbers(8).tolist()
+        [0, 2, 1, 3, 4, 6, 5, 7]
+        >>> Parallel(ep=4).numbers(4).tolist()
+        [0, 1, 2, 3]
+        """
+        in_order: Ints = np.arange(gpus)
+        return in_order if self.etp == 1 else in_order.reshape(-1, self.ep, self.etp).transpose(0, 2, 1).ravel()
+
+    def places(self, gpus: int) -> Ints:
+        """Return int[G], where each GPU of a cluster stands in that order."""
+        return np.argsort(self.numbers(gpus))
 
 
 @section
@@ -265,6 +292,9 @@ class Scenario:
 class Setting:
     """What a plug-in may know when a run begins: the world, not the future.
 
+    GPUs stand in the order of expert-parallel groups, and the model's experts are as wide as a GPU's part of one: both differ from what the
+    scenario says under expert tensor parallelism only (:func:`moesim.models.stages.setting_of`).
+
     ``read_trace(path)`` reads a recording; ``read_trace(path, task=...)`` chooses one of the tasks that a file of counts may hold.
     """
 
@@ -283,8 +313,13 @@ class Setting:
 
     @property
     def groups(self) -> int:
-        """Expert-parallel groups of all stages; each holds every expert of its layers."""
+        """Expert-parallel groups of all stages; each holds every expert of its layers, or the same part of each."""
         return self.cluster.gpus // self.parallel.ep
+
+    @property
+    def expert_copies(self) -> int:
+        """GPUs that hold the same experts, or the same part of them, if there are no redundant ones and no stages."""
+        return self.cluster.gpus // self.parallel.block
 
     def rng(self, *names: str | int) -> np.random.Generator:
         """Return the random stream of these names under the scenario's seed."""
@@ -307,7 +342,8 @@ class Setting:
         if ranks is None:
             return np.full(self.gpus, each, dtype=np.int64)
         ranks.check(self.gpus // tensor, tensor, each)
-        return divided(ranks.draw_tokens(self._of_ranks("tokens", step), self.gpus // tensor, self.gpus * each, step), tensor)
+        tokens = divided(ranks.draw_tokens(self._of_ranks("tokens", step), self.gpus // tensor, self.gpus * each, step), tensor)
+        return tokens[self.parallel.numbers(self.gpus)]
 
     def token_start(self, step: int) -> Ints:
         """Return int[G + 1], the bounds of each GPU's tokens among those of a step."""
@@ -318,15 +354,32 @@ class Setting:
         workload, tensor = self.workload, self.parallel.tp
         if workload.ranks is None:
             return np.full(self.gpus, float(workload.context))
-        tokens = self.tokens_of_gpus(step).reshape(-1, tensor).sum(axis=1)
+        numbers, places = self.parallel.numbers(self.gpus), self.parallel.places(self.gpus)
+        tokens = self.tokens_of_gpus(step)[places].reshape(-1, tensor).sum(axis=1)
         contexts = workload.ranks.draw_contexts(
             self._of_ranks("contexts", step), tokens, workload.context, step, decode=workload.phase == "decode"
         )
-        return np.repeat(contexts, tensor)
+        return np.repeat(contexts, tensor)[numbers]
 
     def computed_tokens(self, tokens: Ints) -> Ints:
         """Return int[G], the tokens that GPUs compute outside the experts where so many are their own: padding and dummies included."""
-        return tokens if self.workload.ranks is None else self.workload.ranks.computed(tokens, self.parallel.tp)
+        if self.workload.ranks is None:
+            return tokens
+        numbers, places = self.parallel.numbers(len(tokens)), self.parallel.places(len(tokens))
+        return self.workload.ranks.computed(tokens[places], self.parallel.tp)[numbers]
+
+    def of_tensor_groups(self, values: N) -> N:
+        """Return [G], for each GPU the sum over its tensor-parallel group.
+
+        Parameters
+        ----------
+        values : int[G] or float[G]
+        """
+        tensor = self.parallel.tp
+        if tensor == 1:
+            return values
+        numbers, places = self.parallel.numbers(len(values)), self.parallel.places(len(values))
+        return np.repeat(values[places].reshape(-1, tensor).sum(axis=1), tensor)[numbers]
 
     def _of_ranks(self, what: str, step: int) -> np.random.Generator:
         """Return the stream of what is drawn for ranks."""

@@ -91,7 +91,7 @@ def grouped_product(kernel: str, counts: Sequence[int], device: Device) -> Produ
         Where.
     """
     if kernel == "loop":
-        return lambda rows, weights, _: torch.cat([linear(part, weights[slot]) for slot, part in _busy(rows, counts)])
+        return lambda rows, weights, _: _looped(rows, weights, counts)
     if kernel == "bmm":
         return _padded(counts, device)
     if kernel == "scaled_mm_loop":
@@ -100,6 +100,12 @@ def grouped_product(kernel: str, counts: Sequence[int], device: Device) -> Produ
     if kernel == "scaled_grouped_mm":
         return lambda rows, weights, scale: _scaled_grouped(rows, weights, scale, ends)
     return lambda rows, weights, _: torch._grouped_mm(rows, weights.transpose(-2, -1), offs=ends)  # noqa: SLF001 - public since 2.10 only
+
+
+def _looped(rows: Any, weights: Any, counts: Sequence[int]) -> Any:
+    # Taken apart once: the gradient of weights[slot] would be one of all experts, filled and added up for each of them.
+    each = weights.unbind(0)
+    return torch.cat([linear(part, each[slot]) for slot, part in _busy(rows, counts)])
 
 
 def _busy(rows: Any, counts: Sequence[int]) -> list[tuple[int, Any]]:

@@ -229,7 +229,7 @@ class Job:
     flows : bool
         Note when each receive ends, by a thread per receive (CPU and ``receives_first`` only).
     reference : int
-        In ``layer`` jobs on a CPU, every rank also times its first expert on so many rows after every repeat: how fast cores are just then.
+        In ``layer`` jobs on a CPU, every rank also times its experts on so many rows after every repeat: how fast cores are just then.
     cold : bool
         In ``compute`` jobs, push weights out of the caches before every call.
     graph : bool

@@ -20,7 +20,7 @@ from moesim.lab.rank import Journal
 from moesim.lab.routing import Gate, make_gate
 from moesim.lab.session import Session, wait_until
 
-REFERENCE_CALLS = 3
+REFERENCE_CALLS = 2
 
 
 def build(job: Job, session: Session, case: LayerCase, weights_of: dict[Any, Weights]) -> tuple[Layer, Any]:
@@ -117,20 +117,20 @@ def _once(session: Session, case: LayerCase, layer: Layer, x: Any) -> dict[str, 
 
 
 def _reference(session: Session, layer: Layer, rows: int) -> float:
-    """Return what one expert takes for so many rows on this rank's core while all ranks are at it: seconds of the core.
+    """Return what an expert takes for so many rows on this rank's core while all ranks are at it: seconds of the core.
 
-    Machines do not compute at one speed: neighbours on the same silicon come and go. Who knows a step only from kernels that were timed
-    some minutes before cannot know that.
+    The rank goes through all its experts, as a step does, so that weights come from where they come from in a step. Machines do not
+    compute at one speed: neighbours on the same silicon come and go. Who knows a step only from kernels that were timed some minutes
+    before cannot know that.
     """
-    own = Weights(up=layer.weights.up[:1], down=layer.weights.down[:1])
-    x = torch.ones(rows, own.up.shape[2], dtype=own.up.dtype)
-    product = grouped_product("loop", [rows], session.device)
+    x = torch.ones(rows * layer.local, layer.weights.up.shape[2], dtype=layer.weights.up.dtype)
+    product = grouped_product("loop", [rows] * layer.local, session.device)
     session.meet()
     with torch.no_grad():
         begun = time.thread_time()
         for _ in range(REFERENCE_CALLS):
-            feed_forward(x, own, product)
-        return (time.thread_time() - begun) / REFERENCE_CALLS
+            feed_forward(x, layer.weights, product)
+        return (time.thread_time() - begun) / (REFERENCE_CALLS * layer.local)
 
 
 def _facts(session: Session, case: LayerCase, layer: Layer, x: Any) -> Mapping[str, Any]:

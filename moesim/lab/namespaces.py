@@ -31,6 +31,8 @@ from moesim.lab.signals import ignoring_interrupts
 LOCKS = Path("/run/moesim-testbed")
 MADE = Path("/run/netns")
 NAME = re.compile(r"moesim([0-9a-f]{1,8})-(r\d+|n\d+|core)")
+SHOWN = 60
+"""Characters of a command that a message quotes."""
 PACKET = 1500
 SEND_BUFFER = 32768
 """Bytes that a connection may have under way. Little of it: a flow that is slowed further on must not fill its first link meanwhile."""
@@ -128,7 +130,9 @@ def run(command: Sequence[str], text: str = "") -> str:
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
     if done.returncode:
         said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise MeasurementError(f"{' '.join(command)}: {said[0] if said else f'exit code {done.returncode}'}")
+        asked = " ".join(command)
+        asked = asked if len(asked) <= SHOWN else f"{asked[:SHOWN]} ..."
+        raise MeasurementError(f"{asked}: {said[0] if said else f'exit code {done.returncode}'}")
     return done.stdout
 
 
@@ -144,6 +148,12 @@ def remove_left_behind() -> list[str]:
             finally:
                 _unlock(token, lock)
     return gone
+
+
+def in_use() -> list[str]:
+    """Return the tokens of testbeds that somebody holds just now."""
+    remove_left_behind()
+    return sorted({found.group(1) for found in map(NAME.fullmatch, _namespaces()) if found})
 
 
 def _namespaces() -> list[str]:

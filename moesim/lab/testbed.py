@@ -26,6 +26,8 @@ from moesim.lab.needs import need_torch
 from moesim.lab.testbed_lines import latencies, measured
 
 Progress = Callable[[str], None]
+CHANGES, QUIET = 9, 0.05
+"""Repeats of a change that is timed, and s after the start of the smallest all-to-all, when that is over."""
 PROBES = 21
 """Repeats of the smallest all-to-all."""
 OF_FABRIC = ("name", "ranks", "per_node", "fast_mbit", "slow_mbit", "queue")
@@ -49,8 +51,9 @@ def need_testbed() -> None:
 
 
 def prepare(
-    fabrics: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], *, exchanging: Sequence[str], probe: Mapping[str, Any],
-    seed: int, repeats: int, quick: bool, progress: Progress,
+    fabrics: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]], *, exchanging: Sequence[str],
+    changing: Sequence[str], probe: Mapping[str, Any],
+    seed: int, repeats: int, quick: bool, reference: int, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure what predictions may rest on: local operations alone, latencies of the smallest step; and find out which rows will be kept.
 
@@ -60,6 +63,8 @@ def prepare(
         As a prediction file has them.
     exchanging : sequence of str
         Names of the fabrics that have all-to-alls.
+    changing : sequence of str
+        Names of those with links that change.
     probe : mapping
         ``tokens``, ``expert_width`` and ``top_k`` of the smallest step, ``pair_bytes`` of the smallest all-to-all.
     seed : int
@@ -68,24 +73,31 @@ def prepare(
         Of every case.
     quick : bool
         Take fewer points for the calibration.
+    reference : int
+        Rows of the expert that tells how fast cores are while all ranks are at it.
     progress : callable
         Told what is done.
 
     Returns
     -------
     dict
-        ``calibration``, ``kept``, ``probes`` by fabric with layers, ``posting`` (s of the smallest all-to-all) by fabric with all-to-alls,
-        ``environment``.
+        ``calibration``, ``kept``, ``probes`` by fabric with layers, ``crowded`` (s of the reference while all ranks are at it) by fabric
+        with layers and shape, ``posting`` (s of the smallest all-to-all) by fabric with all-to-alls, ``changing`` (s that a change of a
+        link takes) by fabric with such, ``environment``.
     """
     with terminated_like_interrupted():
         smallest = {key: value for key, value in probe.items() if key != "pair_bytes"}
-        found = _prepare(fabrics, layers, probe=smallest, seed=seed, repeats=repeats, quick=quick, progress=progress)
+        found = _prepare(fabrics, layers, probe=smallest, seed=seed, repeats=repeats, quick=quick, reference=reference, progress=progress)
         of_name = {fabric["name"]: fabric for fabric in fabrics}
         posting = {}
         for name in exchanging:
             progress(f"smallest all-to-all of {name}")
             posting[name] = posting_of(of_name[name], int(probe["pair_bytes"]), seed=seed)
-        return {**found, "posting": posting}
+        late = {}
+        for name in changing:
+            progress(f"a change of a link of {name}")
+            late[name] = changing_of(of_name[name], int(probe["pair_bytes"]), seed=seed)
+        return {**found, "posting": posting, "changing": late}
 
 
 def posting_of(fabric: Mapping[str, Any], pair_bytes: int, *, seed: int) -> float:
@@ -96,12 +108,31 @@ def posting_of(fabric: Mapping[str, Any], pair_bytes: int, *, seed: int) -> floa
     MeasurementError
         If it was not finished.
     """
-    ranks = int(fabric["ranks"])
-    sent = [[0 if one == other else pair_bytes for other in range(ranks)] for one in range(ranks)]
-    case = {"kind": "exchange", "name": "probe", "bytes": sent, "posting": "receives_first", "stagger_s": [0.0] * ranks, "pattern": "even"}
+    case = _smallest(fabric, pair_bytes)
     outcome, _, _ = on_fabric(fabric_of(fabric), exchange_job([case], seed=seed, repeats=PROBES), scheduling="realtime")
     _demand(outcome, str(fabric["name"]))
     return float(statistics.median(measured(case, outcome.ranks)["seconds"]))
+
+
+def changing_of(fabric: Mapping[str, Any], pair_bytes: int, *, seed: int) -> float:
+    """Return how long after it is due a link of a fabric has another rate, s: the median over changes while nothing is under way.
+
+    Raises
+    ------
+    MeasurementError
+        If it was not finished.
+    """
+    change = {"after_s": QUIET, "rank": 0, "mbit": fabric["fast_mbit"] / 2}
+    job = exchange_job([_smallest(fabric, pair_bytes)], seed=seed, repeats=CHANGES)
+    outcome, _, notes = on_fabric(fabric_of(fabric), job, scheduling="realtime", change=change)
+    _demand(outcome, str(fabric["name"]))
+    return float(statistics.median(note["done_s"] - QUIET for note in notes))
+
+
+def _smallest(fabric: Mapping[str, Any], pair_bytes: int) -> dict[str, Any]:
+    ranks = int(fabric["ranks"])
+    sent = [[0 if one == other else pair_bytes for other in range(ranks)] for one in range(ranks)]
+    return {"kind": "exchange", "name": "probe", "bytes": sent, "posting": "receives_first", "stagger_s": [0.0] * ranks, "pattern": "even"}
 
 
 def _demand(outcome: Outcome, fabric: str) -> None:
@@ -117,24 +148,35 @@ def _prepare(
     seed: int,
     repeats: int,
     quick: bool,
+    reference: int,
     progress: Progress,
 ) -> dict[str, Any]:
     of_name = {fabric["name"]: fabric for fabric in fabrics}
-    backward = any(case["backward"] for case in layers)
+    ranks_of = {fabric["name"]: int(fabric["ranks"]) for fabric in fabrics}
+    stacks = sorted(
+        {(case["hidden"], case["expert_width"], case["experts"] // ranks_of[case["fabric"]]) for case in layers if case["backward"]}
+    )
     shapes = sorted({(case["hidden"], case["expert_width"], case["experts"], case["top_k"], case["tokens"]) for case in layers})
     progress("local operations, alone")
     cases = [{**case, "ranks": of_name[case["fabric"]]["ranks"]} for case in layers]
-    alone = _alone({"seed": seed, "cases": cases, "shapes": shapes, "repeats": 3 if quick else 9, "quick": quick, "backward": backward})
+    alone = _alone({"seed": seed, "cases": cases, "shapes": shapes, "stacks": stacks, "repeats": 3 if quick else 9, "quick": quick})
     probes: dict[str, dict[str, float]] = {}
+    crowded: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(case["fabric"] for case in layers):
         progress(f"latencies of {name}")
-        first = next(case for case in layers if case["fabric"] == name)
-        tiny = {**first, **probe, "name": "probe", "skew": 0.0, "capacity_factor": None, "backward": False}
-        job = layer_job([tiny], seed=seed, repeats=max(repeats, 7), ranks=of_name[name]["ranks"])
+        mine = [case for case in layers if case["fabric"] == name]
+        tiny = {**mine[0], **probe, "kind": "layer", "name": "probe", "skew": 0.0, "capacity_factor": None, "backward": False}
+        of_shape = {f"{case['hidden']}x{case['expert_width']}": case for case in mine}
+        wide = [{**tiny, "hidden": case["hidden"], "expert_width": case["expert_width"], "name": shape} for shape, case in of_shape.items()]
+        job = layer_job([tiny, *wide], seed=seed, repeats=max(repeats, 7), ranks=ranks_of[name], reference=reference)
         outcome, _, _ = on_fabric(fabric_of(of_name[name]), job, scheduling="first")
         _demand(outcome, name)
         probes[name] = latencies(outcome)
-    return {"calibration": alone["calibration"], "kept": alone["kept"], "probes": probes, "environment": alone["environment"]}
+        crowded[name] = {
+            shape: statistics.fmean(measured(case, outcome.ranks)["reference_s"]) for shape, case in zip(of_shape, wide, strict=True)
+        }
+    known = {name: alone[name] for name in ("calibration", "kept", "environment")}
+    return {**known, "probes": probes, "crowded": crowded}
 
 
 def _alone(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,14 +273,14 @@ def measure(document: Mapping[str, Any], *, seed: int, progress: Progress) -> di
     try:
         with terminated_like_interrupted():
             for fabric, cases, change in _runs(document):
-                kind = cases[0]["kind"]
+                kind, repeats = cases[0]["kind"], document["repeats"]
+                if cases[0]["posting"] == "library" and kind == "exchange":
+                    repeats *= document.get("library_times", 1)
                 progress(f"{fabric['name']}: {len(cases)} {kind} {'case' if len(cases) == 1 else 'cases'}")
                 job = (
-                    exchange_job(cases, seed=seed, repeats=document["repeats"])
+                    exchange_job(cases, seed=seed, repeats=repeats)
                     if kind == "exchange"
-                    else layer_job(
-                        cases, seed=seed, repeats=document["repeats"], ranks=fabric["ranks"], reference=document.get("reference_rows", 0)
-                    )
+                    else layer_job(cases, seed=seed, repeats=repeats, ranks=fabric["ranks"], reference=document.get("reference_rows", 0))
                 )
                 scheduling = "realtime" if kind == "exchange" else "first"
                 outcome, counters, changed = on_fabric(fabric_of(fabric), job, scheduling=scheduling, change=change)
@@ -256,13 +298,18 @@ def measure(document: Mapping[str, Any], *, seed: int, progress: Progress) -> di
 
 
 def _runs(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]], Mapping[str, Any] | None]]:
-    """Yield (fabric, cases, change of a link): what one start of the ranks measures. A case with a change has a start of its own."""
+    """Yield (fabric, cases, change of a link): what one start of the ranks measures.
+
+    A case with a change has a start of its own, and so have the all-to-alls of a library, which are measured more often.
+    """
     for fabric in document["fabrics"]:
         mine = [case for case in document["cases"] if case["fabric"] == fabric["name"]]
-        for kind in ("exchange", "layer"):
-            together = [case for case in mine if case["kind"] == kind and not case.get("change")]
-            if together:
-                yield fabric, together, None
+        sorts: dict[tuple[str, bool], list[Mapping[str, Any]]] = {("exchange", False): [], ("exchange", True): [], ("layer", False): []}
+        for case in mine:
+            if not case.get("change"):
+                own = case["kind"] == "exchange" and case["posting"] == "library" and "library_times" in document
+                sorts[case["kind"], own].append(case)
+        yield from ((fabric, together, None) for together in sorts.values() if together)
         for case in mine:
             if case.get("change"):
                 yield fabric, [case], case["change"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moesim.facts.arrays import Ints
-from moesim.facts.program import COLLECTIVES, GROUP_CALLS, RECEIVE, SEND, TENSOR_CALLS
+from moesim.facts.program import COLLECTIVES, EXPERT_TENSOR_CALLS, GROUP_CALLS, RECEIVE, SEND, TENSOR_CALLS
 from moesim.facts.record import Table
 
 CALLS = (*COLLECTIVES, *GROUP_CALLS, *TENSOR_CALLS)
@@ -37,7 +37,7 @@ class Link:
         return self.end - self.start
 
 
-def critical_path(spans: Table, collectives: Table, *, start: float, ranks: int) -> list[Link]:
+def critical_path(spans: Table, collectives: Table, *, start: float, ranks: int, sharing: int = 1, tensor: int = 1) -> list[Link]:
     """Return the critical path of one step, from its start to its end, without gaps.
 
     Parameters
@@ -50,6 +50,10 @@ def critical_path(spans: Table, collectives: Table, *, start: float, ranks: int)
         When the step began, s.
     ranks : int
         Ranks of an expert-parallel group.
+    sharing : int
+        GPUs that share experts.
+    tensor : int
+        GPUs of a tensor-parallel group.
 
     Returns
     -------
@@ -66,7 +70,7 @@ def critical_path(spans: Table, collectives: Table, *, start: float, ranks: int)
     """
     if not len(spans):
         return []
-    walk = _Walk(spans, collectives, start, ranks)
+    walk = _Walk(spans, collectives, start, (ranks, sharing, tensor))
     index = int(np.lexsort((spans["gpu"], -spans["end_s"]))[0])
     return walk.back_from(index)
 
@@ -74,7 +78,7 @@ def critical_path(spans: Table, collectives: Table, *, start: float, ranks: int)
 class _Walk:
     """One walk back through one step."""
 
-    def __init__(self, spans: Table, collectives: Table, start: float, ranks: int) -> None:
+    def __init__(self, spans: Table, collectives: Table, start: float, sizes: tuple[int, int, int]) -> None:
         self._begin = spans["start_s"]
         self._end = spans["end_s"]
         self._gpu = spans["gpu"]
@@ -86,7 +90,7 @@ class _Walk:
         self._waited_for = spans["waited_for"]
         self._collectives = collectives
         self._start = start
-        self._ranks = ranks
+        self._ranks, self._sharing, self._tensor = sizes
         # The clock adds many small times: equal moments differ by rounding only.
         self._slack = 1e-9 * max(float(self._end.max()) - start, 0.0) + 8 * np.spacing(float(self._end.max()))
         self._of_gpu: dict[int, Ints] = {}
@@ -143,15 +147,26 @@ class _Walk:
 
     def _peers(self, index: int) -> Ints:
         """Return the spans of the same call: of this GPU's group for tokens, of all who waited with it for weights."""
+        group = self._groups(index)
         same = (
             (self._phase == self._phase[index])
             & (self._layer == self._layer[index])
             & (self._direction == self._direction[index])
             & (self._microbatch == self._microbatch[index])
         )
-        if self._phase[index] in COLLECTIVES:
-            same &= self._gpu // self._ranks == self._gpu[index] // self._ranks
+        if group is not None:
+            same &= group == group[index]
         return np.flatnonzero(same)
+
+    def _groups(self, index: int) -> Ints | None:
+        """Return the group of every span's GPU, of those that meet in such a call as this one; None where copies of weights meet."""
+        phase = self._phase[index]
+        if phase in COLLECTIVES:
+            block = self._ranks * self._sharing
+            return np.asarray(self._gpu // block * self._sharing + self._gpu % self._sharing)
+        if phase in EXPERT_TENSOR_CALLS:
+            return np.asarray(self._gpu // self._sharing)
+        return np.asarray(self._gpu // self._tensor) if phase in TENSOR_CALLS else None
 
     def _stages(self, index: int, earliest: float, now: float) -> Ints:
         """Return the rows of this call's stages that had begun by ``now``, the last first."""
@@ -164,8 +179,9 @@ class _Walk:
             & (table["last_arrival_s"] <= now + self._slack)
             & (table["last_arrival_s"] >= earliest - self._slack)
         )
-        if self._phase[index] in COLLECTIVES:
-            mine &= table["group"] == self._gpu[index] // self._ranks
+        group = self._groups(index)
+        if group is not None:
+            mine &= table["group"] == group[index]
         rows = np.flatnonzero(mine)
         return rows[np.argsort(-table["last_arrival_s"][rows], kind="stable")]
 

@@ -22,7 +22,7 @@ def shards(setting: Setting) -> tuple[int, int]:
     if setting.training is None or setting.training.sharding == "none":
         return 1, 1
     stage = setting.gpus // setting.parallel.pp
-    return stage // setting.parallel.tp, stage // setting.parallel.ep
+    return stage // setting.parallel.tp, stage // setting.parallel.block
 
 
 def update_work(setting: Setting, layer: int, slots: ArrayLike) -> Work:

@@ -52,7 +52,7 @@ def stage_weight_bytes(setting: Setting, layers: Sequence[int], slots: int, *, l
     )
     if setting.workload.phase == "training":
         stage = setting.gpus // parallel.pp
-        dense_shards, expert_shards = (stage // parallel.tp, stage // parallel.ep) if least else shards(setting)
+        dense_shards, expert_shards = (stage // parallel.tp, stage // parallel.block) if least else shards(setting)
         gradients = (weights + kept) / (dense_shards if least else 1) + experts / (expert_shards if least else 1)
         total += gradients * GRADIENT_BYTES + ((weights + kept) / dense_shards + experts / expert_shards) * OPTIMISER_BYTES
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from moesim.base.errors import PluginError
 from moesim.facts.arrays import Ints
 from moesim.facts.cluster import Cluster
 from moesim.facts.program import RECEIVE, SEND, Program
-from moesim.facts.scenario import Setting
+from moesim.facts.scenario import Scenario, Setting
+from moesim.facts.trace import Trace
 
 
 def part_of_cluster(cluster: Cluster, first: int, gpus: int) -> Cluster:
@@ -28,7 +30,11 @@ def part_of_cluster(cluster: Cluster, first: int, gpus: int) -> Cluster:
     -----
     Nodes are numbered from 0 in the order in which they come. Links keep their numbers, so routes of the part are routes of the whole.
     """
-    mine = np.arange(first, first + gpus)
+    return _chosen(cluster, np.arange(first, first + gpus))
+
+
+def _chosen(cluster: Cluster, mine: Ints) -> Cluster:
+    """Return some GPUs of a cluster, in the order in which they are named, with all its links."""
     pairs = (mine[:, None] * cluster.gpus + mine).ravel()
     start, length = cluster.route_start[pairs], np.diff(cluster.route_start)[pairs]
     ends = np.concatenate(([0], np.cumsum(length)))
@@ -42,6 +48,44 @@ def part_of_cluster(cluster: Cluster, first: int, gpus: int) -> Cluster:
         route_start=ends,
         route_link=cluster.route_link[np.repeat(start, length) + within],
         core_pool=cluster.core_pool[mine] if len(cluster.core_pool) else cluster.core_pool,
+    )
+
+
+def setting_of(scenario: Scenario, read_trace: Callable[..., Trace], cluster: Cluster | None = None) -> Setting:
+    """Return what a run of a scenario begins with: its world, as models see it.
+
+    Where GPUs share experts (``parallel.etp``), those of an expert-parallel group are not neighbours. Models need not know: their GPUs
+    stand group after group (:meth:`~moesim.facts.scenario.Parallel.numbers`), and their experts are as narrow as a GPU's part of one.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    read_trace : callable
+        Turns a path into a :class:`~moesim.facts.trace.Trace`.
+    cluster : Cluster, optional
+        What ``scenario.cluster.build()`` returned, for callers that have it.
+
+    Raises
+    ------
+    PluginError
+        If GPUs that share experts do not divide their width.
+    """
+    built, model, parallel = cluster or scenario.cluster.build(), scenario.model, scenario.parallel
+    if parallel.etp > 1:
+        if model.expert_width % parallel.etp:
+            raise PluginError(
+                f"etp = {parallel.etp} does not divide the model's expert_width = {model.expert_width}: choose an etp that divides it"
+            )
+        built = _chosen(built, parallel.numbers(built.gpus))
+        model = dataclasses.replace(model, expert_width=model.expert_width // parallel.etp)
+    return Setting(
+        cluster=built,
+        model=model,
+        parallel=parallel,
+        workload=scenario.workload,
+        seed=scenario.seed,
+        read_trace=read_trace,
+        training=scenario.training,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -286,7 +286,9 @@ def _errors(way: str, groups: NDArray[np.str_], measured: Floats, guess: Predict
     )
 
 
-def held_back(kind: TableKind, rows: Rows, groups: NDArray[np.str_], base: Profiles | None = None) -> Prediction:
+def held_back(
+    kind: TableKind, rows: Rows, groups: NDArray[np.str_], base: Profiles | None = None, own: Collection[str] | None = None
+) -> Prediction:
     """Predict each group of rows from profiles fitted to all others.
 
     Parameters
@@ -299,14 +301,16 @@ def held_back(kind: TableKind, rows: Rows, groups: NDArray[np.str_], base: Profi
         Labels.
     base : mapping of str to Profile, optional
         Profiles whose other sections may be used; what this kind fits is taken out of them first.
+    own : collection of str, optional
+        What this kind fits to these rows, ``PROFILE/SECTION``, where it is known already.
 
     Returns
     -------
     Prediction
         Of every row; where the other rows determine no model, with the reason.
     """
-    own = set(kind.fit(rows))
-    stripped = {name: _without(profile, own) for name, profile in (base or {}).items()}
+    fits = set(kind.fit(rows) if own is None else own)
+    stripped = {name: _without(profile, fits) for name, profile in (base or {}).items()}
     labels = np.unique(groups)
     parts = [np.flatnonzero(groups == label) for label in labels]
     found = []

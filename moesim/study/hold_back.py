@@ -29,10 +29,11 @@ class HoldingBack:
     def predict(self, rows: Rows, profiles: Mapping[str, Profile]) -> Prediction:
         """Fit to all groups but one, predict that one; in turn."""
         groups = np.asarray(self.kind.group(rows))
-        if not self.kind.fit(rows):
+        own = set(self.kind.fit(rows))
+        if not own:
             found: Prediction = self.kind.predict(rows, profiles)
             return found
-        return held_back(self.kind, rows, groups, profiles)
+        return held_back(self.kind, rows, groups, profiles, own=own)
 
 
 def validate_held_back(

@@ -12,12 +12,13 @@ from moesim.engine.own_tokens import held_tokens
 from moesim.engine.rows import Rows
 from moesim.facts.arrays import Floats
 from moesim.facts.model import DTYPE_BYTES
-from moesim.facts.scenario import Scenario, Setting
+from moesim.facts.scenario import Scenario
 from moesim.facts.trace import Trace
 from moesim.models.memory import activation_bytes, expert_bytes, weight_bytes
 from moesim.models.memory_parts import activation_parts, weight_parts
 from moesim.models.parallel_memory import held_by, spread_or_recomputed
 from moesim.models.schedule.whole import step_program
+from moesim.models.stages import setting_of
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 LEVELS = tuple(level / 20 for level in range(21))
@@ -142,22 +143,20 @@ def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -
     limit : float, optional
         Memory of a GPU that may be used, B.
     """
-    model, workload = scenario.model, scenario.workload
+    setting = setting_of(scenario, _no_trace)
+    model, workload = setting.model, scenario.workload
     received = rows.received.astype(np.float64)
     held = received.mean(axis=1) if workload.phase == "training" else received.max(axis=1)
     fullest = received.max(axis=1)
     # A row comes in and its result goes out, in the dtype of activations.
     of_row = 2.0 * model.dispatch_width * DTYPE_BYTES[model.activation_dtype]
     guests = rows.guests.max(axis=1) * expert_bytes(model, workload.phase, optimiser=False)
-    setting = Setting(
-        cluster=scenario.cluster.build(), model=model, parallel=scenario.parallel, workload=workload, seed=scenario.seed,
-        read_trace=_no_trace, training=scenario.training,
-    )  # fmt: skip
     laid = None
     if spread_or_recomputed(setting):
-        laid = step_program(scenario.schedule, model, workload, parallel=scenario.parallel, training=scenario.training)
+        laid = step_program(scenario.schedule, scenario.model, workload, parallel=scenario.parallel, training=scenario.training)
     tokens, contexts = held_tokens(setting, rows.tokens, np.arange(scenario.warmup, scenario.warmup + len(received)))
     gpus = []
+    numbers = scenario.parallel.numbers(setting.gpus)
     totals = np.zeros(held.shape)
     fresh = rows.fresh
     for gpu, slots in enumerate(rows.slots):
@@ -169,7 +168,7 @@ def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -
         totals[:, gpu] = weights + activations + guests[:, gpu]
         gpus.append(
             GpuMemory(
-                gpu=gpu,
+                gpu=int(numbers[gpu]),
                 weights=weights,
                 rows=spread(held[:, gpu]),
                 buffer=spread(fullest[:, gpu] * of_row),
@@ -183,7 +182,7 @@ def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -
     arrived = held[step, gpu] if laid is None else received[step, :, gpu]
     parts = activation_parts(setting, laid, gpu, arrived, tokens[step, gpu], contexts[step, gpu])
     return MemoryNeed(
-        gpus=tuple(gpus),
+        gpus=tuple(sorted(gpus, key=lambda one: one.gpu)),
         any_gpu=spread(worst),
         buffer_rows=spread(fullest.max(axis=1)),
         buffer=spread(fullest.max(axis=1) * of_row),
@@ -195,7 +194,7 @@ def memory_need(scenario: Scenario, rows: Rows, *, limit: float | None = None) -
         steps=len(received),
         independent=int(fresh.sum()),
         fullest=Breakdown(
-            gpu=gpu,
+            gpu=int(numbers[gpu]),
             step=scenario.warmup + step,
             rebalanced=float(guests[step, gpu]),
             **weight_parts(setting, laid, gpu, int(rows.slots[gpu])),

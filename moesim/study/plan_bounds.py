@@ -27,7 +27,7 @@ from moesim.models.exchange.transport import Carrier
 from moesim.models.parallel_memory import spread_or_recomputed
 from moesim.models.schedule.tensor import cut_model, is_cut
 from moesim.models.schedule.whole import step_program
-from moesim.models.stages import stage_setting
+from moesim.models.stages import setting_of, stage_setting
 from moesim.models.work import dense_work
 from moesim.study.plan_memory import memory_floor
 
@@ -107,11 +107,7 @@ def bounds_of(scenario: Scenario, read_trace: Callable[..., Trace], *, drop_rate
     token whose k experts are on ranks of at most s experts leaves for at least k / s - 1 ranks. A step in micro-batches, in stages, with
     tensor parallelism or with a section ``training`` has no port bound, and what its GPUs send to each other counts nothing.
     """
-    cluster = scenario.cluster.build()
-    whole = Setting(
-        cluster=cluster, model=scenario.model, parallel=scenario.parallel, workload=scenario.workload, seed=scenario.seed,
-        read_trace=read_trace, training=scenario.training,
-    )  # fmt: skip
+    whole = setting_of(scenario, read_trace)
     setting = stage_setting(whole)
     program = step_program(scenario.schedule, scenario.model, scenario.workload, parallel=scenario.parallel, training=scenario.training)
     known = _known(scenario, setting)

@@ -130,17 +130,29 @@ def _spearman(one: Floats, other: Floats) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratios:
-    """Errors of ratios to a reference row, in per cent; ``wrong_sign`` counts those on the other side of 1 beyond noise."""
+    """Errors of ratios to a reference row, in per cent; ``wrong_sign`` counts those of the ``told`` beyond noise on the other side of 1.
+
+    ``told_beyond`` and ``wrong_beyond`` are the same beyond noise and chance: what a table did not record of its two cases differs, too.
+    None where nothing was left to chance.
+    """
 
     errors: Errors
     baseline: str
     baseline_errors: Errors
     told: int
     wrong_sign: int
+    told_beyond: int | None = None
+    wrong_beyond: int | None = None
 
 
 def ratios_of(
-    measured: Floats, predicted: Floats, reference: Ints, noise: Floats, which: Bools, baseline: tuple[str, Floats] | None = None
+    measured: Floats,
+    predicted: Floats,
+    reference: Ints,
+    noise: Floats,
+    which: Bools,
+    baseline: tuple[str, Floats] | None = None,
+    chance: Floats | None = None,
 ) -> Ratios:
     """Compare each row's ratio to its reference row, measured and predicted.
 
@@ -154,6 +166,8 @@ def ratios_of(
         Rows to look at; their references may be others.
     baseline : (str, Floats[n]), optional
         Name and ratios of a simple rule.
+    chance : Floats[n], optional
+        Relative standard deviation that what was not recorded gives a measurement.
     """
     rows = np.flatnonzero(which & (reference >= 0))
     at = reference[rows]
@@ -162,6 +176,9 @@ def ratios_of(
     both = np.isfinite(truth) & np.isfinite(guess)
     apart = np.log(truth[both])
     told = np.abs(apart) > SIGMAS * np.hypot(noise[rows], noise[at])[both]
+    clear = (
+        None if chance is None else np.abs(apart) > SIGMAS * np.sqrt(sum(part[rows] ** 2 + part[at] ** 2 for part in (noise, chance)))[both]
+    )
     wrong = np.sign(np.log(guess[both])) != np.sign(apart)
     return Ratios(
         errors=summary_of(errors_of(truth, guess, "time")),
@@ -169,4 +186,6 @@ def ratios_of(
         baseline_errors=summary_of(errors_of(truth[both], rule[both], "time")),
         told=int(told.sum()),
         wrong_sign=int((wrong & told).sum()),
+        told_beyond=None if clear is None else int(clear.sum()),
+        wrong_beyond=None if clear is None else int((wrong & clear).sum()),
     )

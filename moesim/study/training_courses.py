@@ -6,7 +6,7 @@ prediction knows nothing else of the recording: neither its text nor its seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -217,14 +217,8 @@ def score(predicted: Course, recorded: Course) -> Score:
     mine, theirs = (windows(item.maxvio, steps) for item in (predicted, recorded))
     error = mine / theirs - 1.0
 
-    def tail(values: Floats) -> Floats:
-        return values[-max(len(values) // 5, 1) :]
-
     def end(values: Floats) -> float:
-        return float(tail(values).mean())
-
-    def lost(idle: Floats) -> tuple[int, ...]:
-        return tuple(np.flatnonzero(tail(idle).mean(axis=0) > DEAD).tolist())
+        return float(_tail(values).mean())
 
     return Score(
         predicted=mine,
@@ -237,9 +231,64 @@ def score(predicted: Course, recorded: Course) -> Score:
         idle_recorded=end(recorded.idle),
         dropped_predicted=end(predicted.dropped),
         dropped_recorded=end(recorded.dropped),
-        lost_predicted=lost(predicted.idle),
-        lost_recorded=lost(recorded.idle),
+        lost_predicted=lost_layers(predicted.idle),
+        lost_recorded=lost_layers(recorded.idle),
     )
+
+
+def _tail(values: Floats) -> Floats:
+    return values[-max(len(values) // 5, 1) :]
+
+
+def lost_layers(idle: Floats) -> tuple[int, ...]:
+    """Return the layers that have lost experts, from float[n, L] idle ones: more than :data:`DEAD` on average in the last fifth."""
+    return tuple(np.flatnonzero(_tail(idle).mean(axis=0) > DEAD).tolist())
+
+
+def seed_noise(ends: Mapping[str, Sequence[float]]) -> float:
+    """Return by how much the logarithm of final MaxVio scatters from seed to seed: one standard deviation.
+
+    Parameters
+    ----------
+    ends : mapping
+        Of each strategy, the final MaxVio of its trainings; those with one seed say nothing.
+
+    Raises
+    ------
+    CalibrationError
+        If no strategy was trained with two seeds.
+    """
+    several = [np.log(values) for values in ends.values() if len(values) > 1]
+    if not several:
+        raise CalibrationError("no strategy was trained with two seeds, so what a seed makes of it is unknown")
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in several)
+    return float(np.sqrt(squares / sum(len(values) - 1 for values in several)))
+
+
+def order_of_strategies(
+    predicted: Mapping[str, float], recorded: Mapping[str, Sequence[float]], noise: float
+) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Return how many pairs of strategies end further apart than seeds do, and the pairs predicted the other way round, or alike.
+
+    Parameters
+    ----------
+    predicted : mapping
+        Final MaxVio of each strategy.
+    recorded : mapping
+        Final MaxVio of the trainings of each.
+    noise : float
+        As :func:`seed_noise` returns it. A pair has an order if the logarithms of its geometric means over n and m seeds are more than
+        2 noise sqrt(1 / n + 1 / m) apart: what chance makes of two equal strategies in one case of twenty.
+    """
+    middle = {name: float(np.log(values).mean()) for name, values in recorded.items()}
+    told, wrong = 0, []
+    for one, other in combinations(recorded, 2):
+        apart = middle[one] - middle[other]
+        if abs(apart) > 2.0 * noise * (1.0 / len(recorded[one]) + 1.0 / len(recorded[other])) ** 0.5:
+            told += 1
+            if apart * (predicted[one] - predicted[other]) <= 0:  # equal predictions know no order either
+                wrong.append((one, other))
+    return told, tuple(wrong)
 
 
 def order(scores: Mapping[str, Score]) -> tuple[int, tuple[tuple[str, str], ...]]:
@@ -248,6 +297,6 @@ def order(scores: Mapping[str, Score]) -> tuple[int, tuple[tuple[str, str], ...]
     for (one, first), (other, second) in combinations(scores.items(), 2):
         if abs(first.end_recorded - second.end_recorded) > ALIKE * min(first.end_recorded, second.end_recorded):
             told += 1
-            if (first.end_recorded > second.end_recorded) != (first.end_predicted > second.end_predicted):
+            if (first.end_recorded - second.end_recorded) * (first.end_predicted - second.end_predicted) <= 0:
                 wrong.append((one, other))
     return told, tuple(wrong)

@@ -96,7 +96,7 @@ def _asked(scenario: Scenario) -> dict[str, float]:
     model, ranks, tokens = scenario.model, scenario.parallel.ep, scenario.workload.tokens_per_gpu
     per_node = getattr(scenario.cluster, "gpus_per_node", None)
     found = {
-        "ranks": ranks, "num_gpus": ranks, "hidden_size": model.dispatch_width, "inter_size": model.expert_width,
+        "ranks": ranks, "num_gpus": ranks, "hidden_size": model.dispatch_width, "inter_size": model.expert_width // scenario.parallel.etp,
         "slots": model.experts / ranks, "num_topk": model.top_k, "num_experts": model.experts,
     }  # fmt: skip
     if tokens:

@@ -246,6 +246,7 @@ def _score(kind: TableKind, cases: Cases, rows: Rows, mask: Bools, regime: str, 
     bases, sizes = np.unique(guess.basis[known].astype(str), return_counts=True)
     rivals = np.asarray(kind.rivals(rows)) if hasattr(kind, "rivals") else None
     baseline = kind.ratio_baseline(rows) if hasattr(kind, "ratio_baseline") else None
+    chance = _chance(kind, rows)
     return Score(
         table=cases.table,
         file=cases.file,
@@ -260,10 +261,20 @@ def _score(kind: TableKind, cases: Cases, rows: Rows, mask: Bools, regime: str, 
         outside=int(guess.outside[known].sum()),
         bases={str(name): int(size) for name, size in zip(bases, sizes, strict=True)},
         order=None if rivals is None else order_of(truth[mask], guess.values[mask], rivals[mask], noise[mask]),
-        ratios=ratios_of(truth, guess.values, np.asarray(kind.reference(rows)), noise, mask, baseline)
+        ratios=ratios_of(truth, guess.values, np.asarray(kind.reference(rows)), noise, mask, baseline, chance)
         if hasattr(kind, "reference")
         else None,
     )
+
+
+def _chance(kind: TableKind, rows: Rows) -> Floats | None:
+    """Return what chance adds to measurements; None where a kind does not say, or rows that it cannot predict keep it from it."""
+    if not hasattr(kind, "chance"):
+        return None
+    try:
+        return np.asarray(kind.chance(rows), dtype=np.float64)
+    except (MoesimError, *SLIPS):
+        return None
 
 
 def _nothing(file: str, rows: int, reason: str, refused: Sequence[Left]) -> Score:

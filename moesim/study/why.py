@@ -13,10 +13,10 @@ from moesim.base.errors import MoesimError, UsageError
 from moesim.engine.own_tokens import mean_context
 from moesim.engine.simulate import simulate
 from moesim.facts.record import Result, Table
-from moesim.facts.scenario import Scenario, Setting
+from moesim.facts.scenario import Scenario
 from moesim.facts.trace import Trace
 from moesim.measure.critical_path import Link, critical_path, waiting_chains
-from moesim.models.stages import stage_setting
+from moesim.models.stages import setting_of, stage_setting
 from moesim.models.what_if import EvenLayers, FasterLinks, NoLaggards
 
 FASTER = 2.0
@@ -90,7 +90,7 @@ def explain(
     for step, start in zip(steps["step"], steps["start_s"], strict=True):
         path += critical_path(
             spans.where(spans["step"] == step), collectives.where(collectives["step"] == step),
-            start=float(start), ranks=scenario.parallel.ep,
+            start=float(start), ranks=scenario.parallel.ep, sharing=scenario.parallel.etp, tensor=scenario.parallel.tp,
         )  # fmt: skip
     shares = _shares(path, result, len(steps))
     changes = _changes(scenario, result, shares, each)
@@ -185,7 +185,8 @@ def _changes(scenario: Scenario, result: Result, shares: Mapping[str, Mapping[st
             (f"layer {layer} even", f"the experts of layer {layer} have equal loads", dataclasses.replace(scenario, routing=even))
         )
     for gpu in _laggards(result, each):
-        level = NoLaggards(base=scenario.compute, gpus=frozenset({gpu}))
+        place = int(scenario.parallel.places(len(result.tables["gpus"]))[gpu])
+        level = NoLaggards(base=scenario.compute, gpus=frozenset({place}))
         changes.append(
             (
                 f"GPU {gpu} not late",
@@ -212,12 +213,7 @@ def _laggards(result: Result, most: int) -> list[int]:
 
 def _with_equal_ranks(scenario: Scenario) -> Scenario:
     """Return the scenario with the mean of its ranks on all of them."""
-    stage = stage_setting(
-        Setting(
-            cluster=scenario.cluster.build(), model=scenario.model, parallel=scenario.parallel, workload=scenario.workload,
-            seed=scenario.seed, read_trace=_no_trace,
-        )
-    )  # fmt: skip
+    stage = stage_setting(setting_of(scenario, _no_trace))
     tokens = [stage.tokens_of_gpus(step) for step in range(scenario.warmup, scenario.steps)]
     read = mean_context(stage, tokens, scenario.warmup)
     workload = dataclasses.replace(scenario.workload, ranks=None, context=scenario.workload.context if read is None else read)

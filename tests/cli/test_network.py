@@ -67,6 +67,22 @@ def test_the_json_that_scripts_rely_on(folder: Path) -> None:
     assert sum(found["over_time"]["classes"]["nvlink"]["mean"]) > 0
 
 
+def test_a_matrix_of_ones_own_is_played_exactly_though_a_sweep_of_its_size_is_not(folder: Path) -> None:
+    # 150 GPUs make 22,350 pairs: more than the 20,000 up to which runs are exact. The matrix is, as scripts rely on; --mode still decides.
+    (folder / "m.csv").write_text((",".join(["1e6"] * 150) + "\n") * 150)
+    words = ("one.yaml", "cluster.gpus=150", "--traffic", "m.csv", "--bins", "1")
+    assert answer(*words)["sharing"]["mode"] == "exact"
+    assert answer(*words, "--mode", "auto")["sharing"]["mode"] == "fast"
+
+
+def test_two_gpus_without_a_route_are_told_with_the_file(folder: Path) -> None:
+    (folder / "parts.yaml").write_text("links: [{ends: [gpu:0, gpu:1]}, {ends: [gpu:2, gpu:3]}]\n")
+    (folder / "islands.yaml").write_text("cluster: {kind: graph, file: parts.yaml}\n")
+    done = invoke("islands.yaml")
+    assert done.exit_code == 2
+    assert "islands.yaml: cluster: gpu:2 has no route to gpu:0: connect them through links and switches" in done.stderr
+
+
 def test_the_sweep_has_the_columns_and_numbers_of_nccl_tests() -> None:
     done = invoke("one.yaml", "--from", "64K", "--to", "1M", "-f", 4)
     assert done.exit_code == 0

@@ -273,6 +273,14 @@ def test_wrong_dumps(tmp_path: Path, before: str, after: str, line: int, message
     assert [(problem.line, message in problem.message) for problem in problems] == [(line, True)], problems
 
 
+def test_a_bus_of_unknown_width_is_no_mistake(tmp_path: Path):
+    # Linux says 255 where a virtual machine hides the width, NCCL writes it down: 16 lanes are taken, as where there is no number.
+    found, problems = read_text(tmp_path, DIRECT.replace('link_width="8"', 'link_width="255"').replace('link_width="0"', 'link_width=""'))
+    assert problems == []
+    cluster = GraphTopology(wiring=found, gpu=gpu_presets()["a100-sxm-80"]).build()
+    assert cluster.bandwidth[cluster.link_names.index("pcie:gpu:1>numa:1")] == 16 * 120 / 80 * GIGA
+
+
 def test_a_dump_without_gpus_or_of_something_else(tmp_path: Path):
     _, problems = read_text(tmp_path, '<system version="1"></system>')
     assert "there is no <gpu>" in problems[0].message
@@ -306,6 +314,13 @@ def test_wrong_astra_sim_networks(tmp_path: Path, before: str, after: str, line:
     found, problems = read_text(tmp_path, ASTRA.replace(before, after, 1), "network.yml", format="astra-sim")
     assert found is None
     assert [(problem.line, message in problem.message) for problem in problems] == [(line, True)], problems
+
+
+def test_the_first_version_of_astra_sim_is_told_apart(tmp_path: Path):
+    text = '{"topology-name": "Hierarchical", "dimensions-count": 1, "units-count": [8], "link-bandwidth": [50]}'
+    found, problems = read_text(tmp_path, text, "network.json")
+    assert found is None
+    assert "a network of ASTRA-sim's first version: write npus_count" in problems[0].message
 
 
 def test_astra_sim_dimensions_count_from_the_inside(tmp_path: Path):

@@ -53,6 +53,14 @@ def test_a_table_is_read_between_its_points_and_beyond_them():
     assert found.tolist() == [0.0, 3.0, 3.0, 4.0, 5.0, 10.0]
 
 
+def test_backward_times_are_those_of_the_rank_with_the_fewest_experts_unless_one_alone_was_timed(tmp_path):
+    known = {"ffn": {"8x16,4": 1.0}, "ffn_bwd": {"8x16/4,4": 5.0, "8x16/2,4": 4.0, "8x160/1,4": 9.0}}
+    assert read(tmp_path, known)[0].backward == (4.0,)
+    known["ffn_bwd"]["8x16,4"] = 3.0
+    assert read(tmp_path, known)[0].backward == (3.0,)
+    assert read(tmp_path, {"ffn": {"8x16,4": 1.0}, "ffn_bwd": {"8x160/1,4": 9.0}})[0].backward == ()
+
+
 def test_experts_run_one_after_the_other_and_dips_are_filled():
     setting = tiny_settings()[0]
     times = ExpertTimes(rows=(1, 2, 4), forward=(2.0, 1.0, 4.0))

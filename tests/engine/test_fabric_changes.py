@@ -225,7 +225,7 @@ def test_verifying_reports_the_error_of_a_sample():
 
 def test_numbers_that_nobody_measured_state_no_error():
     _, fabric, _ = world(2, Sharing(mode="fast", quantum=0.5))
-    assert fabric.report()["error_bound"] == {"makespan": None, "rank_mean": None, "rank_worst": None}
+    assert fabric.report()["error_bound"] == {"makespan": None, "rank_mean": None, "rank_worst": None, "rank_of_whole": None}
 
 
 # ---- repeats

@@ -27,10 +27,19 @@ def at_once(scenario):
     full = {name: 0.5 for name in names if name.endswith("efficiency")}
     return dataclasses.replace(
         scenario,
-        cluster=dataclasses.replace(scenario.cluster, **none, **full),
+        cluster=dataclasses.replace(scenario.cluster, **none, **full, **rewired(scenario.cluster, latency=0.0)),
         exchange=dataclasses.replace(scenario.exchange, launch=0.0),
         compute=plugin("compute", "grouped_gemm")(launch=0.0, dense_launch=0.0),
     )
+
+
+def rewired(cluster, factor=1.0, **changes):
+    """What to replace where every link is written down: bandwidths times the factor, and other changes."""
+    wiring = getattr(cluster, "wiring", None)
+    if wiring is None:
+        return {}
+    links = tuple(dataclasses.replace(link, bandwidth=link.bandwidth * factor, **changes) for link in wiring.links)
+    return {"wiring": dataclasses.replace(wiring, links=links)}
 
 
 def faster(scenario, factor):
@@ -39,7 +48,8 @@ def faster(scenario, factor):
     rates = {name: getattr(gpu, name) * factor for name in GPU_RATES}
     gpu = dataclasses.replace(gpu, flops={dtype: rate * factor for dtype, rate in gpu.flops.items()}, **rates)
     written = {name: value * factor for name in OWN_RATES if (value := getattr(scenario.cluster, name, None)) is not None}
-    return dataclasses.replace(scenario, cluster=dataclasses.replace(scenario.cluster, gpu=gpu, **written))
+    more = rewired(scenario.cluster, factor)
+    return dataclasses.replace(scenario, cluster=dataclasses.replace(scenario.cluster, gpu=gpu, **written, **more))
 
 
 def in_order(spans):

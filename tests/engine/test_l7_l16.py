@@ -9,9 +9,12 @@ from worlds import LAWS, RELATIVE, play, scenarios
 
 from moesim.facts.program import COMPUTE, Work
 from moesim.models.bounds import no_communication
+from moesim.models.topology.dragonfly import Dragonfly
+from moesim.models.topology.fat_tree import FatTree
 from moesim.models.topology.mesh import Mesh
 from moesim.models.topology.nvl_rack import NvlRack
 from moesim.models.topology.nvlink_nodes import NvlinkNodes
+from moesim.models.topology.torus import Torus
 
 
 def durations(spans, step, gpus):
@@ -53,8 +56,12 @@ def regroupings(gpus):
             NvlinkNodes(nodes=gpus // each, gpus_per_node=each),
             NvlinkNodes(nodes=gpus // each, gpus_per_node=each, rail_optimised=True, nodes_per_leaf=2),
             Mesh(nodes=gpus // each, gpus_per_node=each, oversubscription=2.0),
+            FatTree(nodes=gpus // each, gpus_per_node=each, nodes_per_leaf=1),
+            Dragonfly(groups=1, routers_per_group=gpus // each, gpus_per_router=each, gpus_per_node=each),
             NvlRack(gpus=gpus, gpus_per_tray=each),
         ]
+        if gpus > 1:
+            found.append(Torus(dims=(gpus,), gpus_per_node=each))
     return found
 
 
@@ -83,8 +90,9 @@ def test_l16_regrouping_the_gpus_changes_the_bytes_between_nodes_as_the_traffic_
     expected = across_nodes(matrix, node_size(other))
     np.testing.assert_allclose(second.tables["layers"]["cross_node_bytes"].sum() / steps, expected, rtol=RELATIVE)
     np.testing.assert_allclose(second.tables["collectives"]["cross_node_bytes"].sum() / steps, expected, rtol=RELATIVE)
-    if not isinstance(other, NvlRack):
-        # There a byte between nodes leaves through the sender's card and arrives through the receiver's; inside a rack it takes NVLink.
+    if not isinstance(other, (NvlRack, Torus)):
+        # There a byte between nodes leaves through the sender's card and arrives through the receiver's; inside a rack it takes NVLink, and
+        # a torus has no cards.
         links = second.tables["links"]
         for way in ("nic-out", "nic-in"):
             mine = np.char.startswith(links["link"].astype(str), f"{way}:")

@@ -6,9 +6,10 @@ import networkx as nx
 import numpy as np
 import pytest
 from clusters import GPU, star
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
-from strategies import small_topologies
+from strategies import every_topology
 
 from moesim.base.errors import UsageError
 from moesim.base.registry import plugin
@@ -271,7 +272,7 @@ def test_links_of_real_topologies_stand_side_by_side_where_they_leave_or_enter_o
 
 @st.composite
 def traffic(draw):
-    topology = draw(small_topologies())
+    topology = draw(every_topology())
     cluster = topology.build()
     seed = draw(st.integers(0, 2**31))
     rng = np.random.default_rng(seed)
@@ -279,7 +280,7 @@ def traffic(draw):
     return topology, cluster, matrix
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(traffic(), st.integers(1, 12))
 def test_l7_traffic_is_never_faster_than_port_link_and_head_start(case, bins):
     # System: random traffic on every kind of cluster. Expectation: no faster than its busiest port, its busiest link after its head start,
@@ -298,7 +299,7 @@ def test_l7_traffic_is_never_faster_than_port_link_and_head_start(case, bins):
     assert why.slowdown * why.ideal == pytest.approx(result.finish, rel=CLOSE)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(traffic(), st.integers(1, 12))
 def test_l2_bins_of_time_hold_the_bytes_of_the_links(case, bins):
     # System: random traffic. Expectation: bins follow each other from 0 to the end, are at most as many as asked for and equally wide, but

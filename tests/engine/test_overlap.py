@@ -8,10 +8,11 @@ import pytest
 import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import play, small_model
+from worlds import no_trace, play, small_model
 
 from moesim.base.errors import FidelityError, PluginError
 from moesim.base.registry import plugin
+from moesim.engine.check import check
 from moesim.engine.held_sms import HeldSms
 from moesim.engine.micro_batches import split, tokens_of_parts
 from moesim.facts.routing import LayerRouting
@@ -185,3 +186,11 @@ def test_what_cannot_be_cut_is_refused_by_name():
     layer = LayerRouting(experts=4, token_start=np.array([0, 2]), counts=np.ones((1, 4), dtype=int))
     with pytest.raises(FidelityError, match="two_batch"):
         split(layer, tokens_of_parts(np.array([0, 2]), 2), "two_batch")
+
+
+def test_communication_that_holds_all_sms_is_refused_before_the_run():
+    world = scenario("two_batch", sms=132)
+    assert [(problem.path, "132 SMs are all" in problem.message) for problem in check(world, no_trace)] == [
+        ("exchange.communication_sms", True)
+    ]
+    assert check(scenario("sequential", sms=132), no_trace) == []  # nothing runs beside it

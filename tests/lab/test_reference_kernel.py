@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("rows", [0, 16])
-def test_every_rank_times_its_first_expert_after_every_repeat_if_it_is_asked_to(rows):
+def test_every_rank_times_its_experts_after_every_repeat_if_it_is_asked_to(rows):
     from moesim.lab.launch import run_ranks
 
     case = LayerCase(name="a", tokens=8, hidden=16, expert_width=16, experts=4, top_k=2, backward=True)

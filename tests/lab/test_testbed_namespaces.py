@@ -11,7 +11,7 @@ import pytest
 
 from moesim.base.errors import MeasurementError, UsageError
 from moesim.lab import namespaces
-from moesim.lab.namespaces import NAME, Fabric, Testbed, remove_left_behind, why_not
+from moesim.lab.namespaces import NAME, SHOWN, Fabric, Testbed, in_use, remove_left_behind, why_not
 from moesim.lab.shaping import End, changed, lines
 
 REASON = why_not()
@@ -99,6 +99,14 @@ def test_a_kernel_that_refuses_is_quoted(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(namespaces, "run", refuse)
     assert "Operation not permitted" in why_not()
+
+
+def test_a_tool_that_fails_is_quoted_and_a_long_command_shortened():
+    with pytest.raises(MeasurementError) as told:
+        namespaces.run(["sh", "-c", f"echo refused >&2; exit 3; {'x' * 500}"])
+    assert str(told.value) == f"sh -c echo refused >&2; exit 3; {'x' * 500}"[:SHOWN] + " ...: refused"
+    with pytest.raises(MeasurementError, match=r"^sh -c exit 3: exit code 3$"):
+        namespaces.run(["sh", "-c", "exit 3"])
 
 
 @needs_namespaces
@@ -200,6 +208,7 @@ def test_what_a_killed_run_left_behind_is_removed_and_what_another_uses_is_not()
         assert len(there(token)) == 3
         assert token not in remove_left_behind()
         assert len(there(token)) == 3  # its owner is alive
+        assert token in in_use()
         os.kill(janitor_of(holder.pid), signal.SIGKILL)  # as if everything of that run had been killed at once
         holder.send_signal(signal.SIGKILL)
         holder.wait(10)
@@ -207,6 +216,7 @@ def test_what_a_killed_run_left_behind_is_removed_and_what_another_uses_is_not()
         assert len(there(token)) == 3
         assert token in remove_left_behind()
         assert there(token) == []
+        assert token not in in_use()
     finally:
         holder.kill()
         holder.wait()

@@ -105,6 +105,16 @@ def test_where_nobody_timed_the_reference_nothing_is_said_of_speed():
     assert "at_speed" not in with_speeds(reference_s=[1e-3])["sorts"]["layer, forward"]  # of one case only
 
 
+def test_a_librarys_calls_are_held_against_the_range_of_their_orders():
+    base = document()
+    base["cases"][0] |= {"low_s": 0.9, "high_s": 1.2, "mean_s": 1.05}
+    found = compared(sealed({**base}), measured(a={"seconds": [0.88, 1.0, 1.2, 1.4]}))  # 0.88 is within 3 % of 0.9
+    case = next(case for case in found["cases"] if case["name"] == "a")
+    assert case["orders"]["inside"] == pytest.approx(0.75)
+    assert case["orders"]["mean_error_pct"] == pytest.approx((1.05 / 1.12 - 1) * 100)
+    assert "orders" not in next(case for case in found["cases"] if case["name"] == "b")
+
+
 def test_order_is_that_of_predictions_for_the_speeds_of_their_times():
     # b took 0.25 s on slow cores, c 0.2 s and was foretold 0.3 s: b counts as 0.4 s on cores three times as slow, and the order is right.
     assert with_speeds(reference_s=[3e-3])["order"]["wrong"] == 0
@@ -154,8 +164,40 @@ def test_tables_have_the_columns_that_validate_reads(tmp_path):
     text = tables(known, compared(base, measured()), measured())["a2a_cases.csv"]
     (tmp_path / "a2a_cases.csv").write_text(text)
     assert read_measured(tmp_path / "a2a_cases.csv").rows["alpha_s"].tolist() == [2e-3]
+    assert exchanges["cores"].tolist() == [2]
+    assert "PARTIAL" not in text
+    assert "# PARTIAL: a rank died\n" in tables(base, compared(base, measured()), measured() | {"partial": "a rank died"})["a2a_cases.csv"]
+    # What ranks cost each other was known before: that is what steps are predicted with.
+    base_known = document(crowded={"star2": {"8x8": 1e-3}})
+    for case in base_known["cases"]:
+        case["slowdown"] = 1.5
+    found = measured()
+    assert '"crowding": 1.5' in tables(base_known, compared(base_known, found), found)["moe_fwd_own.jsonl"]
     steps = read_measured(tmp_path / "moe_fwd_own.jsonl").rows
     assert set(TestbedLayer.columns) <= set(steps)
     assert steps["kept"][0] == [[2, 2], [2, 2]]
     assert set(files) == {"a2a_cases.csv", "moe_fwd_own.jsonl", "moe_fwd_own_calibration.json"}
     assert math.isclose(exchanges["median_s"][0], 0.1)
+
+
+def test_the_all_to_alls_of_a_library_are_measured_in_a_run_of_their_own_and_more_often(monkeypatch):
+    pytest.importorskip("torch")
+    from moesim.lab import testbed
+    from moesim.lab.launch import Outcome
+
+    base = document(library_times=4)
+    base["cases"] += [{**base["cases"][0], "name": "own", "posting": "library"}]
+    base["cases"] += [{**base["cases"][0], "name": "link", "change": {"after_s": 0.1, "rank": 0, "mbit": 25.0}}]
+    asked = []
+
+    def play(fabric, job, **_):
+        asked.append(([case.name for case in job.cases], job.repeats))
+        return Outcome(ranks=[[], []], why="", interrupted=False), {}, []
+
+    monkeypatch.setattr(testbed, "on_fabric", play)
+    testbed.measure(sealed(base), seed=0, progress=lambda _: None)
+    assert asked == [(["a"], 3), (["own"], 12), (["c", "b"], 3), (["link"], 3)]
+    asked.clear()
+    before = {key: value for key, value in base.items() if key != "library_times"}  # documents of before say nothing of it
+    testbed.measure(sealed(before), seed=0, progress=lambda _: None)
+    assert asked == [(["a", "own"], 3), (["c", "b"], 3), (["link"], 3)]

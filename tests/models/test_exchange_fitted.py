@@ -10,7 +10,7 @@ from moesim.base.registry import plugin
 from moesim.desk.profile_files import write_profile
 from moesim.desk.scenario_file import load_scenario
 from moesim.engine.simulate import simulate
-from moesim.facts.profile import Profile
+from moesim.facts.profile import Parameter, Profile, Section
 from moesim.facts.traffic import Exchange
 from moesim.models.exchange.fitted_limits import low_latency_limits, nccl_limits, normal_limits, outside_profile
 from moesim.models.fitted.deepep_low_latency import START_OF as LOW_LATENCY
@@ -220,3 +220,14 @@ def test_a_run_waits_for_the_launch_of_each_way(mine):
     found = seconds_a_layer(dataclasses.replace(scenario(mine), exchange=slow))
     assert found["combine"] > 1e-3
     assert found["dispatch"] < 1e-4
+
+
+def test_a_run_that_overlaps_says_what_its_exchange_loses_beside_experts(mine):
+    given = scenario(mine)
+    cluster = given.cluster.build()
+    lost = Section(model="overlap", parameters=(Parameter(name="exchange_lost", value=0.35, unit="", basis="fitted", source="", date=""),))
+    other = Profile(name="mine", gpu="h200-sxm", made="2026-11", sections={"overlap.nccl": lost})
+    exchange = plugin("exchange", "low_latency")(fitted=other)
+    assert outside_profile(exchange, given, cluster) == ""
+    overlapping = dataclasses.replace(given, schedule=plugin("schedule", "two_batch")())
+    assert "lose 35 % of its rate beside experts" in outside_profile(exchange, overlapping, cluster)

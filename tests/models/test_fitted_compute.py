@@ -1,5 +1,7 @@
 """Fitted models of kernels: known parameters are found again, and times behave as times must."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from moesim.base.errors import CalibrationError
 from moesim.models.fitted import Fitted
+from moesim.models.fitted.blockscale_tiles import blockscale_tiles
 from moesim.models.fitted.expert_ffn import TILINGS, ExpertFfn, loads_of
 from moesim.models.fitted.fused_layer import FusedLayer
 from moesim.models.fitted.grouped_gemm_kernel import GroupedGemmKernel, tiles_chosen
@@ -23,19 +26,32 @@ LAYER = {
 }  # fmt: skip
 
 
+def tiles_of(kernel, mean, slots, columns, narrow=True):
+    """Rows and columns of a tile."""
+    given = {"groups": np.array([float(slots)]), "columns": np.array([float(columns)]), "sms": np.array([PEAKS["sms"]])}
+    tall, wide = TILINGS[kernel].tiles(np.array([mean]), np.array([narrow]), **given)
+    return int(tall[0]), float(wide[0])
+
+
 def ffn_rows(tokens, *, ranks=(1, 4), experts=64, hidden=2048, width=1024, narrow=True, kernel="vllm", top_k=4):
     """Rows of balanced batches: one per number of tokens and ranks."""
     tiling, found = TILINGS[kernel], []
     for over in ranks:
         for size in tokens:
-            height = int(tiling.heights(np.array([size * top_k / experts]), np.array([narrow]))[0])
-            group = even_rows(size * top_k, experts)[None]
-            active, routed, tiles, empty = (float(part[0]) for part in loads_of(group[:, : experts // over], group, height))
-            found.append((active, routed, tiles, empty * tiling.whole_group, height, experts // over, size, over))
+            group, slots = even_rows(size * top_k, experts)[None], experts // over
+            (height, wide), (second, second_wide) = (
+                tiles_of(kernel, size * top_k / experts, slots, n, narrow) for n in (2 * width, hidden)
+            )
+            active, routed, tiles, empty = (float(part[0]) for part in loads_of(group[:, :slots], group, height))
+            below = float(loads_of(group[:, :slots], group, second)[2][0])
+            found.append((active, routed, tiles, empty * tiling.whole_group, below, height, wide, second, second_wide, slots, size, over))
     columns = list(zip(*found, strict=True))
-    names = ("active", "routed", "tiles", "empty_tiles", "tile_rows", "slots", "num_tokens", "ranks")
+    names = (
+        "active", "routed", "tiles", "empty_tiles", "second_tiles", "tile_rows", "tile_columns", "second_tile_rows", "second_tile_columns",
+        "slots", "num_tokens", "ranks",
+    )  # fmt: skip
     rows = {name: np.asarray(column, dtype=float) for name, column in zip(names, columns, strict=True)}
-    for name in ("active", "routed", "tiles", "empty_tiles"):
+    for name in ("active", "routed", "tiles", "empty_tiles", "second_tiles"):
         rows[name] = rows[name][:, None]
     number = len(found)
     whole = (rows["num_tokens"] * top_k)[:, None]
@@ -215,10 +231,10 @@ def test_more_tokens_are_never_faster(kernel, narrow):
     tokens = (*range(1, 600, 7), 1000, 4000, 16000)
     for over in (1, 16):
         times = ExpertFfn(**FFN).predict(ffn_rows(tokens, ranks=(over,), narrow=narrow, kernel=kernel))
-        # The tiles of others become fewer where they become taller, which can save a little. A library that takes a tile only when the mean
-        # fills it wastes less of it from then on, so times are compared between changes of the tile.
-        height = TILINGS[kernel].heights(np.array(tokens) * 4 / 64, np.full(len(tokens), narrow))
-        alike = (np.diff(height) == 0) | (not TILINGS[kernel].filled)
+        # The tiles of others become fewer where they become taller, which can save a little. A library that chooses tiles by waves can get
+        # faster where it chooses others (the measured ones do), so times are compared between such changes.
+        tiles = [[tiles_of(kernel, size * 4 / 64, 64 // over, n, narrow) for n in (2048, 2048)] for size in tokens]
+        alike = np.array([one == other for one, other in itertools.pairwise(tiles)]) | (not TILINGS[kernel].chosen)
         assert np.all(np.diff(times)[alike] >= -0.02 * times[:-1][alike])
         assert times[-1] > 2 * times[0]
 
@@ -260,17 +276,39 @@ def test_heights_of_tiles_follow_the_mean_and_stop():
     means, wide = np.array([0.1, 16.0, 16.5, 64.0, 65.0, 4000.0]), np.zeros(6, dtype=bool)
     assert tiling.heights(means, wide).tolist() == [16, 16, 32, 64, 128, 128]
     assert tiling.heights(means, ~wide).tolist() == [16, 16, 32, 64, 64, 64]
-    # A tile that must be filled: 127 rows fill one of 64, 128 rows one of 128.
-    filled = TILINGS["cutlass"].heights(np.array([3.0, 8.0, 15.9, 127.0, 128.0, 1000.0]), ~wide)
-    assert filled.tolist() == [8, 8, 8, 64, 128, 128]
+
+
+def test_tiles_that_are_chosen_by_waves():
+    # One expert, 4096 columns, 132 SMs. Fewer than 32 rows: the weights have the height, 4096 / 128 = 32 blocks; tiles 16 tokens wide make
+    # most of one wave (2 x 32 for 17 to 31 rows). From 32 rows on tokens have it: 4096 / 32 = 128 tiles are the fullest single wave.
+    for mean, wanted in ((1, (16, 128)), (30, (16, 128)), (31.2, (64, 32)), (64, (64, 32)), (65, (128, 32))):
+        assert tiles_of("cutlass", mean, 1, 4096) == wanted, mean
+    # On 128 experts there are many waves in any case, and 128 columns need the fewest: ceil(32 x 128 / 132) = 32.
+    assert tiles_of("cutlass", 40, 128, 4096) == (64, 128)
+    assert tiles_of("vllm", 40, 128, 4096) == (64, 128.0)
+    # An H20 has 78 SMs and changes sides at 64 rows.
+    assert [float(part[0]) for part in blockscale_tiles(*(np.array([x]) for x in (40.0, 1.0, 4096.0, 78.0)))][1] == 128
+
+
+def test_a_wider_tile_costs_the_rows_that_it_fetches():
+    # Two tiles of 64 x 64 rows and columns instead of one of 64 x 128, one wave each: (64 + 64) 64 / ((64 + 64) 128) at h0 = 64 were there
+    # no rows to fetch; with them (64 + 64) (64 + 64) / ((64 + 64) (128 + 64)) = 2/3.
+    values = {**FFN, "launch": 0.0, "slot": 0.0, "passes": 0.0, "empty_tile": 0.0, "step_8": 1e-30, "sharpness_8": 400.0, "tile_load": 64.0}
+    rows = ffn_rows((64,), ranks=(1,), experts=1, top_k=1) | {"memory_bandwidth": np.array([1e18])}
+    rows |= {"tile_rows": np.array([64.0]), "second_tile_rows": np.array([64.0])}
+    times = []
+    for wide in (64.0, 128.0):
+        across = {"tile_columns": np.array([wide]), "second_tile_columns": np.array([wide])}
+        times.append(ExpertFfn.seconds_of(values, {**rows, **across})[0])
+    assert times[0] / times[1] == pytest.approx(2 / 3)
 
 
 def test_a_tile_fetches_its_weights_whatever_its_height():
     # So sharp a corner, and so much memory bandwidth, that only tiles count: 8 rows cost (8 + 24) / (32 + 24) of what 32 rows cost.
     values = {**FFN, "launch": 0.0, "slot": 0.0, "passes": 0.0, "empty_tile": 0.0, "step_8": 1e-30, "sharpness_8": 400.0, "tile_load": 24.0}
-    short, tall = (ffn_rows((size,), ranks=(1,), experts=1, top_k=1, kernel="cutlass") for size in (8, 32))
-    for rows in (short, tall):
-        rows |= {"memory_bandwidth": np.array([1e18])}
+    short, tall = (ffn_rows((size,), ranks=(1,), experts=1, top_k=1) for size in (8, 32))
+    for rows, height in ((short, 8.0), (tall, 32.0)):
+        rows |= {"memory_bandwidth": np.array([1e18]), "tile_rows": np.array([height]), "second_tile_rows": np.array([height])}
     assert ExpertFfn.seconds_of(values, short)[0] / ExpertFfn.seconds_of(values, tall)[0] == pytest.approx(32 / 56)
 
 

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moesim.models.fitted import routing_draws
 from moesim.models.fitted.routing_draws import (
     BY_RANK,
     BY_SIZE,
     distinct_tokens,
     even_rows,
+    filled_tokens,
     hottest_rank,
     pareto_rows,
     power_law_rows,
@@ -65,11 +67,46 @@ def test_lost_routes_go_to_the_least_loaded():
     # 4 tokens of 2 on 256 experts: the mean is 1/32, so that nearly every weight rounds to nothing.
     uniforms = np.full((1, 256), 0.5)
     by_size = power_law_rows(uniforms, 1.2, tokens=4, top_k=2, ranks=4, dealing=BY_SIZE)[0]
-    assert by_size[:8].tolist() == [1] * 8
+    assert by_size[-8:].tolist() == [1] * 8  # of equals the last ones first
     assert by_size.sum() == 8
     by_rank = power_law_rows(uniforms, 1.2, tokens=4, top_k=2, ranks=4, dealing=BY_RANK)[0].reshape(4, 64)
     assert by_rank[:, :2].tolist() == [[1, 1]] * 4
     assert by_rank.sum() == 8
+
+
+def test_what_an_expert_cannot_hold_goes_to_the_one_with_the_least():
+    # Shares of 0.9, 0.05 and 0.05 of 20 routes are 18, 1 and 1; of 10 tokens an expert gets 10 at most, and the last one the other 8.
+    rows = np.array([[10, 1, 1]])
+    routing_draws._pour_by_size(rows, np.array([8]), 10)
+    assert rows.tolist() == [[10, 1, 9]]
+    # 12 do not fit there: 9 fill it, and 3 go to the next.
+    rows = np.array([[10, 1, 1]])
+    routing_draws._pour_by_size(rows, np.array([12]), 10)
+    assert rows.tolist() == [[10, 4, 10]]
+
+
+def test_a_surplus_is_taken_from_the_least_loaded_that_have_any():
+    # Two too many: the expert with none has nothing to give, so the fullest does, and the one with 1 gives it.
+    rows = np.array([[4, 1, 0], [4, 1, 0]])
+    routing_draws._take_by_size(rows, np.array([2, 0]))
+    assert rows.tolist() == [[3, 0, 0], [4, 1, 0]]
+
+
+def dealt(rows, tokens, top_k):
+    """Deal rows to tokens expert after expert, one by one: which token takes which experts."""
+    flat = [expert for expert in sorted(range(len(rows)), key=lambda e: -rows[e]) for _ in range(rows[expert])]
+    return [{flat[turn * tokens + token] for turn in range(top_k)} for token in range(tokens)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=st.integers(1, 40), top_k=st.integers(1, 5), exponent=st.floats(0.3, 2.5), seed=st.integers(0, 9), rank=st.integers(0, 3))
+def test_arcs_reach_the_tokens_that_dealing_one_by_one_reaches(tokens, top_k, exponent, seed, rank):
+    rows = power_law_rows(uniforms_of(2, 12, "arcs", seed), exponent, tokens=tokens, top_k=top_k, ranks=4, dealing=BY_SIZE)
+    local = np.tile(np.arange(3) + 3 * rank, (2, 1))
+    found = filled_tokens(rows, tokens, local)
+    for line in range(2):
+        chosen = dealt(rows[line].tolist(), tokens, top_k)
+        assert found[line] == sum(bool(experts & set(local[line].tolist())) for experts in chosen)
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -232,7 +233,7 @@ def test_a_byte_beside_a_hundred_gigabytes_and_a_nanosecond_beside_a_second(prun
     assert drive.core.busy == pytest.approx([150.0, 150.0, 1e-9], rel=1e-7)
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(systems(), st.data(), st.booleans())
 def test_l2_l3_the_approximate_core_carries_what_was_asked_and_no_link_more_than_it_can(system, data, prune):
     capacity, routes, size, starts = system
@@ -257,7 +258,7 @@ def test_l2_l3_the_approximate_core_carries_what_was_asked_and_no_link_more_than
     assert (drive.core.through <= np.array(capacity) * drive.core.busy * (1 + 1e-9)).all()
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(systems(), st.data(), st.sampled_from([0.0, 2.0]))
 def test_l2_l8_the_ends_do_not_depend_on_how_time_is_cut(system, data, guard):
     capacity, routes, size, starts = system
@@ -271,7 +272,7 @@ def test_l2_l8_the_ends_do_not_depend_on_how_time_is_cut(system, data, guard):
     np.testing.assert_array_equal(whole.core.busy, cut.core.busy)
 
 
-@settings(deadline=None, max_examples=80)
+@examples(80)
 @given(systems(), st.data(), st.lists(st.floats(0.001, 40.0), max_size=6))
 def test_l2_l8_looking_at_links_changes_nothing(system, data, moments):
     capacity, routes, size, starts = system
@@ -288,7 +289,7 @@ def test_l2_l8_looking_at_links_changes_nothing(system, data, moments):
     np.testing.assert_array_equal(blind.core.through, seen.core.through)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(systems(most_links=4, most_flows=8), systems(most_links=4, most_flows=8))
 def test_l10_islands_do_not_notice_each_other(one, two):
     alone = [driven(*part[:3], quantum=0.05) for part in (one, two)]
@@ -303,7 +304,7 @@ def test_l10_islands_do_not_notice_each_other(one, two):
     np.testing.assert_array_equal(together.core.carried, np.concatenate([drive.core.carried for drive in alone]))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(systems(), st.booleans())
 def test_l4_short_quanta_come_close_to_the_oracle(system, prune):
     capacity, routes, size, starts = system

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.base.errors import UsageError
@@ -75,7 +76,7 @@ def worlds(draw, *, changing=True):
     return World(capacity, routes, size, starts, weight=weight, cap=cap, slow=slow, gone=gone)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(worlds(changing=False))
 def test_l2_l4_the_plain_core_equals_the_oracle(world):
     core = world.core(PlainCore)
@@ -89,7 +90,7 @@ def test_l2_l4_the_plain_core_equals_the_oracle(world):
     assert (core.through <= world.capacity * core.busy * (1 + RELATIVE)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(worlds(), st.lists(st.floats(0.01, 30.0), max_size=4))
 def test_l2_l3_the_plain_core_equals_the_compiled_one(world, cuts):
     plain, compiled = world.core(PlainCore), world.core(GroupsCore)
@@ -104,7 +105,7 @@ def test_l2_l3_the_plain_core_equals_the_compiled_one(world, cuts):
     np.testing.assert_allclose(plain.busy, compiled.busy, rtol=RELATIVE, atol=RELATIVE)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(worlds(), st.lists(st.floats(0.01, 30.0), min_size=1, max_size=5))
 def test_l2_l8_ends_of_the_plain_core_do_not_depend_on_how_time_is_cut(world, cuts):
     whole, cut = world.core(PlainCore), world.core(PlainCore)

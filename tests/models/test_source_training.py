@@ -121,23 +121,30 @@ def test_gradients_move_offsets_by_the_gain_and_at_most_by_the_limit():
 
 
 def test_tokens_have_parts_in_common_with_their_kind_and_their_sequence():
-    # Of a variance of 4, a quarter belongs to kinds and a half to sequences; offsets are 10 for expert 0 and 1 more in domain 1.
+    # Of a variance of 4 (1 to begin with, and 3 that expert 0 has grown), a quarter belongs to kinds and a half to sequences; that of
+    # expert 1 is still 1. Offsets are 10 for expert 0 and 1 more in domain 1.
     state = RouterState(
-        offsets=np.array([10.0, 0.0]), domains=np.array([[0.0, 0.0], [1.0, 0.0]]), kinds=np.arange(8, dtype=np.float32).reshape(4, 2)
-    )
+        offsets=np.array([10.0, 0.0]), domains=np.array([[0.0, 0.0], [1.0, 0.0]]), kinds=np.arange(8, dtype=np.float32).reshape(4, 2),
+        grown=np.array([3.0, 0.0]),
+    )  # fmt: skip
     tokens = Tokens(domain=np.array([0, 1]), sequence=np.array([0, 1]), kind=np.array([1, 2]))
     noise, topics = np.ones((2, 2), dtype=np.float32), np.array([[1.0, -1.0], [2.0, 0.0]], dtype=np.float32)
-    logits = state.logits(tokens, noise, topics, spread=2.0, law=Law(kinds=2, kind_share=0.25, sequence_share=0.5))
-    alone, topic = 1.0, 2.0 * np.sqrt(0.5)  # 2 sqrt(1 - 0.25 - 0.5) and 2 sqrt(0.5); kinds weigh 2 sqrt(0.25) = 1
-    np.testing.assert_allclose(logits, [[10 + 2 + alone + topic, 3 + alone - topic], [11 + 4 + alone + 2 * topic, 5 + alone]], rtol=1e-6)
+    logits = state.logits(tokens, noise, topics, law=Law(scale=1.0, kinds=2, kind_share=0.25, sequence_share=0.5))
+    alone, topic = 1.0, 2.0 * np.sqrt(0.5)  # 2 sqrt(1 - 0.25 - 0.5) and 2 sqrt(0.5); kinds weigh 2 sqrt(0.25) = 1; half that for expert 1
+    wanted = [[10 + 2 + alone + topic, (3 + alone - topic) / 2], [11 + 4 + alone + 2 * topic, (5 + alone) / 2]]
+    np.testing.assert_allclose(logits, wanted, rtol=1e-6)
 
 
 def test_the_paces_of_a_law():
-    law = Law(fading=50.0, depth=8.0, scale=3.0, growth=0.5)
+    law = Law(fading=50.0, growth=0.5)
     assert [law.faded(step) for step in (0, 50, 150)] == [1.0, 0.5, 0.25]
-    assert [law.haste(layer, 3) for layer in range(3)] == [1.0, pytest.approx(8 ** (1 / 8)), 8.0]
-    assert law.spread(64) == pytest.approx(5.0)  # 3, 4 and 5
-    assert Law().faded(10**6) == Law(depth=2.0).haste(0, 1) == 1.0
+    assert law.grown(64) == 16.0
+    assert replace(law, settling=64.0).grown(64) == 8.0  # half of it
+    # While the rate rises over 30 steps, the sum of its squares is that of (s / 30)^2: 8^3 / 2700, 10 at the end, then one a step.
+    warm = replace(law, warmup=30.0)
+    assert [warm.grown(step) for step in (0, 30, 31, 130)] == pytest.approx([0.0, 2.5, 2.75, 27.5])
+    assert warm.grown(8) == pytest.approx(0.25 * 8**3 / 2700)
+    assert Law().faded(10**6) == 1.0
 
 
 def test_without_balancing_the_rich_get_richer_until_k_are_left():

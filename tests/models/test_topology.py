@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
-from strategies import small_topologies
+from strategies import every_topology, small_topologies
 
 from moesim.base.errors import FieldError
 from moesim.base.registry import build, kinds
@@ -256,7 +256,7 @@ def test_every_route_is_a_shortest_path_of_the_graph(topology):
 
 
 @settings(max_examples=50, deadline=None)
-@given(small_topologies())
+@given(every_topology())
 def test_a_cluster_agrees_with_its_graph(topology):
     graph, cluster = topology.graph(), topology.build()
     links = {data["name"]: data for _, _, data in graph.edges(data=True)}

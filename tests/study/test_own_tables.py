@@ -278,3 +278,61 @@ def test_the_commands_from_measured_files_to_a_held_back_layer(tmp_path):
     done = runner.invoke(main, ["validate", str(tmp_path / "held"), "--profile", str(tmp_path / "mine.yaml")])
     assert done.exit_code == 0, done.output
     assert "1 rows of 1 table predicted, 0 not." in done.stdout
+
+
+TOGETHER = ExpertLoop(launch=1e-8, per_expert=1e-8, memory_rate=4e9, compute_rate=4e10, sharpness=1.0)
+"""Both ranks at once: less of everything for each."""
+
+
+def crowded_csv(kernel="loop", system="some_cpu"):
+    head, *lines = overlap_csv().replace("some_cpu", system).splitlines()
+    found = [head + ",kernel_source,moe_dtype,hidden_size,inter_size,num_local_experts"]
+    for line in lines:
+        cells = line.split(",")
+        cells[4] = f"{together_seconds([int(cells[3]) / 4] * 4) * 1e6:.9g}"
+        found.append(",".join([*cells, kernel, "float32", "512", "512", "4"]))
+    return "\n".join(found) + "\n"
+
+
+def together_seconds(rows):
+    given = {"hidden_size": at(512), "inter_size": at(512), "matrices": at(3), "weight_bytes": at(4), "row_bytes": at(4)}
+    return float(TOGETHER.predict({"expert_rows": np.asarray([rows], dtype=float), **given})[0])
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    texts = {"compute.csv": compute_csv(), "exchange.csv": exchange_csv(), "overlap.csv": crowded_csv()}
+    return calibrate([parse_csv(text, name) for name, text in texts.items()], made="2026-11", check=False)
+
+
+def test_experts_of_all_ranks_at_once_have_rates_of_their_own(crowded, found):
+    section = crowded.profiles["some_cpu"].sections["expert_loop.loop.float32.together"]
+    assert section.values()["memory_rate"] == pytest.approx(4e9, rel=0.01)
+    assert section.values()["compute_rate"] == pytest.approx(4e10, rel=0.01)
+    assert {item.basis for item in section.parameters if item.name in {"launch", "per_expert", "sharpness"}} == {"assumed"}
+    # A layer of two ranks is as much slower as its slower rank's experts are.
+    slower = [validate(layer_tables(), made.profiles).cases[0].prediction.values[0] for made in (found, crowded)]
+    loads = KEPT.sum(axis=0).reshape(2, 4).tolist()
+    wanted = max(map(together_seconds, loads)) - max(loop_seconds(rows, 512, 512) for rows in loads)
+    assert slower[1] - slower[0] == pytest.approx(wanted, rel=0.02)
+    # They are predicted as a regime of their own.
+    scores = {score.regime: score for score in validate([parse_csv(crowded_csv(), "overlap.csv")], crowded.profiles).scores}
+    assert scores["alone"].errors.mape < 0.1
+    assert set(scores) == {"alone", "both", "compute", "exchange"}
+
+
+def test_a_run_computes_as_all_ranks_at_once(crowded, tmp_path):
+    from moesim.desk.profile_files import write_profile
+
+    write_profile(tmp_path / "mine.yaml", crowded.profiles["some_cpu"])
+    told = simulate(read_scenario(SCENARIO, file="own.yaml", folder=str(tmp_path)), read_trace=read_trace).metrics
+    assert told["expert_time"].value == pytest.approx(together_seconds([32] * 4), rel=0.01)
+
+
+def test_grouped_kernels_of_a_gpu_and_odd_tables_have_no_such_section():
+    grouped = parse_csv(crowded_csv("grouped_mm", "nvidia_h200"), "overlap.csv")
+    done = calibrate([grouped], made="2026-11", check=False)
+    assert list(done.profiles["h200-sxm"].sections) == ["overlap.gloo"]
+    empty = parse_csv(crowded_csv().replace(",512,512,4", ",512,512,0"), "overlap.csv")
+    done = calibrate([empty], made="2026-11", check=False)
+    assert list(done.profiles["some_cpu"].sections) == ["overlap.gloo"]  # the rest of the table is of use all the same

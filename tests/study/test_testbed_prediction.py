@@ -11,8 +11,8 @@ from moesim.desk.measured_tables import read_measured
 from moesim.study.scores import order_of
 from moesim.study.testbed.calibration import calibration_of
 from moesim.study.testbed.patterns import KINDS, matrix
-from moesim.study.testbed.plan import full_plan, predicted_exchange, quick_plan
-from moesim.study.testbed.predict import Step, exchange, hosts_of, latency_of_probe, phases_of, play_step
+from moesim.study.testbed.plan import SLOWDOWNS, FabricPlan, LayerPlan, full_plan, predicted_exchange, predicted_layer, quick_plan
+from moesim.study.testbed.predict import CROWDED, Step, exchange, hosts_of, latency_of_probe, phases_of, play_step
 from moesim.study.validation.testbed_all_to_all import TestbedAllToAll, each_case
 from moesim.study.validation.testbed_expert import TestbedExpert
 from moesim.study.validation.testbed_layer import TestbedLayer
@@ -177,6 +177,42 @@ def test_a_step_by_hand():
     assert shared.seconds == pytest.approx(expected + 0.75 + 2.0625 + 0.125)
 
 
+def test_the_backward_pass_of_an_expert_is_read_for_as_many_as_the_rank_holds():
+    # Two experts on each of two ranks; rank 0 receives 3 rows of each: with two experts 5 s each, grouping 0.0625 x 6/4 on top.
+    points = POINTS | {"ffn_bwd": {"8x16,4": 1.0, "8x16/2,4": 5.0}, "b_sum": {"8,4": 1.0}, "b_router": {"8,4,4": 1.0}}
+    points["router"] = {"8,4,4": 0.5}
+    step = Step(kept=[[3, 3, 0, 0], [0, 0, 1, 0]], hidden=8, width=16, tokens=4, backward=True)
+    phases = {phase.name: phase for phase in phases_of(step, calibration_of(points))}
+    assert phases["b_expert"].seconds.tolist() == pytest.approx([2 * 5 + 0.09375, 5 + 0.0625])
+    del points["ffn_bwd"]["8x16/2,4"]  # calibrations of before know only one
+    phases = {phase.name: phase for phase in phases_of(step, calibration_of(points))}
+    assert phases["b_expert"].seconds.tolist() == pytest.approx([2 + 0.09375, 1 + 0.0625])
+
+
+def test_a_step_is_predicted_for_what_ranks_were_found_to_cost_each_other():
+    points = {**POINTS, "router": {"8,4,4": 0.5}}
+    case = LayerPlan(name="x", fabric="pair", tokens=4, hidden=8, expert_width=16, experts=4)
+    fabric, probe = FabricPlan(name="pair", ranks=2), {"counts_s": 0.0, "all_to_all_s": 0.0}
+    calibration = calibration_of(points)
+    alone = float(calibration.seconds("ffn", "8x16", 64))
+    found = predicted_layer(case, fabric, [[2, 2, 2, 2]] * 2, calibration, probe, 2, crowded=1.5 * alone)
+    assert found["slowdown"] == pytest.approx(1.5)
+    assert found["at_slowdown"]["slowdown"] == list(SLOWDOWNS)
+    at = found["at_slowdown"]
+    assert found["predicted_s"] == pytest.approx(at["predicted_s"][at["slowdown"].index(1.5)])
+    before = predicted_layer(case, fabric, [[2, 2, 2, 2]] * 2, calibration, probe, 1)
+    assert before["slowdown"] == CROWDED
+    assert before["at_slowdown"]["slowdown"] == [0.8, 1.0, CROWDED, 1.5, 2.0]
+
+
+def test_what_was_known_before_the_steps_counts_before_what_was_found_beside_them(steps):
+    rows = {name: column[:1] for name, column in steps[0].items()}
+    slow, fast = (TestbedLayer().predict(rows | {"slowdown": np.array([factor])}, {}).values[0] for factor in (2.0, 1.0))
+    assert slow > 1.02 * fast
+    both = TestbedLayer().predict(rows | {"crowding": np.array([1.0]), "slowdown": np.array([2.0])}, {}).values[0]
+    assert both == fast
+
+
 def test_a_balanced_step_has_the_same_rows_spread_evenly():
     even = Step(kept=[[7, 0], [0, 0]], hidden=8, width=16, tokens=7).balanced()
     assert even.kept.tolist() == [[2, 2], [2, 1]]
@@ -247,3 +283,9 @@ def test_a_link_that_changes_in_the_middle_by_hand():
     )
     assert found["predicted_s"] == pytest.approx(2.8 * found["baselines_s"]["no change"])
     assert found["change"]["mbit"] == 25.0
+    # Where the tool is done a tenth of that later, that tenth moves at the full rate, and 0.3 less of the time is lost.
+    late = 0.1 * found["baselines_s"]["no change"]
+    asked = type(case)(name="x", fabric="star4", pattern="even", bytes_per_pair=4096, degraded=True)
+    later = predicted_exchange(asked, plan.fabric("star4"), None, changing=late)
+    assert later["predicted_s"] == pytest.approx(2.5 * found["baselines_s"]["no change"])
+    assert later["change"] == found["change"]

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moesim.models.topology.shaped_hosts import ShapedHosts
+from moesim.engine.replay import Change
+from moesim.models.topology.shaped_hosts import PAYLOAD, ShapedHosts
 from moesim.study.testbed.predict import exchange
 from moesim.study.testbed.windows import ends_of_windows
-from moesim.study.testbed.wire import ANSWERED, BURST, UNSHAPED, answered, head_start, starts, ways_back, with_acknowledgements
+from moesim.study.testbed.wire import ANSWERED, BURST, UNSHAPED, answered, head_start, starts, waves, ways_back, with_acknowledgements
 
 
 def star(ranks=3, rate=1e6):
@@ -110,3 +111,49 @@ def test_windows_never_beat_the_port_bound_and_keep_a_link_busy(ranks, seed):
     assert ends.max() >= bound * (1 - 1e-4)
     # Some link is full at every moment, so that all bytes one after the other are the most it can take.
     assert ends.max() <= sent.sum() / 1e6 * (1 + 1e-4) + 1e-12
+
+
+def test_ranks_enter_a_library_in_waves_of_as_many_as_there_are_cores():
+    drawn = np.array([waves(6, 2, order, 1.0) for order in range(64)])
+    assert drawn.min() == 0.0
+    assert set(np.unique(drawn)) == {0.0, 1.0, 2.0}  # three pairs, each of which may be as good as one with the pair before
+    sizes = np.array([np.unique(each, return_counts=True)[1] for each in drawn], dtype=object)
+    assert all(count % 2 == 0 for each in sizes for count in each)
+    together = np.mean([len(each) == 1 for each in sizes])
+    assert 0.1 < together < 0.45  # two tosses: a quarter
+    assert (waves(4, 8, 0, 1.0) == 0).all()
+    np.testing.assert_array_equal(waves(6, 2, 5, 1.0), waves(6, 2, 5, 1.0))
+
+
+def test_the_rank_that_is_known_to_start_first_does_and_the_others_keep_their_order():
+    for order in range(8):
+        any_of_them, known = starts(3.0, 4, order), starts(3.0, 4, order, 2)
+        assert known[2] == 0.0
+        assert sorted(known) == [0.0, 1.0, 2.0, 3.0]
+        others = [0, 1, 3]
+        assert np.argsort(any_of_them[others]).tolist() == np.argsort(known[others]).tolist()
+
+
+def test_ranks_that_enter_a_library_at_once_hold_up_nobody_and_waves_do():
+    # Four ranks, 10 B a pair, links of 10 B/s: at once 3 s; a rank after another 5 s (tests/engine/test_processor_sharing_replay.py).
+    even = np.full((4, 4), 10.0)
+    cluster = star(4, 10.0)
+    assert exchange(cluster, even, library=True, cores=4, wire=False).seconds == pytest.approx(3.0, abs=1e-4)
+    found = exchange(cluster, even, library=True, cores=1, wire=False).tried
+    assert found.min() == pytest.approx(3.0, abs=1e-4)
+    assert found.max() == pytest.approx(5.0, abs=1e-4)
+    assert exchange(cluster, even, library=True, wire=False).seconds == pytest.approx(5.0, abs=1e-4)
+
+
+def test_what_a_bucket_lets_through_is_worth_its_time_at_the_rate_in_the_end():
+    # 1 MB over a link of 1 MB/s that carries 0.25 MB/s from 0.4 s on: 0.4 s, then 0.6 MB less a bucket at a quarter of the rate.
+    sent = pairs(3, p01=1e6)
+    cluster = star()
+    links = [cluster.link_names.index("rank-out:0")]
+    changes = [Change(time=0.4, link=link, bandwidth=0.25e6) for link in links]
+    plain = exchange(cluster, sent, changes=changes, wire=False).seconds
+    assert plain == pytest.approx(0.4 + 0.6 / 0.25)
+    known = exchange(cluster, sent, changes=changes, posting=0.0, first=0).seconds
+    saved = BURST * PAYLOAD
+    assert known == pytest.approx(plain - saved * (1 / 0.25e6 - 1 / UNSHAPED))
+    assert exchange(cluster, sent, changes=changes, posting=0.0).seconds == pytest.approx(plain - saved * (1e-6 - 1 / UNSHAPED))

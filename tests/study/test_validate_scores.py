@@ -69,3 +69,7 @@ def test_ratios_forgive_a_common_factor():
     assert found.errors.mape == pytest.approx((0 + 37.5) / 2)
     assert found.baseline_errors.mape == pytest.approx((10 + 0) / 2)
     assert (found.told, found.wrong_sign) == (2, 1)
+    assert (found.told_beyond, found.wrong_beyond) == (None, None)
+    # Twice the root of 2 (0.015^2 + 0.1^2) is 0.29: a doubling is beyond it, the fall to 0.8 is not.
+    found = ratios_of(measured, predicted, reference, np.full(4, 0.015), np.ones(4, dtype=bool), rule, np.full(4, 0.1))
+    assert (found.told, found.wrong_sign, found.told_beyond, found.wrong_beyond) == (2, 1, 1, 0)

@@ -262,3 +262,16 @@ def test_a_line_is_not_fitted_to_two_points():
     assert np.isnan(alpha_beta(np.asarray([1.0, 2.0]), np.asarray([1.0, 2.0]), np.asarray(["a", "a"]))).all()
     x = np.asarray([1.0, 2.0, 4.0, 8.0])
     assert alpha_beta(x, 3 + 2 * x, np.asarray(["a"] * 4)).tolist() == pytest.approx((3 + 2 * x).tolist())
+
+
+def test_rows_travel_in_the_format_that_holds_them_whatever_the_weights_are():
+    kind, rows = table("gb200_nvlink_moe_alltoall")
+    sent = np.char.endswith(rows["op_name"].astype(str), "dispatch") & (rows["moe_dtype"].astype(str) == "fp8")
+    some = take(rows, sent)
+    size = len(some["topk"])
+    wanted = kind.inputs(some)["port_bytes"]
+    # Blocks of fp8 are fp8; four-bit weights beside 16-bit rows send 16 bits.
+    for name, factor in (("fp8_block", 1), ("w4afp8", 1), ("int4_wo", 2)):
+        assert kind.inputs({**some, "moe_dtype": np.asarray([name] * size)})["port_bytes"].tolist() == (factor * wanted).tolist()
+    with pytest.raises(CalibrationError, match="'fp7' is not known"):
+        kind.inputs({**some, "moe_dtype": np.asarray(["fp7"] * size)})

@@ -1,5 +1,6 @@
 """Tables of kernels and layers: errors on groups that were held back, recomputed, against the targets and against the simple rules."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from moesim.desk.presets.profiles import shipped_profiles
 from moesim.facts.profile import Profile
 from moesim.models.fitted.rows import take
 from moesim.study.measured import kind_of, usable_rows
+from moesim.study.validate import validate
 from moesim.study.validation.ffn_inputs import distribution_of, hot_rows
 from moesim.study.validation.fused_layer_table import counts_of
 from moesim.study.validation.grouped_gemm_table import drawn
-from moesim.study.validation.hot_rank_table import replicated_rows
+from moesim.study.validation.hot_rank_draws import drawn_after, drawn_before, like_recorded
 from moesim.study.validation.moe_ffn_table import kernel_of
 from moesim.study.validation.number_formats import format_of, peak_flops
 
@@ -157,6 +159,27 @@ def test_replication_helps_as_much_as_measured():
     assert np.mean(np.sign(np.log(found[clear])) == np.sign(np.log(wanted[clear]))) > 0.95
 
 
+def test_what_chance_adds_is_what_draws_differ_by():
+    kind, rows = table("moe_hot_rank_eplb")
+    some = take(rows, np.arange(len(kind.seconds(rows))) % 97 == 0)
+    found, after = kind.chance(some), np.char.endswith(some["distribution"].astype(str), "_eplb")
+    assert found[~after].mean() > 0.02 > found[after].mean() > 0
+    # One expert a rank: the number of tokens is the number of rows, and nothing is left to chance.
+    alone = take(rows, rows["num_slots"] == rows["moe_ep_size"])
+    assert np.median(kind.chance(alone)) < 0.002
+
+
+def test_rows_of_unknown_draws_cost_the_others_nothing():
+    # Replicated experts without the sign of replication: such rows are told, and those beside them are predicted and scored.
+    whole = read_measured(MEASURED / "moe_hot_rank_eplb.csv")
+    some, lines = {name: column[::97] for name, column in whole.rows.items()}, whole.lines[::97]
+    odd = {**some, "distribution": np.where(some["num_slots"] > some["num_experts"], "power_law_1.2", some["distribution"])}
+    said = validate([replace(whole, rows=odd, lines=lines)], shipped_profiles())
+    reasons = {item.reason for score in said.scores for item in score.unpredicted}
+    assert any("nobody knows which experts are replicated" in reason for reason in reasons)
+    assert sum(score.errors.n for score in said.scores) > 30
+
+
 def test_a_gpu_that_was_not_measured_is_carried_over_and_an_unknown_one_says_so():
     kind, rows = table("moe_ffn_h200")
     some = take(rows, np.arange(len(kind.seconds(rows))) % 400 == 0)
@@ -193,14 +216,34 @@ def test_hot_rows_by_hand():
 
 
 def test_replicas_share_rows_and_level_ranks():
-    before = hot_rows("power_law_1.2", 64, 4, 8, 2000)[0].sum(axis=1)
-    after = replicated_rows("power_law_1.2_eplb", 64, 4, 80, 8, (2000, 4))
-    assert after[2000].shape[1] == 10
+    before, reached = drawn_before("power_law_1.2", 64, 4, 8, 2000)
+    after = drawn_after("power_law_1.2_eplb", 64, 4, 80, 8, (2000, 4))
+    rows = after[2000][0]
+    assert rows.shape[1] == 10
     mean = 2000 * 4 / 8
-    assert before.mean() > 1.2 * mean
-    assert mean <= after[2000].sum(axis=1).mean() < 1.05 * mean
-    # With 16 routes and 80 slots, every replica of an expert with rows counts one.
-    assert after[4].max() <= 2
+    assert before.sum(axis=1).mean() > 1.2 * mean
+    assert mean <= rows.sum(axis=1).mean() < 1.05 * mean
+    assert (reached <= np.minimum(2000, before.sum(axis=1))).all()
+    # 16 routes and 80 slots: shares are below one, and of those with equal shares the slots of the hottest rank get the rows.
+    few, reached_by_few = after[4]
+    assert few.max() <= 1
+    assert (few.sum(axis=1) >= 2).all()
+    assert (reached_by_few <= 4).all()
+
+
+def test_a_recorded_number_picks_its_draws():
+    # Fourteen draws: twelve of those reached by 100 tokens count, as they are; asked for 50, the nearest six, halved.
+    drawn = (np.tile([60, 60, 0], (14, 1)), np.array([100] * 13 + [70]))
+    assert like_recorded(drawn, 200, 100.0).tolist() == [[60, 60, 0]] * 12
+    found = like_recorded(drawn, 200, 50.0)
+    assert len(found) == 6
+    assert found[:5].tolist() == [[30, 30, 0]] * 5
+    assert found[5].tolist() == [43, 43, 0]  # 50 of 70
+    kind, rows = table("moe_hot_rank_eplb")
+    one = take(rows, np.arange(len(kind.seconds(rows))) == 0)
+    for seen in (0.0, 2.0):
+        with pytest.raises(CalibrationError, match=f"rank0_num_tokens {seen:g} of num_tokens 1"):
+            kind.inputs({**one, "rank0_num_tokens": np.asarray([seen])})
 
 
 def test_grouped_rows_are_what_the_benchmark_draws():

@@ -20,6 +20,9 @@ VERSION = "1"
 LANE = {2.5: 15, 5.0: 30, 8.0: 60, 16.0: 120, 32.0: 240, 64.0: 480}
 """By GT/s of a PCIe lane: what it carries after protocol, in units of 100 Mb/s (topo.cc, kvDictPciGen)."""
 
+UNKNOWN_WIDTH = "255"
+"""What Linux says of a PCIe link of which it knows no width (include/linux/pci.h, PCIE_LNK_WIDTH_UNKNOWN): some virtual machines."""
+
 NVSWITCH, CPU = "0x068000", "0x068001"
 """PCI classes of what an NVLink can lead to, besides GPUs (topo.cc, kvDictPciClass)."""
 
@@ -189,7 +192,7 @@ def _distance(gpu: Place, card: Place) -> int:
 def _slot(source: Source, pci: Element) -> float | None:
     """Return what a PCIe link carries one way, in B/s; None where the file does not know, as in virtual machines."""
     match = re.match(r"\s*([0-9]{1,4}(?:\.[0-9]{1,4})?)\s*GT/s", pci.attributes.get("link_speed", ""))
-    width = _whole(source, pci, "link_width", default=0, maximum=32)
+    width = 0 if pci.attributes.get("link_width", "") in {"", UNKNOWN_WIDTH} else _whole(source, pci, "link_width", maximum=32)
     if match is None:
         return None
     speed = LANE.get(float(match[1]))

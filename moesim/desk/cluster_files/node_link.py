@@ -26,6 +26,10 @@ def read(source: Source) -> Wiring:
         raise source.fault(f"this is not JSON: {error.msg}", line=error.lineno, column=error.colno) from None
     except (RecursionError, ValueError):
         raise source.fault("this JSON is nested too deeply, or has a number of too many digits") from None
+    if isinstance(data, dict) and "units-count" in data:
+        raise source.fault(
+            "this is a network of ASTRA-sim's first version: write npus_count, bandwidth … as YAML, as its version 2 reads them"
+        )
     if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
         raise source.fault('expected {"nodes": [...], "edges": [...]}, as networkx.node_link_data writes it')
     key = "edges" if "edges" in data else "links"

@@ -141,7 +141,7 @@ def subtitle(result: Result) -> list[str]:
         f"{facts.get('model', scenario.model.name)}",
         f"{facts.get('gpus')} × {facts['gpu']}" if facts.get("gpu") else f"{facts.get('gpus')} GPUs",
         _count(facts.get("nodes"), "node"),
-        f"EP {scenario.parallel.ep}",
+        f"EP {scenario.parallel.ep}" + (f" of {scenario.parallel.etp} GPUs each" if scenario.parallel.etp > 1 else ""),
         f"{facts.get('moe_layers')} MoE layers of {facts.get('experts')} experts, top {facts.get('top_k')}",
         f"{scenario.workload.phase}, {facts.get('tokens_per_step', 0):,.0f} tokens a step",
         _count(steps, "measured step"),

@@ -12,6 +12,7 @@ from moesim.facts.cluster import Cluster
 from moesim.facts.collective import CollectivePlan, GradientCalls
 from moesim.facts.model import DTYPE_BYTES, MoeModel
 from moesim.facts.program import GROUP_CALLS, Work
+from moesim.facts.scenario import Parallel
 from moesim.models.collective.pipeline import pipelined
 from moesim.models.collective.plan import plan_collective
 from moesim.models.collective.prepared import PreparedPlan, prepare
@@ -105,6 +106,8 @@ class GradientPlans:
         Stages of a pipeline: copies of a weight are all in one.
     tensor : int
         Neighbouring GPUs that share attention, dense blocks, shared experts, embedding and head: GPUs of equal place hold the same.
+    parallel : Parallel, optional
+        Where GPUs share experts (``etp``): the cluster's GPUs then stand in the order of expert-parallel groups, as copies do.
     """
 
     calls: GradientCalls
@@ -114,27 +117,39 @@ class GradientPlans:
     slots: Ints
     stages: int = 1
     tensor: int = 1
+    parallel: Parallel | None = None
     known: dict[tuple[str, int, float], PreparedPlan] = field(default_factory=dict)
     latency: list[Floats] = field(default_factory=list)
 
     def group_of(self, work: Work, gpu: int) -> int:
-        """Return the number of the group in which a GPU takes part: its stage (for experts: times ep, plus its rank) or GPUs of a place."""
-        each = self.ep if work.phase.startswith("expert") else self.tensor
-        return gpu // (self.cluster.gpus // self.stages) * each + gpu % each
+        """Return the number of the group in which a GPU takes part: its stage times the GPUs that hold other weights, plus its place."""
+        expert = work.phase.startswith("expert")
+        each = self._different(expert)
+        number = gpu if expert else int(self._numbers()[gpu])
+        return gpu // (self.cluster.gpus // self.stages) * each + number % each
 
     def prepared(self, work: Work, group: int) -> PreparedPlan:
         """Return what a group does, ready to be played; without stages if it has one GPU."""
         expert = work.phase.startswith("expert")
         operation = "all_gather" if work.phase.endswith("parameters") else self.calls.operation
-        each = self.ep if expert else self.tensor
+        each = self._different(expert)
         stage, place = divmod(group, each)
-        size = call_bytes(work, self.model, self.calls, int(self.slots[place]) if expert else 0, tensor=self.tensor)
+        size = call_bytes(work, self.model, self.calls, int(self.slots[place % self.ep]) if expert else 0, tensor=self.tensor)
         key = (operation, group if expert else -1 - group, size)
         if key not in self.known:
             of_stage = self.cluster.gpus // self.stages
             ranks = np.arange(stage * of_stage + place, (stage + 1) * of_stage, each)
+            if not expert and self.parallel is not None:
+                ranks = self.parallel.places(self.cluster.gpus)[ranks]
             self.known[key] = prepare(self._fresh(operation, size, ranks))
         return self.known[key]
+
+    def _different(self, expert: bool) -> int:
+        """Return how many GPUs one after another hold different experts, or parts of them, or of everything else."""
+        return (self.ep if self.parallel is None else self.parallel.block) if expert else self.tensor
+
+    def _numbers(self) -> Ints:
+        return np.arange(self.cluster.gpus) if self.parallel is None else self.parallel.numbers(self.cluster.gpus)
 
     def _fresh(self, operation: str, size: float, ranks: Ints) -> CollectivePlan:
         calls = self.calls

@@ -20,8 +20,8 @@ from moesim.models.schedule.tensor import operation_of
 class TensorPlans:
     """The plans of a run, each made when it is first asked for; groups and steps with equally many tokens share them.
 
-    GPUs g // tp form a group. What goes round is hidden elements of each of its tokens in the activation dtype, and every GPU sends to
-    every other at once: within a node that is what kernels for small groups do.
+    GPUs of equal g // tp form a group, g being their numbers in the scenario. What goes round is hidden elements of each of its tokens in
+    the activation dtype, and every GPU sends to every other at once: within a node that is what kernels for small groups do.
 
     Parameters
     ----------
@@ -29,6 +29,8 @@ class TensorPlans:
     cluster : Cluster
     tensor : int
         GPUs of a group.
+    numbers : int[G]
+        Of the GPUs in the scenario (:meth:`~moesim.facts.scenario.Parallel.numbers`).
     tokens : dict of int to int[G]
         Tokens that start on each GPU, of each micro-batch of the present step.
     """
@@ -36,17 +38,18 @@ class TensorPlans:
     model: MoeModel
     cluster: Cluster
     tensor: int
+    numbers: Ints
     tokens: dict[int, Ints] = field(default_factory=dict)
     known: dict[tuple[str, int, int], PreparedPlan] = field(default_factory=dict)
     latency: list[Floats] = field(default_factory=list)
 
     def group_of(self, work: Work, gpu: int) -> int:  # noqa: ARG002 - the same contract as gradients
         """Return the number of the group in which a GPU takes part."""
-        return gpu // self.tensor
+        return int(self.numbers[gpu]) // self.tensor
 
     def prepared(self, work: Work, group: int) -> PreparedPlan:
         """Return what a group does, ready to be played; without stages if there are no tokens."""
-        ranks = np.arange(group * self.tensor, (group + 1) * self.tensor)
+        ranks = np.flatnonzero(self.numbers // self.tensor == group)
         tokens = int(self.tokens[work.microbatch][ranks].sum())
         key = (operation_of(work), group, tokens)
         if key not in self.known:

@@ -22,7 +22,7 @@ from moesim.facts.scenario import Scenario, Setting
 from moesim.models.compute.grouped_gemm import GroupedGemm, GroupedGemmKernels
 from moesim.models.compute.looped import Looped
 from moesim.models.compute.peaks import arithmetic_dtype, peak
-from moesim.models.fitted.expert_ffn import TILINGS, ExpertFfn, Tiling, loads_of
+from moesim.models.fitted.expert_ffn import TILINGS, ExpertFfn, Tiling
 from moesim.models.fitted.routing_draws import distinct_tokens
 
 SECTIONS = "expert_ffn."
@@ -62,30 +62,41 @@ class CalibratedKernels:
     def inputs(self, rows: Ints) -> dict[str, Any]:
         """Return what :class:`moesim.models.fitted.expert_ffn.ExpertFfn` must be told of GPUs with these rows.
 
-        Tiles are as tall as the batch asks on average, whatever this layer's routing: libraries choose them before they know it. What a
-        kernel does for the rest of its group follows from the batch as well, so a GPU's time depends on its own rows alone.
+        Tiles are as large as the tokens of the call ask on average, whatever the experts of this GPU get of them: libraries choose them
+        before they know it. The call gets the batch of the group, or, after an exchange, the tokens that reach the GPU. What a kernel does
+        for the rest of its group follows from the batch as well, so a GPU's time depends on its own rows alone.
         """
         model, gpus = self.model, len(rows)
         group = self.tokens * self.ranks
         routes = group * model.top_k
         narrow = self.row_bytes < WIDE_BYTES
-        mean = routes / model.experts
-        height = int(self.tiling.heights(np.asarray([mean]), np.asarray([narrow]))[0])
-        active, routed, tiles, _ = loads_of(rows, rows, height)
-        whole = np.full((gpus, 1), float(routes))
-        away = max(model.experts - rows.shape[1], 0) * np.ceil(mean / height) if self.tiling.whole_group else 0.0
         reached = distinct_tokens(rows, max(group, 1))
+        mean = (np.full(gpus, float(group)) if self.tiling.whole_group else reached) * model.top_k / model.experts
+        slots, sms = np.full(gpus, float(rows.shape[1])), np.full(gpus, float(self.gpu.sms))
+        (tall, wide), (second_tall, second_wide) = (
+            self.tiling.tiles(mean, np.full(gpus, narrow), groups=slots, columns=np.full(gpus, float(columns)), sms=sms)
+            for columns in ((model.matrices - 1) * model.expert_width, model.dispatch_width)
+        )
+        active, routed = (rows > 0).sum(axis=1), rows.sum(axis=1).astype(np.float64)
+        tiles, second_tiles = ((-(-rows // height[:, None])).sum(axis=1).astype(np.float64) for height in (tall, second_tall))
+        whole = np.full((gpus, 1), float(routes))
+        away = max(model.experts - rows.shape[1], 0) * np.ceil(mean / tall) if self.tiling.whole_group else np.zeros(gpus)
         alike = {
-            "slots": rows.shape[1], "tile_rows": height, "hidden_size": model.dispatch_width, "inter_size": model.expert_width,
+            "slots": rows.shape[1], "hidden_size": model.dispatch_width, "inter_size": model.expert_width,
             "first_widths": model.matrices - 1, "weight_bytes": DTYPE_BYTES[model.expert_dtype], "row_bytes": self.row_bytes,
             "narrow": narrow,
             "memory_bandwidth": self.gpu.memory_bandwidth, "peak_flops": peak(self.gpu, model.expert_dtype), "sms": self.gpu.sms,
         }  # fmt: skip
         return {
-            "active": active[:, None],
+            "active": active.astype(np.float64)[:, None],
             "routed": routed[:, None],
             "tiles": tiles[:, None],
-            "empty_tiles": np.full((gpus, 1), away),
+            "tile_rows": tall.astype(np.float64),
+            "tile_columns": wide,
+            "second_tiles": second_tiles[:, None],
+            "second_tile_rows": second_tall.astype(np.float64),
+            "second_tile_columns": second_wide,
+            "empty_tiles": away[:, None],
             "moved_rows": np.maximum(whole, routed[:, None]) if self.tiling.whole_group else routed[:, None],
             "summed_rows": np.maximum(whole, routed[:, None]) if self.tiling.whole_group else reached[:, None] * model.top_k,
             **{name: np.full(gpus, float(value)) for name, value in alike.items()},

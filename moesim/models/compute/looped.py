@@ -23,6 +23,9 @@ from moesim.models.fitted.expert_loop import ExpertLoop
 SECTIONS = "expert_loop."
 """What the names of this model's sections begin with; kernel and number format follow."""
 
+TOGETHER = ".together"
+"""What the name ends with of a section that was measured while all ranks of the machine were computing, as in a step they are."""
+
 FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8_e4m3fn"}
 """PyTorch's names of number formats."""
 
@@ -60,9 +63,10 @@ class Looped:
     """Time the routed experts one after the other, at the rates that a device of your own was measured to have.
 
     The formula is that of :class:`moesim.models.fitted.expert_loop.ExpertLoop`; its numbers come from the section
-    ``expert_loop.KERNEL.DTYPE`` of a profile that ``moesim calibrate`` made of 'moesim measure compute'. Nothing of a data sheet is used,
-    so it serves CPUs, and says nothing of a device other than the measured one. Gate, attention and dense layers run at the same
-    rates (assumed); the backward pass of an expert takes twice its forward pass, two products for each (assumed).
+    ``expert_loop.KERNEL.DTYPE.together`` of a profile that ``moesim calibrate`` made of 'moesim measure overlap' (all ranks of the
+    machine compute), or, if there is none, ``expert_loop.KERNEL.DTYPE`` of 'moesim measure compute' (one rank computes). Nothing of a
+    data sheet is used, so it serves CPUs, and says nothing of a device other than the measured one. Gate, attention and dense layers run
+    at the same rates (assumed); the backward pass of an expert takes twice its forward pass, two products for each (assumed).
 
     Parameters
     ----------
@@ -89,6 +93,8 @@ class Looped:
         if self.fitted is None:
             raise UsageError("compute.profile: a looped compute model needs a profile: a file of 'moesim calibrate' on a compute.csv")
         name = f"{SECTIONS}{self.kernel}.{FORMATS.get(model.expert_dtype, model.expert_dtype)}"
+        if name + TOGETHER in self.fitted.sections:
+            return self.fitted.sections[name + TOGETHER]
         if name not in self.fitted.sections:
             raise UsageError(
                 f"compute.kernel: the profile {self.fitted.name!r} has no section {name!r}{did_you_mean(name, self.fitted.sections)}; "

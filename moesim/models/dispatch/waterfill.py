@@ -63,6 +63,8 @@ class Waterfill:
             )
         if setting.parallel.tp > 1:
             raise PluginError(f"{WHO} needs whole shared experts, but parallel.tp {setting.parallel.tp} cuts them: take tp 1")
+        if setting.parallel.etp > 1:
+            raise PluginError(f"{WHO} needs whole experts, but parallel.etp {setting.parallel.etp} cuts them: take etp 1")
         inner: Bind = plugin("dispatch", self.replicas)().begin(setting)
 
         def bind(kept: Kept, placement: Placement, *, step: int, moe_layer: int) -> Assignment:

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 
 from moesim.base.errors import PluginError, did_you_mean
+from moesim.base.registry import plugin
 from moesim.facts.arrays import Floats
 from moesim.facts.cluster import Cluster
 from moesim.facts.profile import Profile, Section
 from moesim.facts.scenario import Scenario, Setting
+
+HARDLY = 0.05
+"""Share of its rate that an exchange may lose beside experts before a run says that this is not simulated."""
 
 DEFAULT_SMS = 20
 """Streaming multiprocessors of DeepEP's normal kernels (``Buffer.num_sms``) where ``communication_sms`` is left out."""
@@ -219,6 +223,12 @@ def outside_profile(exchange: Any, scenario: Scenario, cluster: Cluster) -> str:
         )
     if beyond:
         told.append("the run lies outside its range: " + ", ".join(sorted(beyond)))
+    lost = max((section.values().get("exchange_lost", 0.0) for section in profile.sections.values()), default=0.0)
+    if lost > HARDLY and not isinstance(scenario.schedule, plugin("schedule", "sequential")):
+        told.append(
+            f"an exchange was measured to lose {100 * lost:.0f} % of its rate beside experts, and here links are slowed by other flows "
+            "alone: this schedule hides less than the run says"
+        )
     return f"exchange profile {profile.name!r}: {'; '.join(told)}" if told else ""
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.fitted.blockscale_tiles import blockscale_tiles
 from moesim.models.fitted.estimate import refuse_degenerate
 from moesim.models.fitted.parametric import Parametric, smooth_maximum
 from moesim.models.fitted.rows import Rows, numbers, words
 
 TILE_COLUMNS = 128
-"""Width of an output tile, in every kernel library that was measured."""
+"""Width of an output tile, where the library does not choose it."""
 
 CORNER = 4.0
 """Sharpness of the maximum between a GEMM's throughput and the latency of one tile; between 3 and 6 the errors hardly differ."""
@@ -35,8 +36,9 @@ class Tiling:
     shortest : int
         Height of the shortest tile. Heights are this, times powers of two; a launch uses one of them for all experts, the smallest that
         holds the mean rows of an expert.
-    filled : bool
-        Whether instead the tallest is used that the mean rows of an expert fill.
+    chosen : bool
+        Whether instead the library chooses height and width of each GEMM's tiles by waves; see
+        :func:`moesim.models.fitted.blockscale_tiles.blockscale_tiles`.
     whole_group : bool
         Whether the kernel is started for the rows of the whole expert-parallel group: tiles of experts that live elsewhere are started as
         well, write zeros and end, and the helper kernels work on all rows.
@@ -46,27 +48,32 @@ class Tiling:
     tallest_8: int
     shortest: int = 16
     whole_group: bool = False
-    filled: bool = False
+    chosen: bool = False
 
     def heights(self, mean_rows: Floats, narrow: NDArray[np.bool_]) -> Ints:
         """Return the tile height of launches whose experts have so many rows on average."""
         tallest = np.where(narrow, self.tallest_8, self.tallest_16)
-        exact = np.log2(np.maximum(mean_rows, 1e-9) / self.shortest)
-        doublings = np.floor(exact + 1e-12) if self.filled else np.ceil(exact - 1e-12)
+        doublings = np.ceil(np.log2(np.maximum(mean_rows, 1e-9) / self.shortest) - 1e-12)
         return np.minimum(self.shortest * 2 ** np.clip(doublings, 0, 30).astype(np.int64), tallest)
+
+    def tiles(self, mean_rows: Floats, narrow: NDArray[np.bool_], *, groups: Floats, columns: Floats, sms: Floats) -> tuple[Ints, Floats]:
+        """Return rows and columns of the tiles of one GEMM with so many groups and columns."""
+        if self.chosen:
+            tall, wide = blockscale_tiles(mean_rows, groups, columns, sms)
+            return tall.astype(np.int64), wide
+        return self.heights(mean_rows, narrow), np.full(len(mean_rows), float(TILE_COLUMNS))
 
 
 TILINGS = {
     "vllm": Tiling(tallest_16=128, tallest_8=64, whole_group=True),
-    "cutlass": Tiling(tallest_16=128, tallest_8=128, shortest=8, filled=True),
+    "cutlass": Tiling(tallest_16=128, tallest_8=128, chosen=True),
     "deepgemm_contiguous": Tiling(tallest_16=128, tallest_8=128, shortest=128),
     "deepgemm_masked": Tiling(tallest_16=64, tallest_8=64, shortest=64),
 }
 """Of the kernel libraries that were measured. vLLM's Triton kernel zeroes the tiles of experts that live elsewhere (vllm-project/vllm
 0.22.0, ``fused_moe.py``, ``write_zeros_to_output``). Heights are those with which the tables are met best: 64 for DeepGEMM's masked
-layout, 128 for the contiguous one. TensorRT-LLM swaps the operands of small batches, so that tiles are as short as 8 rows; it profiles its
-tiles for a batch size before it knows who gets the rows, and the table shows when it changes: a rank with one expert pays 0.34 us a row
-up to 3072 tokens in the group and 0.18 from 4096 on, where the mean of 256 experts reaches 128 rows."""
+layout, 128 for the contiguous one. TensorRT-LLM's choose by waves: rows of a rank with one expert cost 0.40 us each up to 959 tokens that
+reach it and 0.28 from 1000 on, where 8 choices on 256 experts make 32 rows an expert, and change again at 4096."""
 
 
 def loads_of(local: Ints, group: Ints, height: int) -> tuple[Floats, Floats, Floats, Floats]:
@@ -96,8 +103,9 @@ class ExpertFfn(Parametric):
 
     A GEMM of N columns and depth K reads the weights of experts that have rows, and the rows, at ``memory_efficiency`` of the memory's
     peak; its tiles (rows filled up to whole tiles, tiles to whole waves over the SMs) compute at ``compute_efficiency`` of the peak
-    arithmetic, each as if it were ``tile_load`` rows taller, for a tile of any height fetches the same weights from the cache; both overlap
-    with a rounded corner of sharpness p, ``(a**p + b**p)**(1/p)``; and no GEMM ends before one tile has gone through its depth, ``step K``.
+    arithmetic, each as if it were ``tile_load`` rows taller and as many columns wider, for a tile of any height fetches the same weights
+    from the cache, and one of any width the same rows (the efficiency is that of tiles ``TILE_COLUMNS`` wide); both overlap with a rounded
+    corner of sharpness p, ``(a**p + b**p)**(1/p)``; and no GEMM ends before one tile has gone through its depth, ``step K``.
     A gated FFN is a GEMM with N = 2 widths, K = hidden and one with N = hidden, K = width. Around them:
 
     - ``launch`` for the call, ``slot`` for each expert that the rank holds (it has descriptors and offsets, with rows or without);
@@ -111,7 +119,9 @@ class ExpertFfn(Parametric):
     Rows have ``active``, ``routed``, ``tiles``, ``empty_tiles`` (Floats[n, D], see :func:`loads_of`), ``tile_rows``, ``slots``,
     ``moved_rows`` and ``summed_rows`` (Floats[n, D]: rows that the activation works on, and that the sum over a token's results looks at),
     ``hidden_size``, ``inter_size``, ``weight_bytes`` and ``row_bytes`` (of one element), ``narrow``, ``first_widths`` (of the first GEMM;
-    2 if left out, 1 without a gate), and the data sheet's ``memory_bandwidth``, ``peak_flops`` and ``sms``. Seconds are means over draws.
+    2 if left out, 1 without a gate), ``tile_columns`` (``TILE_COLUMNS`` if left out), ``second_tiles``, ``second_tile_rows`` and
+    ``second_tile_columns`` (those of the first GEMM if left out), and the data sheet's ``memory_bandwidth``, ``peak_flops`` and ``sms``.
+    Seconds are means over draws.
     """
 
     NAME: ClassVar[str] = "expert_ffn"
@@ -137,27 +147,31 @@ class ExpertFfn(Parametric):
         """Return the seconds of rows with the given parameters."""
         column: dict[str, Any] = {
             name: numbers(rows, name)[:, None]
-            for name in ("hidden_size", "inter_size", "weight_bytes", "row_bytes", "tile_rows", "memory_bandwidth", "peak_flops", "sms")
+            for name in ("hidden_size", "inter_size", "weight_bytes", "row_bytes", "memory_bandwidth", "peak_flops", "sms")
         }
         narrow = rows["narrow"].astype(bool)[:, None]
         of = {name: np.where(narrow, values[f"{name}_8"], values[f"{name}_16"]) for name in ("compute_efficiency", "step", "sharpness")}
-        active, routed, tiles, empty, moved, summed = (
-            np.asarray(rows[name], dtype=np.float64) for name in ("active", "routed", "tiles", "empty_tiles", "moved_rows", "summed_rows")
+        active, routed, empty, moved, summed = (
+            np.asarray(rows[name], dtype=np.float64) for name in ("active", "routed", "empty_tiles", "moved_rows", "summed_rows")
         )
         hidden, width = column["hidden_size"], column["inter_size"]
         bandwidth = values["memory_efficiency"] * column["memory_bandwidth"]
         rate = of["compute_efficiency"] * column["peak_flops"]
         total = np.zeros(np.broadcast_shapes(active.shape, hidden.shape))
         wide = numbers(rows, "first_widths")[:, None] if "first_widths" in rows else 2.0
-        for columns, depth in ((wide * width, hidden), (hidden, width)):
-            across = np.ceil(columns / TILE_COLUMNS)
-            waves = np.ceil(tiles * across / column["sms"])
-            computing = waves * column["sms"] * (column["tile_rows"] + values["tile_load"]) * TILE_COLUMNS * 2 * depth / rate
+        load = values["tile_load"]
+        for order, columns, depth in (("", wide * width, hidden), ("second_", hidden, width)):
+            across = numbers(rows, f"{order}tile_columns")[:, None] if f"{order}tile_columns" in rows else float(TILE_COLUMNS)
+            if f"{order}tile_rows" in rows:  # otherwise those of the first GEMM stay
+                tiles, tall = np.asarray(rows[f"{order}tiles"], dtype=np.float64), numbers(rows, f"{order}tile_rows")[:, None]
+            waves = np.ceil(tiles * np.ceil(columns / across) / column["sms"])
+            area = (tall + load) * (across + load) / (1.0 + load / TILE_COLUMNS)
+            computing = waves * column["sms"] * area * 2 * depth / rate
             weights = active * columns * depth * column["weight_bytes"]
             reading = (weights + routed * (depth * column["row_bytes"] + columns * OUTPUT_BYTES)) / bandwidth
             busy = smooth_maximum(reading, computing, of["sharpness"])
             total = total + np.where(active > 0, smooth_maximum(busy, of["step"] * depth + 0 * busy, CORNER), 0.0)
-            total = total + values["empty_tile"] * empty * across / column["sms"]
+            total = total + values["empty_tile"] * empty * np.ceil(columns / across) / column["sms"]
         # A gated activation reads two widths and writes one; narrow formats are then read again, and written as bytes.
         between = ((wide + 1) * OUTPUT_BYTES + np.where(narrow, OUTPUT_BYTES + column["row_bytes"], 0.0)) * width
         total = total + values["passes"] * (moved * between + summed * OUTPUT_BYTES * hidden) / bandwidth
@@ -209,7 +223,7 @@ class ExpertFfn(Parametric):
         return cls.fitted(means, seconds, start=start, held=held, bounds=BOUNDS, regimes=words(rows, "regime"), source=source)
 
 
-DRAWN = ("active", "routed", "tiles", "empty_tiles", "moved_rows", "summed_rows")
+DRAWN = ("active", "routed", "tiles", "second_tiles", "empty_tiles", "moved_rows", "summed_rows")
 """Columns with one number per draw."""
 
 

@@ -62,6 +62,21 @@ class ExpertLoop(Parametric):
         refuse_narrow(rows, what="experts one after the other", column="most_rows", reach=16)
         return cls.fitted(rows, seconds, start=START, held={}, bounds=BOUNDS, source=source)
 
+    @classmethod
+    def fit_rates(cls, rows: Rows, seconds: Floats, *, source: str = "") -> Self:
+        """Return the model with the two rates that come nearest to a few sizes: times of reading and computing add up, nothing else counts.
+
+        Raises
+        ------
+        CalibrationError
+            If the rows are too few, or all of one size.
+        """
+        refuse_degenerate(rows, what="experts of all ranks at once", least=4, varied={"most_rows": 2})
+        refuse_narrow(rows, what="experts of all ranks at once", column="most_rows", reach=4)
+        held = dict.fromkeys(("launch", "per_expert", "sharpness"), ("assumed", "a few sizes tell two rates and no more"))
+        start = {**START, "launch": BOUNDS["launch"][0], "per_expert": BOUNDS["per_expert"][0], "sharpness": 1.0}
+        return cls.fitted(rows, seconds, start=start, held=held, bounds=BOUNDS, source=source)
+
 
 START = {"launch": 1e-5, "per_expert": 1e-5, "memory_rate": 1e10, "compute_rate": 1e11, "sharpness": 2.0}
 BOUNDS = {

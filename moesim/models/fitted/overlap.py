@@ -31,8 +31,10 @@ class Overlap(Parametric):
 
     Notes
     -----
-    The engine slows what computes beside an exchange by ``compute_lost`` (:mod:`moesim.engine.held_sms`); links are slowed by other flows
-    only, so ``exchange_lost`` is reported and not simulated.
+    The engine slows what computes beside an exchange by ``compute_lost`` (:mod:`moesim.engine.held_sms`). Links are slowed by other flows
+    only: a flow shares its links with all others, so a rate that follows the kernels of two GPUs would have to be found anew at every
+    start and end of a kernel. ``exchange_lost`` is therefore reported, used by ``moesim validate``, and a run whose schedule overlaps
+    says by how much the exchange is too fast; it does not enter the time.
     """
 
     NAME: ClassVar[str] = "overlap"

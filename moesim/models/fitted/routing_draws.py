@@ -21,7 +21,9 @@ FEW = (0.01, 2.0)
 """Range of the weights where there are no more routes than experts."""
 
 BY_RANK, BY_SIZE = "rank", "size"
-"""Who gets the routes that rounding lost: rank after rank, to its least loaded expert; or expert after expert, the least loaded first."""
+"""Who gets the routes that rounding lost: rank after rank, to its least loaded expert; or expert after expert, the least loaded first. By
+size, too, what an expert would have beyond a row for each token goes to the least loaded one until it is full (the generator of the older
+tables)."""
 
 
 def even_rows(routes: int, experts: int) -> Ints:
@@ -77,25 +79,66 @@ def power_law_rows(uniforms: Floats, exponent: float, *, tokens: int, top_k: int
     routes = tokens * top_k
     least, most = (1.0, 0.8 * tokens) if routes > experts else FEW
     weights = power_law_weights(uniforms, exponent, least, max(most, least * (1 + 1e-9)))
-    rows = np.minimum(np.rint(weights / weights.sum(axis=1, keepdims=True) * routes).astype(np.int64), tokens)
+    wanted = np.rint(weights / weights.sum(axis=1, keepdims=True) * routes).astype(np.int64)
+    rows = np.minimum(wanted, tokens)
+    if dealing == BY_SIZE:
+        _pour_by_size(rows, (wanted - rows).sum(axis=1), tokens)
     missing = routes - rows.sum(axis=1)
     if dealing == BY_SIZE:
         _deal_by_size(rows, np.maximum(missing, 0))
+        _take_by_size(rows, np.maximum(-missing, 0))
     else:
         _deal_by_rank(rows.reshape(draws, ranks, -1), np.maximum(missing, 0))
     while np.any(rows > tokens):
         over = np.maximum(rows - tokens, 0)
         rows -= over
         _deal_by_size(rows, over.sum(axis=1))
-    for line in np.flatnonzero(missing < 0):
+    for line in np.flatnonzero(missing < 0) if dealing == BY_RANK else ():
         for _ in range(-int(missing[line])):
             rows[line, int(rows[line].argmax())] -= 1
     return np.asarray(rows)
 
 
-def _deal_by_size(rows: Ints, missing: Ints) -> None:
+def _rising(rows: Ints) -> Ints:
+    """Return int[D, E], experts from the fewest rows to the most, of equals the last one first."""
+    return _falling(rows)[:, ::-1]
+
+
+def _falling(rows: Ints) -> Ints:
+    """Return int[D, E], experts from the most rows to the fewest, of equals the first one first; numbers of 16 bits are sorted sooner."""
+    keys = -rows
+    return np.asarray(np.argsort(keys.astype(np.int16) if rows.max(initial=0) < 2**15 else keys, axis=1, kind="stable"))
+
+
+def _pour_by_size(rows: Ints, over: Ints, most: int) -> None:
+    """Give what was above ``most`` to the expert with the fewest rows until it has as many, then to the next."""
+    if not np.any(over):
+        return
+    order = _rising(rows)
+    room = most - np.take_along_axis(rows, order, axis=1)
+    given = np.clip(over[:, None] - (room.cumsum(axis=1) - room), 0, room)
+    np.put_along_axis(rows, order, most - room + given, axis=1)
+
+
+def _take_by_size(rows: Ints, surplus: Ints) -> None:
+    """Take one row from each expert, those with the fewest first; for one that has none, from the one with the most."""
+    if not np.any(surplus):
+        return
     experts = rows.shape[1]
-    order = np.argsort(rows, axis=1, kind="stable")
+    order = _rising(rows)
+    sorted_rows = np.take_along_axis(rows, order, axis=1)
+    first = np.arange(experts) < surplus[:, None]
+    np.put_along_axis(rows, order, sorted_rows - (first & (sorted_rows > 0)), axis=1)
+    left = surplus - (first & (sorted_rows > 0)).sum(axis=1)
+    for line in np.flatnonzero(left > 0):
+        for _ in range(int(left[line])):
+            rows[line, int(rows[line].argmax())] -= 1
+
+
+def _deal_by_size(rows: Ints, missing: Ints) -> None:
+    """Give one row to each expert in turn, those with the fewest first."""
+    experts = rows.shape[1]
+    order = _rising(rows)
     turn = np.arange(experts)
     extra = missing[:, None] // experts + (turn < (missing % experts)[:, None])
     np.put_along_axis(rows, order, np.take_along_axis(rows, order, axis=1) + extra, axis=1)
@@ -191,3 +234,41 @@ def distinct_tokens(rows: Ints, tokens: int) -> Floats:
         ``tokens * (1 - prod(1 - rows / tokens))``.
     """
     return np.asarray(tokens * (1.0 - np.prod(1.0 - np.minimum(rows / tokens, 1.0), axis=1)))
+
+
+def filled_tokens(rows: Ints, tokens: int, local: Ints) -> Ints:
+    """Return how many tokens reach a rank if experts take tokens in turn, the one with the most rows first, each where the last one ended.
+
+    So the published generator deals rows to tokens (``_assign_experts_from_counts``): each expert takes an unbroken arc of the tokens,
+    as if they stood in a circle, and no token takes an expert twice, for no expert has more rows than there are tokens.
+
+    Parameters
+    ----------
+    rows : Ints[D, E]
+        Rows of every expert, at most ``tokens`` each.
+    tokens : int
+        Of the whole group.
+    local : Ints[D, S]
+        Experts of the rank.
+
+    Returns
+    -------
+    Ints[D]
+
+    Examples
+    --------
+    >>> filled_tokens(np.array([[4, 1, 3, 2]]), 5, np.array([[0, 2]])).tolist()  # tokens 0 to 3, then 4, 0 and 1
+    [5]
+    """
+    order = _falling(rows)
+    falling = np.take_along_axis(rows, order, axis=1)
+    first = np.empty_like(rows)
+    np.put_along_axis(first, order, (falling.cumsum(axis=1) - falling) % tokens, axis=1)
+    begin, own = np.take_along_axis(first, local, axis=1), np.take_along_axis(rows, local, axis=1)
+    # An arc across the end of the circle is two; those without rows have length 0 and sort where they do no harm.
+    begins = np.concatenate([begin, np.zeros_like(begin)], axis=1)
+    ends = np.concatenate([np.minimum(begin + own, tokens), np.maximum(begin + own - tokens, 0)], axis=1)
+    turn = np.argsort(begins, axis=1, kind="stable")
+    begins, ends = np.take_along_axis(begins, turn, axis=1), np.take_along_axis(ends, turn, axis=1)
+    reached = np.maximum.accumulate(np.concatenate([np.zeros_like(ends[:, :1]), ends[:, :-1]], axis=1), axis=1)
+    return np.asarray(np.maximum(ends - np.maximum(begins, reached), 0).sum(axis=1))

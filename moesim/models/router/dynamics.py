@@ -39,14 +39,18 @@ class RouterState:
     """The offsets of one layer: float[E] of every token, float[D, E] of the tokens of each domain beside.
 
     ``driven`` float[E] and ``kinds`` float32[D J, E] are in units of their standard deviations and stay; None where there are none.
+    ``grown`` float[E] is what training has added to the variance of the tokens' own part of each expert's logits.
+    ``moved`` float32[D J, E] is what gradients have added to the logits of the tokens of each kind; None where they add nothing.
     """
 
     offsets: Floats
     domains: Floats
+    grown: Floats | float = 0.0
     driven: Floats | None = None
     kinds: Singles | None = None
+    moved: Singles | None = None
 
-    def logits(self, tokens: Tokens, noise: Singles, topics: Singles | None, *, spread: float, law: Law) -> Singles:
+    def logits(self, tokens: Tokens, noise: Singles, topics: Singles | None, *, law: Law) -> Singles:
         """Return float32[T, E].
 
         Parameters
@@ -56,22 +60,23 @@ class RouterState:
             Standard normal numbers; used up: the answer is made in their place.
         topics : float32[S, E] or None
             Standard normal numbers for sequences, where ``law.sequence_share`` is not 0.
-        spread : float
-            Standard deviation of the tokens' own part.
         law : Law
-            For the shares of kinds and sequences in it.
+            For the tokens' own part: its scale, and the shares of kinds and sequences in it.
         """
         rows, of_token = (self.offsets + self.domains).astype(np.float32), tokens.domain
         alone = 1.0 - law.sequence_share
+        spread = np.sqrt(law.scale**2 + self.grown).astype(np.float32)
         if self.kinds is not None and tokens.kind is not None:
             each = len(self.kinds) // len(rows)
-            rows = np.repeat(rows, each, axis=0) + np.float32(spread * law.kind_share**0.5) * self.kinds
+            rows = np.repeat(rows, each, axis=0) + np.float32(law.kind_share**0.5) * spread * self.kinds
+            if self.moved is not None:
+                rows += self.moved
             of_token = tokens.kind
             alone -= law.kind_share
-        noise *= np.float32(spread * max(alone, 0.0) ** 0.5)
+        noise *= np.float32(max(alone, 0.0) ** 0.5) * spread
         noise += rows[of_token]
         if topics is not None:
-            noise += (np.float32(spread * law.sequence_share**0.5) * topics)[tokens.sequence]
+            noise += (np.float32(law.sequence_share**0.5) * spread * topics)[tokens.sequence]
         return noise
 
 
@@ -143,8 +148,10 @@ def advance(
     z: float,
     scoring: str,
     walk: Floats,
+    kind: Ints | None = None,
     pace: float = 1.0,
     pull: float = 1.0,
+    growth: float = 0.0,
     plain: bool = False,
 ) -> None:
     """Change a layer's router by one training step, in place.
@@ -170,24 +177,37 @@ def advance(
         Of the loss.
     walk : float[1 + D, E]
         Standard normal numbers: for the offsets, and for those of domains.
+    kind : int[T], optional
+        Of each token, where gradients move what kinds have in common.
     pace : float
         What feedback is multiplied by in this step.
     pull : float
         What drive is multiplied by in this step.
+    growth : float
+        What this step adds to the variance of the tokens' own part, for an expert of mean load.
     plain : bool
         Whether the gate chose the top-k of the logits, so that the loss counts the same.
     """
     counts, by_domain = _counts(chosen, domain, len(state.domains), logits.shape[1])
     push = pace * law.feedback * advantage(counted)
+    # 2 x / (x + 1); but losses have a gradient for every expert, and an optimiser that divides by its size moves all of them alike.
+    state.grown = state.grown + growth * (np.ones(len(counted)) if balance or z else 1.0 + 0.5 * advantage(counted))
     if state.driven is not None:
         push += pull * law.drive * state.driven
     local = pace * law.domain_feedback * (advantage(by_domain) - advantage(counts))
     local[by_domain.sum(axis=1) == 0] = 0.0
     if balance or z:
-        slope = _slope(logits, chosen if plain else None, domain, len(state.domains), group, top_k, balance, z, scoring)
+        by_token = _slope(logits, chosen if plain else None, group, top_k, balance, z, scoring)
+        slope = np.asarray(_sums(by_token, domain, len(state.domains)), dtype=np.float64)
         # All of a domain's gradients move its own offsets; together they move those of the layer.
         push -= _limited(law.gain * _with_common(slope.sum(axis=0), law.common), law.limit)
-        local -= _limited(law.gain * slope, law.limit)
+        local -= _limited((law.gain if law.domain_gain is None else law.domain_gain) * slope, law.limit)
+        if state.moved is not None and kind is not None:
+            of_kind = _sums(by_token, kind, len(state.moved))
+            each = of_kind.reshape(len(state.domains), -1, of_kind.shape[1])
+            each[:, : law.shared_kinds] = each[:, : law.shared_kinds].sum(axis=0)  # one kind, whatever the domain
+            state.moved *= np.float32(1.0 - law.decay)
+            state.moved -= np.float32(law.kind_gain) * of_kind
     state.offsets = state.offsets * (1.0 - law.decay) + push + law.drift * walk[0]
     state.domains = state.domains * (1.0 - law.decay) + local + law.domain_drift * walk[1:]
 
@@ -212,10 +232,8 @@ def _limited(change: Floats, limit: float | None) -> Floats:
     return change if limit is None else change / np.sqrt(1.0 + (change / limit) ** 2)
 
 
-def _slope(
-    logits: NDArray[Any], chosen: Ints | None, domain: Ints, domains: int, group: Ints, top_k: int, balance: float, z: float, scoring: str
-) -> Floats:
-    """Return float[D, E], the gradient of both losses with respect to the offsets of each domain; ``chosen`` if it is plain top-k."""
+def _slope(logits: NDArray[Any], chosen: Ints | None, group: Ints, top_k: int, balance: float, z: float, scoring: str) -> Singles:
+    """Return float32[T, E], the gradient of both losses with respect to every logit; ``chosen`` if it is plain top-k."""
     tokens, experts = logits.shape
     likely = probabilities(logits, scoring).astype(np.float32, copy=False)
     slope = np.zeros((tokens, experts), dtype=np.float32)
@@ -227,9 +245,14 @@ def _slope(
         slope += np.float32(balance) * balance_gradient(likely, per_group, group, top_k, steepness=steepness_of(logits, scoring))
     if z:
         slope += np.float32(z) * z_gradient(likely if scoring == "softmax" else probabilities(logits, "softmax"), logits)
-    member = np.zeros((domains, tokens), dtype=np.float32)
-    member[domain, np.arange(tokens)] = 1.0
-    return np.asarray(member @ slope, dtype=np.float64)
+    return slope
+
+
+def _sums(values: Singles, member: Ints, members: int) -> Singles:
+    """Return float32[M, E], the sums of float32[T, E] over the tokens of each domain, or of each kind."""
+    belongs = np.zeros((members, len(values)), dtype=np.float32)
+    belongs[member, np.arange(len(values))] = 1.0
+    return np.asarray(belongs @ values)
 
 
 def _counts(chosen: Ints, domain: Ints, domains: int, experts: int) -> tuple[Ints, Ints]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import hypot
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moesim.models.router.coefficients import Depths, at_depth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,11 +18,19 @@ class Law:
         Standard deviation of the tokens' own part of a logit at step 0.
     growth : float
         That part's variance grows by ``growth`` squared per step: experts learn to tell tokens apart, and updates of the router's weights
-        add up like a random walk.
+        add up like a random walk. Without a loss on the router it is 2 x / (x + 1) times as much for an expert with x times the mean load:
+        one that gets no tokens learns nothing, is seldom among the best, and stays dead.
+    settling : float or None
+        Steps after which that growth has fallen to a quarter, and its sum to half of what it would be: the first layer soon knows its
+        tokens apart. None: it goes on.
+    warmup : float
+        Steps over which the learning rate rises in a straight line; growth is slower then, by the square of what is missing.
     experts_start, domain_start : float
         Standard deviations of the offsets of experts, and of domains' own ones, at step 0.
     kinds : int
         Kinds of tokens in a domain; the j-th most frequent has a share in proportion to 1 / j, as words and letters do (Zipf).
+    shared_kinds : int
+        How many of the most frequent kinds are the same in all domains, as the space between words is; the others are a domain's own.
     kind_share : float
         The share of the tokens' own part (of its variance) that all tokens of a kind have in common.
     sequence_share : float
@@ -37,11 +47,13 @@ class Law:
     fading : float or None
         Steps after which feedback has fallen to half, as 1 / (1 + step / fading): the first tokens teach an expert most. None: it never
         falls.
-    depth : float
-        How much faster feedback and drive are in the last layer than in the first. The exponent grows with the cube of the place between
-        them, so most of it is in the last layers: there, tokens of a young model have most in common.
     gain : float
         A gradient of a loss with respect to the offset of an expert moves it by ``-gain`` times the gradient.
+    domain_gain : float or None
+        The same for what a domain's own offsets are moved by the gradients of its tokens. None: as ``gain``.
+    kind_gain : float
+        A gradient with respect to the logits of the tokens of one kind moves those logits by ``-kind_gain`` times it, beside what offsets
+        move: a loss takes a frequent kind from its favourites.
     common : float
         How many times as far a gradient moves all offsets of a layer together as one against the others. Every weight of a router agrees on
         that direction, and an optimiser like Adam moves each by its full step. It matters to the z-loss, which is soon satisfied by it.
@@ -55,67 +67,98 @@ class Law:
         The same of the domains' own offsets.
     fitted_at : tuple of int or None
         Experts of a layer and choices of a token where it was fitted to recordings; None where it is assumed.
+    deep : tuple
+        Pairs of the name of one of the constants in :data:`DEEP` and its corners ``((depth, value), ...)`` over depth, from 0 in the first
+        layer to 1 in the last; :meth:`of_layer` puts them in place of the single value.
     """
 
     scale: float = 1.0
     growth: float = 0.0
+    settling: float | None = None
+    warmup: float = 0.0
     experts_start: float = 0.05
     domain_start: float = 0.1
     kinds: int = 1
+    shared_kinds: int = 0
     kind_share: float = 0.0
     sequence_share: float = 0.0
     feedback: float = 2e-3
     domain_feedback: float = 1e-3
     drive: float = 0.0
     fading: float | None = None
-    depth: float = 1.0
     gain: float = 1.0
+    domain_gain: float | None = None
+    kind_gain: float = 0.0
     common: float = 1.0
     limit: float | None = None
     decay: float = 1e-3
     drift: float = 1e-3
     domain_drift: float = 0.0
     fitted_at: tuple[int, int] | None = None
+    deep: tuple[tuple[str, Depths], ...] = ()
 
     @property
     def has_kinds(self) -> bool:
         """Whether tokens of a kind have something in common."""
-        return self.kinds > 1 and self.kind_share > 0
+        return self.kinds > 1 and (self.kind_share > 0 or "kind_share" in dict(self.deep))
 
     def faded(self, step: int) -> float:
         """Return what is left of feedback in a step."""
         return 1.0 if self.fading is None else 1.0 / (1.0 + step / self.fading)
 
-    def haste(self, layer: int, layers: int) -> float:
-        """Return how much faster feedback and drive are in a layer than in the first."""
-        return float(self.depth ** ((layer / max(layers - 1, 1)) ** 3))
+    def grown(self, step: float) -> float:
+        """Return by how much the variance of the tokens' own part has grown until a step, for an expert of mean load."""
+        # The sum of the squares of the learning rate, in full steps: s^3 / (3 w^2) while it rises, and then one for each step.
+        warm = step**3 / (3.0 * self.warmup**2) if step < self.warmup else step - 2.0 * self.warmup / 3.0
+        slowed = warm if self.settling is None else warm / (1.0 + warm / self.settling)
+        return self.growth**2 * slowed
 
-    def spread(self, step: int) -> float:
-        """Return the standard deviation of the tokens' own part of a logit in a step."""
-        return hypot(self.scale, self.growth * step**0.5)
+    def of_layer(self, layer: int, layers: int) -> Law:
+        """Return the law of one layer of so many, with single values only."""
+        depth = layer / max(layers - 1, 1)
+        values: dict[str, Any] = {name: at_depth(corners, depth) for name, corners in self.deep}
+        return replace(self, deep=(), **values)
+
+
+DEEP = (
+    "scale", "growth", "settling", "experts_start", "domain_start", "kind_share", "sequence_share", "feedback", "domain_feedback", "drive",
+    "fading", "gain", "domain_gain", "kind_gain", "drift", "domain_drift",
+)  # fmt: skip
+"""Constants that may change from layer to layer."""
+
+
+def _by_layer(*values: float) -> Depths:
+    """Return the corners of a constant that was fitted layer by layer."""
+    return tuple((index / (len(values) - 1), value) for index, value in enumerate(values))
 
 
 LAWS: dict[str, Law] = {
     "assumed": Law(),
     # Fitted to four recorded trainings of a small language model (tests/data/trainings); docs/models/training.md says how.
     "small-lm": Law(
-        scale=0.15,
-        growth=0.0185,
-        experts_start=0.045,
-        domain_start=0.02,
+        warmup=100.0,
         kinds=64,
-        kind_share=0.54,
-        sequence_share=0.13,
-        feedback=1.25e-3,
-        domain_feedback=1.4e-3,
-        drive=3.2e-3,
-        fading=30.0,
-        depth=6.67,
-        gain=1.35,
+        shared_kinds=1,
+        fading=85.0,
         common=20.0,
         decay=2e-4,
         drift=5e-4,
-        domain_drift=1e-4,
         fitted_at=(16, 2),
+        deep=(
+            ("scale", _by_layer(0.201, 0.184, 0.155, 0.146)),
+            ("growth", _by_layer(0.0422, 0.0263, 0.0264, 0.0254)),
+            ("settling", _by_layer(150.0, 1500.0, 100000.0, 100000.0)),
+            ("experts_start", _by_layer(0.03, 0.06, 0.06, 0.08)),
+            ("domain_start", _by_layer(0.02, 0.03, 0.03, 0.03)),
+            ("kind_share", _by_layer(0.86, 0.78, 0.62, 0.45)),
+            ("sequence_share", _by_layer(0.136, 0.123, 0.185, 0.161)),
+            ("feedback", _by_layer(0.000721, 0.000742, 7.63e-05, 0.000126)),
+            ("domain_feedback", _by_layer(0.000247, 0.00104, 0.00163, 0.00232)),
+            ("drive", _by_layer(0.000912, 0.00131, 0.00144, 0.00784)),
+            ("gain", _by_layer(0.114, 0.176, 0.3, 0.182)),
+            ("domain_gain", _by_layer(1.01, 4.35, 3.99, 12.0)),
+            ("kind_gain", _by_layer(0.0314, 0.385, 0.44, 0.535)),
+            ("domain_drift", _by_layer(0.00232, 0.00667, 0.00399, 0.0121)),
+        ),
     ),
 }

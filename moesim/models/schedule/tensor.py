@@ -1,4 +1,4 @@
-"""Tensor parallelism: what a group of neighbouring GPUs gathers before its blocks, and adds up after them."""
+"""Tensor parallelism: what a group of neighbouring GPUs gathers before its blocks or its experts, and adds up after them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from moesim.base.errors import PluginError
 from moesim.facts.model import MoeModel
-from moesim.facts.program import Program, Work
+from moesim.facts.program import BACKWARD, Program, Work
 from moesim.facts.scenario import Parallel
 from moesim.models.schedule.weaving import woven
 
@@ -38,6 +38,31 @@ def with_tensor_parallelism(program: Program, parallel: Parallel) -> Program:
             after[index] = [replace(work, phase=f"{work.phase}_reduce")]
         elif work.phase == "combine":
             after[index] = [replace(work, phase="tokens_gather")]
+    return woven(program, before, after)
+
+
+def with_expert_tensor_parallelism(program: Program, parallel: Parallel) -> Program:
+    """Return a program in which GPUs that share experts gather the rows that arrived at each, and add up their parts of the results.
+
+    After tokens (backward: gradients of results) have come to an expert, an all-gather of the rows; before results (backward: gradients of
+    rows) leave, a reduce-scatter. So in NVIDIA/Megatron-LM, ``MoEAlltoAllTokenDispatcher`` (``megatron/core/transformer/moe/
+    token_dispatcher.py``): what is gathered forward is scattered backward, and the other way round. With ``tensor: replicated`` the GPUs
+    have the same tokens already, and nothing is gathered.
+
+    Parameters
+    ----------
+    program : Program
+    parallel : Parallel
+    """
+    before: dict[int, list[Work]] = {}
+    after: dict[int, list[Work]] = {}
+    for index, task in enumerate(program.tasks):
+        work = task.work
+        back = work.direction == BACKWARD
+        if work.phase == ("combine" if back else "dispatch") and parallel.tensor == "sequence":
+            after[index] = [replace(work, phase="experts_gather")]
+        elif work.phase == ("dispatch" if back else "combine"):
+            before[index] = [replace(work, phase="experts_scatter")]
     return woven(program, before, after)
 
 

@@ -10,7 +10,7 @@ from moesim.facts.model import MoeModel
 from moesim.facts.program import Program
 from moesim.facts.scenario import Parallel, Workload
 from moesim.facts.training import Training
-from moesim.models.schedule.tensor import check_tensor, with_tensor_parallelism
+from moesim.models.schedule.tensor import check_tensor, with_expert_tensor_parallelism, with_tensor_parallelism
 from moesim.models.schedule.training_tasks import check_training, with_optimiser, with_recomputation
 
 
@@ -59,4 +59,6 @@ def step_program(
     if parallel is not None and parallel.tp > 1:
         check_tensor(model, parallel, workload.phase)
         program = with_tensor_parallelism(program, parallel)
+    if parallel is not None and parallel.etp > 1:
+        program = with_expert_tensor_parallelism(program, parallel)
     return program

@@ -10,9 +10,8 @@ Links that share flows form a *component*; components do not feel each other, so
 
 Source of the fair shares: D. Bertsekas, R. Gallager, *Data Networks*, 2nd ed., 1992, section 6.5.2; of the virtual time: A. Parekh,
 R. Gallager, "A generalized processor sharing approach to flow control", IEEE/ACM Transactions on Networking 1(3), 1993; of the heap:
-M. Fredman et al., "The pairing heap", Algorithmica 1, 1986. All compiled functions of this core stand in one file, because a compiled
-function is rebuilt when its own file changes, and not when a file that it calls into does. Functions that are called often take arrays and
-not the whole state: for each array in a tuple, a call counts references up and down.
+M. Fredman et al., "The pairing heap", Algorithmica 1, 1986. All compiled functions of this core stand in one file, because they are the
+parts of one algorithm on the same arrays. Functions take these arrays one by one and not as a tuple, which Python hands over more slowly.
 """
 # ruff: noqa: PLR0917 - compiled functions take arrays by position
 # The formatter would give each of some twenty arrays a line of its own, in every signature and call.
@@ -23,10 +22,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Floats, Ints
+from moesim.models.sharing.compiled import from_python, inside, merged, wide
 
 Whole32 = NDArray[np.int32]
 
@@ -43,9 +42,12 @@ FIRST, LAST, ROOM, FLOWS, OWN, COMPONENT, CANDIDATE, NEIGHBOURS, HEAP, FIXED, EL
 CAPACITY, LEVEL, SERVICE, TOTAL, BUSY, THROUGH, SINCE = range(7)
 # Columns of ``State.open``: what a filling still has to give away on a link, and to how many flows of what weight.
 LEFT, WEIGHTS, COUNT = range(3)
-# Rows of ``State.part_whole`` and ``State.part_real``: components.
-BEGIN, END, CANDIDATES, PART_FLOWS, DIRTY, FILLED = range(6)
-TIME, NEXT_END, STEP = range(3)
+NOWHERE = -2
+"""The group of a flow that is between two."""
+# Rows of ``State.part_whole`` and ``State.part_real``: components; then room for working, and for what their rows held before.
+BEGIN, END, CANDIDATES, PART_FLOWS, DIRTY, FILLED, NUMBER, SIZE, OLD = range(9)
+TIME, NEXT_END, STEP, SOON, OLD_TIMES = range(5)
+PART_ROWS, PART_TIMES = 6, 3
 FILLS, MOVES, ENDS, PARTS, QUEUED = range(5)
 
 
@@ -60,8 +62,8 @@ class State(NamedTuple):
     time is time itself. ``crossing[b, c]`` is 1 more than the place of c among the neighbours of b, 0 if it is not among them;
     ``shared[b, i]`` counts the flows limited at b that cross neighbour i too, and ``shared_weight`` sums their weights (it has a single
     entry while all weights are 1); ``before[b, i]`` is what neighbour i had left before the level of b was fixed. The candidates of a
-    component stand in the order in which their levels were fixed. ``start_key`` and ``start_entry`` are a binary heap of flows that will
-    start.
+    component stand in the order in which their levels were fixed; behind K of them is room for as many. ``start_key`` and ``start_entry``
+    are a binary heap of flows that will start.
     """
 
     route: Whole32
@@ -118,7 +120,7 @@ SO_FAR_ELSEWHERE_TAKES = ("route", "flow_whole", "flow_real", "link_whole", "lin
 """Which arrays of a state each entry takes, in order. They are handed over one by one: a tuple of them takes ten times as long."""
 
 
-@njit(cache=True, error_model="numpy")
+@inside
 def _meld(a: int, b: int, real: Floats, whole: Whole32) -> int:
     """Return the root of two heaps made one; -1 is the empty heap."""
     if a < 0:
@@ -136,25 +138,25 @@ def _meld(a: int, b: int, real: Floats, whole: Whole32) -> int:
     return a
 
 
-@njit(cache=True, error_model="numpy")
+@inside
 def _take(f: int, root: int, real: Floats, whole: Whole32) -> int:
     """Take flow f out of the heap and return the new root: its children are melded in pairs, then from the last to the first."""
-    stack = -1
-    x = whole[f, CHILD]
+    stack = wide(-1)
+    x = wide(whole[f, CHILD])
     while x >= 0:
-        y = whole[x, NEXT]
+        y = wide(whole[x, NEXT])
         whole[x, NEXT] = whole[x, PREVIOUS] = -1
-        rest = -1
+        rest = wide(-1)
         if y >= 0:
-            rest = whole[y, NEXT]
+            rest = wide(whole[y, NEXT])
             whole[y, NEXT] = whole[y, PREVIOUS] = -1
         pair = _meld(x, y, real, whole)
         whole[pair, NEXT] = stack
         stack = pair
         x = rest
-    below = -1
+    below = wide(-1)
     while stack >= 0:
-        rest = whole[stack, NEXT]
+        rest = wide(whole[stack, NEXT])
         whole[stack, NEXT] = whole[stack, PREVIOUS] = -1
         below = _meld(below, stack, real, whole)
         stack = rest
@@ -172,7 +174,7 @@ def _take(f: int, root: int, real: Floats, whole: Whole32) -> int:
     return _meld(root, below, real, whole)
 
 
-@njit(cache=True, error_model="numpy")
+@inside
 def _sift(key: Floats, entry: Whole32, size: int, place: int, value: float, item: int) -> None:
     """Let ``item`` sink from ``place`` in a binary heap, smallest key on top.
 
@@ -193,13 +195,13 @@ def _sift(key: Floats, entry: Whole32, size: int, place: int, value: float, item
     key[place], entry[place] = value, item
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _speed(flow_real: Floats, f: int, group: int, links: int) -> float:
     """Return what a flow gets per unit of its group's virtual time: its weight, or its cap where it runs at that."""
     return float(flow_real[f, CAP] if group >= links else flow_real[f, WEIGHT])
 
 
-@njit(cache=True, error_model="numpy")
+@inside
 def _cross(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, crossing: Whole32, neighbours: Whole32, shared: Whole32,
     shared_weight: Floats, group: int, f: int, sign: int, weighted: bool
@@ -233,7 +235,7 @@ def _cross(
                     shared_weight[group, place] = shared_weight[group, last]
 
 
-@njit(cache=True, error_model="numpy")
+@inside
 def _enter(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, f: int, group: int, left: float, links: int, weighted: bool
@@ -245,32 +247,32 @@ def _enter(
     link_whole[OWN, group] += 1
     flow_whole[f, GROUP] = group
     flow_real[f, TAG] = link_real[SERVICE, group] + left / _speed(flow_real, f, group, links)
-    link_whole[HEAP, group] = _meld(link_whole[HEAP, group], f, flow_real, flow_whole)
+    link_whole[HEAP, group] = _meld(wide(link_whole[HEAP, group]), f, flow_real, flow_whole)
     if group < links:
-        _cross(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, 1, weighted)
+        _cross(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, wide(1), weighted)
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _unheap(flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, f: int, links: int) -> float:
     """Take a flow out of the heap of its group; return the bytes that it still has to carry."""
-    group = flow_whole[f, GROUP]
-    link_whole[HEAP, group] = _take(f, link_whole[HEAP, group], flow_real, flow_whole)
+    group = wide(flow_whole[f, GROUP])
+    link_whole[HEAP, group] = _take(f, wide(link_whole[HEAP, group]), flow_real, flow_whole)
     return float((flow_real[f, TAG] - link_real[SERVICE, group]) * _speed(flow_real, f, group, links))
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _discount(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, crossing: Whole32, neighbours: Whole32, shared: Whole32,
     shared_weight: Floats, f: int, links: int, weighted: bool
 ) -> None:
     """Count a flow no more among those of its group."""
-    group = flow_whole[f, GROUP]
+    group = wide(flow_whole[f, GROUP])
     link_whole[OWN, group] -= 1
     if group < links:
-        _cross(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, -1, weighted)
+        _cross(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, wide(-1), weighted)
 
 
-@njit(cache=True, error_model="numpy")
+@inside
 def _exit(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, f: int, links: int, weighted: bool
@@ -281,7 +283,7 @@ def _exit(
     return left
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _is_fixed(flow_whole: Whole32, link_whole: Whole32, f: int, links: int, number: int) -> bool:
     """Return whether this filling has given flow f its rate."""
     group = flow_whole[f, GROUP]
@@ -290,7 +292,7 @@ def _is_fixed(flow_whole: Whole32, link_whole: Whole32, f: int, links: int, numb
     return bool(flow_whole[f, SETTLED] == number)
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _at_cap(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, counts: Ints, f: int, part: int, links: int, number: int, weighted: bool
@@ -316,7 +318,7 @@ def _at_cap(
     return short
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _gather(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, listed: Whole32, counts: Ints, link: int, links: int, number: int,
@@ -325,7 +327,7 @@ def _gather(
     """Make all flows of a link that have no rate yet members of its group."""
     to = link_whole[FIRST, link]
     for place in range(link_whole[FIRST, link], link_whole[LAST, link]):
-        f = listed[place]
+        f = wide(listed[place])
         if flow_whole[f, ALIVE] == 0:
             continue  # it has ended: the list gets shorter
         listed[to] = f
@@ -342,7 +344,7 @@ def _gather(
     link_whole[LAST, link] = to
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _fix(
     link_whole: Whole32, open_: Floats, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, link: int,
     level: float, weighted: bool
@@ -370,7 +372,7 @@ def _fix(
     return short
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _undo(
     link_whole: Whole32, link_real: Floats, open_: Floats, neighbours: Whole32, shared: Whole32, before: Floats, candidates: Whole32,
     part_whole: Ints, part: int, level: float
@@ -389,7 +391,7 @@ def _undo(
     part_whole[FILLED, part] = last + 1 - begin
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _clear(link_whole: Whole32, link_real: Floats, open_: Floats, members: Whole32, part_whole: Ints, part: int) -> None:
     """Take all levels of a component back."""
     for place in range(part_whole[BEGIN, part], part_whole[END, part]):
@@ -401,13 +403,13 @@ def _clear(link_whole: Whole32, link_real: Floats, open_: Floats, members: Whole
     part_whole[FILLED, part] = 0
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _heap_up(
     link_whole: Whole32, open_: Floats, candidates: Whole32, part_whole: Ints, key: Floats, entry: Whole32, part: int, count: int
 ) -> int:
     """Make a heap of the candidates whose levels are not fixed, by their shares; return its size."""
     begin = part_whole[BEGIN, part]
-    size = 0
+    size = wide(0)
     for place in range(begin + part_whole[FILLED, part], begin + part_whole[CANDIDATES, part]):
         link = candidates[place]
         if open_[link, count] > 0:
@@ -416,37 +418,37 @@ def _heap_up(
         else:
             link_whole[CANDIDATE, link] = 0
     for place in range(size // 2 - 1, -1, -1):
-        _sift(key, entry, size, place, key[place], entry[place])
+        _sift(key, entry, size, place, key[place], wide(entry[place]))
     return size
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _scarcest(link_whole: Whole32, open_: Floats, key: Floats, entry: Whole32, size: int, level: float, count: int) -> tuple[int, float]:
     """Bring the link with the smallest share to the top of the heap; return the heap's size and that share."""
     while size > 0:
-        link = entry[0]
+        link = wide(entry[0])
         if open_[link, count] > 0:
             # Rounding must not let a level fall below the one before it.
             share = max(open_[link, LEFT] / open_[link, WEIGHTS], level)
             if share <= key[0] * (1 + 1e-13):
                 return size, share
-            _sift(key, entry, size, 0, share, link)
+            _sift(key, entry, size, wide(0), share, link)
             continue
         link_whole[CANDIDATE, link] = 0
         size = _pop(key, entry, size)
     return 0, np.inf
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _pop(key: Floats, entry: Whole32, size: int) -> int:
     """Take the top off the heap of candidates; return its size."""
     size -= 1
     if size > 0:
-        _sift(key, entry, size, 0, key[size], entry[size])
+        _sift(key, entry, size, wide(0), key[size], wide(entry[size]))
     return size
 
 
-@njit(cache=True, error_model="numpy")
+@inside
 def _fill(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
@@ -475,7 +477,7 @@ def _fill(
         while True:
             size, share = _scarcest(link_whole, open_, key, entry, size, level, count)
             if next_capped < len(capped):
-                f = capped[next_capped]
+                f = wide(capped[next_capped])
                 at = flow_real[f, CAP] / flow_real[f, WEIGHT]
                 if at <= share:
                     next_capped += 1
@@ -492,7 +494,7 @@ def _fill(
                     continue
             if size == 0:
                 break
-            link, level = entry[0], share
+            link, level = wide(entry[0]), share
             if open_[link, count] > link_whole[OWN, link]:
                 _gather(
                     route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, listed, counts,
@@ -511,7 +513,7 @@ def _fill(
     _plan_end(flow_real, link_whole, link_real, crossing, candidates, part_whole, part_real, part)
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _plan_end(
     flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32, candidates: Whole32, part_whole: Ints,
     part_real: Floats, part: int
@@ -533,7 +535,7 @@ def _plan_end(
     part_whole[DIRTY, part] = CLEAN
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _more_candidates(
     link_whole: Whole32, link_real: Floats, open_: Floats, members: Whole32, candidates: Whole32, part_whole: Ints, part: int
 ) -> bool:
@@ -550,14 +552,14 @@ def _more_candidates(
     return more
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _load(link_whole: Whole32, link_real: Floats, open_: Floats, link: int) -> float:
     """Return what a link carries at the present levels, in B/s."""
     unused = 0.0 if link_whole[FIXED, link] != 0 else open_[link, LEFT]
     return float(link_real[CAPACITY, link] - unused)
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _pass_time(
     link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32, members: Whole32, candidates: Whole32, part_whole: Ints,
     part_real: Floats, part: int, step: float, now: float
@@ -566,7 +568,7 @@ def _pass_time(
     begin = part_whole[BEGIN, part]
     if step > 0:
         for place in range(begin, part_whole[END, part]):
-            link = members[place]
+            link = wide(members[place])
             if link_whole[FLOWS, link] > 0:
                 link_real[THROUGH, link] += _load(link_whole, link_real, open_, link) * step
         for place in range(begin, begin + part_whole[FILLED, part]):
@@ -576,7 +578,7 @@ def _pass_time(
     part_real[TIME, part] = now
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _off(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, part_whole: Ints,
     carried: Floats, f: int, left: float, now: float, pending: Ints, woken: Ints, woke: int
@@ -606,7 +608,7 @@ def _off(
     return _count_down(flow_whole, f, pending, woken, woke)
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _count_down(flow_whole: Whole32, f: int, pending: Ints, woken: Ints, woke: int) -> int:
     """Take a flow off its two counters; return how many counters have reached zero so far."""
     for counter in (flow_whole[f, SOURCE], flow_whole[f, DESTINATION]):
@@ -617,7 +619,7 @@ def _count_down(flow_whole: Whole32, f: int, pending: Ints, woken: Ints, woke: i
     return woke
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _end_flows(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, members: Whole32, candidates: Whole32, part_whole: Ints,
@@ -636,7 +638,7 @@ def _end_flows(
         group = candidates[place] if place < begin + part_whole[FILLED, part] else links + part
         level, service = link_real[LEVEL, group], link_real[SERVICE, group]
         while link_whole[HEAP, group] >= 0:
-            f = link_whole[HEAP, group]
+            f = wide(link_whole[HEAP, group])
             if (flow_real[f, TAG] - service) / level > within:
                 break
             _unheap(flow_whole, flow_real, link_whole, link_real, f, links)
@@ -648,19 +650,20 @@ def _end_flows(
         part_whole[DIRTY, part] = WHOLLY
     else:
         _undo(link_whole, link_real, open_, neighbours, shared, before, candidates, part_whole, part, lowest)
-    woke = 0
+    woke = wide(0)
     for place in range(ended):
         counts[ENDS] += 1
-        _discount(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, entry[place], links, weighted)
+        f = wide(entry[place])
+        _discount(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, f, links, weighted)
         woke = _off(
-            route, flow_whole, flow_real, link_whole, link_real, open_, part_whole, carried, entry[place], 0.0, now, pending, woken, woke
+            route, flow_whole, flow_real, link_whole, link_real, open_, part_whole, carried, f, 0.0, now, pending, woken, woke
         )
     part_whole[DIRTY, part] = max(part_whole[DIRTY, part], PARTLY)
     return woke
 
 
-@njit(cache=True, error_model="numpy")
-def bring(
+@inside
+def _bring(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
     part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, now: float, weighted: bool
@@ -678,32 +681,46 @@ def bring(
     part_whole[DIRTY, part] = WHOLLY
 
 
-@njit(cache=True, error_model="numpy")
+@from_python
+def bring(
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, now: float, weighted: bool
+) -> None:
+    """Let a component run to ``now`` at its present levels, because something about it is going to change."""
+    _bring(
+        route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
+        candidates, part_whole, part_real, capped, key, entry, counts, part, now, weighted
+    )
+
+
+@inside
 def _root(joined: Whole32, part: int) -> int:
     while joined[part] != part:
         joined[part] = joined[joined[part]]
-        part = joined[part]
+        part = wide(joined[part])
     return part
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _connect(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Ints,
-    now: float, weighted: bool
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Whole32,
+    first: int, last: int, now: float, weighted: bool
 ) -> None:
     """Bring the components that new flows touch to ``now``, and make one of those that a flow joins."""
     parts = counts[PARTS]
     component = link_whole[COMPONENT]
     apart = False
-    for f in flows:
+    for index in range(last - 1, first - 1, -1):
+        f = flows[index]
         home = component[route[f, 0]]
         for h in range(flow_whole[f, BINDING]):
-            part = component[route[f, h]]
+            part = wide(component[route[f, h]])
             apart = apart or part < 0 or part != home
             if part >= 0 and (part_real[TIME, part] != now or part_whole[DIRTY, part] != WHOLLY):
-                bring(
+                _bring(
                     route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before,
                     listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, now, weighted
                 )
@@ -711,10 +728,11 @@ def _connect(
         return
     for part in range(parts):
         joined[part] = part
-    for f in flows:
-        home = -1
+    for index in range(last - 1, first - 1, -1):
+        f = flows[index]
+        home = wide(-1)
         for h in range(flow_whole[f, BINDING]):
-            part = component[route[f, h]]
+            part = wide(component[route[f, h]])
             if part >= 0:
                 part = _root(joined, part)
                 if home >= 0:
@@ -737,24 +755,44 @@ def _connect(
     )
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _leave_caps(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, weighted: bool
-) -> Floats:
-    """Take the flows that run at their caps out of their groups; return the bytes that each has to go, -1 for flows elsewhere."""
+) -> None:
+    """Take the flows that run at their caps out of their groups, until :func:`_return_to_caps`; their tags are what they have to go."""
     links = crossing.shape[0]
-    left = np.full(len(capped), -1.0)
     for place in range(len(capped)):
-        f = capped[place]
+        f = wide(capped[place])
         if flow_whole[f, ALIVE] != 0 and flow_whole[f, GROUP] >= links:
-            left[place] = _exit(
+            flow_real[f, TAG] = _exit(
                 route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted
             )
-    return left
+            flow_whole[f, GROUP] = NOWHERE
 
 
-@njit(cache=True, error_model="numpy")
+@merged
+def _put_aside(crossing: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, parts: int, joined: Whole32) -> int:
+    """Copy what is known of components, and give new numbers to those that remain; return how many these are."""
+    # Loops and not slices: these take seconds to compile.
+    links = crossing.shape[0]
+    for place in range(links):
+        candidates[links + place] = candidates[place]
+    kept = wide(0)
+    part_whole[SIZE, 0] = 0
+    for part in range(parts):
+        for row in range(PART_ROWS):
+            part_whole[OLD + row, part] = part_whole[row, part]
+        for row in range(PART_TIMES):
+            part_real[OLD_TIMES + row, part] = part_real[row, part]
+        if joined[part] == part:
+            part_whole[NUMBER, part] = kept
+            kept += 1
+            part_whole[SIZE, kept] = 0
+    return kept
+
+
+@merged
 def _renumber(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, members: Whole32, candidates: Whole32, part_whole: Ints,
@@ -765,37 +803,33 @@ def _renumber(
     Components that were not touched, and so need not be filled anew, keep their candidates in the order in which these were fixed.
     """
     links = crossing.shape[0]
-    number = np.full(parts, -1, dtype=np.int64)
-    kept = 0
-    for part in range(parts):
-        if joined[part] == part:
-            number[part] = kept
-            kept += 1
     # Flows at their caps leave their old groups before the numbers change.
-    at_cap = _leave_caps(route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, weighted)
-    old_whole, old_real, old_candidates = part_whole[:, :parts].copy(), part_real[:, :parts].copy(), candidates.copy()
-    size = np.zeros(kept + 1, dtype=np.int64)
+    _leave_caps(route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, weighted)
+    kept = _put_aside(crossing, candidates, part_whole, part_real, parts, joined)
     for link in range(links):
         if link_whole[COMPONENT, link] >= 0:
-            link_whole[COMPONENT, link] = number[_root(joined, link_whole[COMPONENT, link])]
-            size[link_whole[COMPONENT, link] + 1] += 1
+            to = part_whole[NUMBER, _root(joined, wide(link_whole[COMPONENT, link]))]
+            link_whole[COMPONENT, link] = to
+            part_whole[SIZE, to + 1] += 1
     for part in range(kept):
-        size[part + 1] += size[part]
+        part_whole[SIZE, part + 1] += part_whole[SIZE, part]
         part_whole[PART_FLOWS, part] = 0
     for part in range(parts):
-        to = number[_root(joined, part)]
-        part_whole[PART_FLOWS, to] += old_whole[PART_FLOWS, part]
+        to = part_whole[NUMBER, _root(joined, part)]
+        part_whole[PART_FLOWS, to] += part_whole[OLD + PART_FLOWS, part]
         if joined[part] != part:
             continue
-        begin = size[to]
-        part_real[:, to] = old_real[:, part]
+        begin = part_whole[SIZE, to]
+        for row in range(PART_TIMES):
+            part_real[row, to] = part_real[OLD_TIMES + row, part]
         part_whole[BEGIN, to] = part_whole[END, to] = begin
-        part_whole[DIRTY, to] = old_whole[DIRTY, part]
+        part_whole[DIRTY, to] = part_whole[OLD + DIRTY, part]
         part_whole[CANDIDATES, to] = part_whole[FILLED, to] = 0
-        if old_whole[DIRTY, part] != WHOLLY:
-            part_whole[CANDIDATES, to], part_whole[FILLED, to] = old_whole[CANDIDATES, part], old_whole[FILLED, part]
-            for place in range(old_whole[CANDIDATES, part]):
-                candidates[begin + place] = old_candidates[old_whole[BEGIN, part] + place]
+        if part_whole[DIRTY, to] != WHOLLY:
+            part_whole[CANDIDATES, to] = part_whole[OLD + CANDIDATES, part]
+            part_whole[FILLED, to] = part_whole[OLD + FILLED, part]
+            for place in range(part_whole[CANDIDATES, to]):
+                candidates[begin + place] = candidates[links + part_whole[OLD + BEGIN, part] + place]
     for link in range(links):
         part = link_whole[COMPONENT, link]
         if part < 0:
@@ -806,15 +840,15 @@ def _renumber(
             candidates[part_whole[BEGIN, part] + part_whole[CANDIDATES, part]] = link
             part_whole[CANDIDATES, part] += 1
     _return_to_caps(
-        route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, kept, at_cap, weighted
+        route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, kept, weighted
     )
     return kept
 
 
-@njit(cache=True, error_model="numpy")
+@merged
 def _return_to_caps(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, parts: int, left: Floats, weighted: bool
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, parts: int, weighted: bool
 ) -> None:
     """Put the flows that :func:`_leave_caps` took out into the groups of their components' new numbers."""
     links = crossing.shape[0]
@@ -824,36 +858,39 @@ def _return_to_caps(
         link_real[LEVEL, links + part] = 1.0
         link_real[SERVICE, links + part] = 0.0
     for place in range(len(capped)):
-        f = capped[place]
-        if left[place] >= 0.0:
+        f = wide(capped[place])
+        if flow_whole[f, ALIVE] != 0 and flow_whole[f, GROUP] == NOWHERE:
             _enter(
-                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links +
-                link_whole[COMPONENT, route[f, 0]], left[place], links, weighted
+                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f,
+                links + wide(link_whole[COMPONENT, route[f, 0]]), flow_real[f, TAG], links, weighted
             )
 
 
-@njit(cache=True, error_model="numpy")
-def start(
+@inside
+def _start(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Ints,
-    now: float, left: Floats, weighted: bool
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Whole32,
+    first: int, last: int, now: float, weighted: bool
 ) -> None:
-    """Let flows that stand in the tables move ``left`` bytes: on their links, and in the group of the link that looks scarcest."""
+    """Let flows that stand in the tables move: on their links, and in the group of the link that looks scarcest.
+
+    They are ``flows[first:last]``, from the last to the first; their tags are the bytes that they have to go.
+    """
     _connect(
         route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
-        candidates, part_whole, part_real, capped, key, entry, joined, counts, flows, now, weighted
+        candidates, part_whole, part_real, capped, key, entry, joined, counts, flows, first, last, now, weighted
     )
     links = crossing.shape[0]
     whole, real = link_whole, link_real
-    for index in range(len(flows)):
-        f = flows[index]
+    for index in range(last - 1, first - 1, -1):
+        f = wide(flows[index])
         flow_whole[f, ALIVE] = 1
         flow_whole[f, WAITING] = 0
         flow_whole[f, SETTLED] = 0
         for row in (CHILD, NEXT, PREVIOUS):
             flow_whole[f, row] = -1
-        scarcest, least = -1, np.inf
+        scarcest, least = wide(-1), np.inf
         for h in range(route.shape[1]):
             link = route[f, h]
             if link < 0:
@@ -872,7 +909,7 @@ def start(
             whole[LAST, link] += 1
             share = real[CAPACITY, link] / real[TOTAL, link]
             if share < least:
-                scarcest, least = link, share
+                scarcest, least = wide(link), share
         part = whole[COMPONENT, scarcest]
         part_whole[PART_FLOWS, part] += 1
         if whole[CANDIDATE, scarcest] == 0:
@@ -880,41 +917,52 @@ def start(
             candidates[part_whole[BEGIN, part] + part_whole[CANDIDATES, part]] = scarcest
             part_whole[CANDIDATES, part] += 1
         _enter(
-            route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, scarcest, left[index],
-            links, weighted
+            route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, scarcest,
+            flow_real[f, TAG], links, weighted
         )
 
 
-@njit(cache=True, error_model="numpy")
+@from_python
+def start(
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
+    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
+    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Whole32,
+    now: float, weighted: bool
+) -> None:
+    """Let flows that stand in the tables move, from the last to the first; their tags are the bytes that they have to go."""
+    _start(
+        route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
+        candidates, part_whole, part_real, capped, key, entry, joined, counts, flows, wide(0), len(flows), now, weighted
+    )
+
+
+@merged
 def _start_queued(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
     part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, start_key: Floats, start_entry: Whole32,
     joined: Whole32, counts: Ints, now: float, weighted: bool
 ) -> None:
-    """Start the flows whose time has come."""
-    flows = np.empty(counts[QUEUED], dtype=np.int64)
-    many = 0
-    size = counts[QUEUED]
+    """Start the flows whose time has come. They are put where the queue ends, which gets shorter, each before the one that was there."""
+    last = counts[QUEUED]
+    first, size = last, last
     while size > 0 and start_key[0] == now:
-        f = start_entry[0]
+        f = wide(start_entry[0])
         size -= 1
         if size > 0:
-            _sift(start_key, start_entry, size, 0, start_key[size], start_entry[size])
+            _sift(start_key, start_entry, size, wide(0), start_key[size], wide(start_entry[size]))
         if flow_whole[f, WAITING] != 0:  # otherwise it was cancelled
-            flows[many] = f
-            many += 1
+            first -= 1
+            start_entry[first] = f
+            flow_real[f, TAG] = flow_real[f, ASKED]
     counts[QUEUED] = size
-    left = np.empty(many)
-    for index in range(many):
-        left[index] = flow_real[flows[index], ASKED]
-    start(
+    _start(
         route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
-        candidates, part_whole, part_real, capped, key, entry, joined, counts, flows[:many], now, left, weighted
+        candidates, part_whole, part_real, capped, key, entry, joined, counts, start_entry, first, last, now, weighted
     )
 
 
-@njit(cache=True, error_model="numpy")
+@from_python
 def advance(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
@@ -941,9 +989,10 @@ def advance(
     float, int
         The time reached, and how many counters reached zero then.
     """
+    # Components in a heap by their next ends: while none but the first changes, nobody looks at the others.
+    soon, whose = part_real[SOON], joined
     while True:
-        first = -1
-        soonest = np.inf
+        size = wide(0)
         for part in range(counts[PARTS]):
             if part_whole[PART_FLOWS, part] == 0:
                 continue
@@ -952,32 +1001,44 @@ def advance(
                     route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before,
                     listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
                 )
-            if part_real[NEXT_END, part] < soonest:
-                soonest = part_real[NEXT_END, part]
-                first = part
-        if counts[QUEUED] > 0 and start_key[0] < soonest:
-            if start_key[0] > horizon:
+            soon[size], whose[size] = part_real[NEXT_END, part], part
+            size += 1
+        for place in range(size // 2 - 1, -1, -1):
+            _sift(soon, whose, size, place, soon[place], wide(whose[place]))
+        while True:
+            soonest = soon[0] if size > 0 else np.inf
+            if counts[QUEUED] > 0 and start_key[0] < soonest:
+                if start_key[0] > horizon:
+                    return horizon, 0
+                now = start_key[0]
+                _start_queued(
+                    route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before,
+                    listed, members, candidates, part_whole, part_real, capped, key, entry, start_key, start_entry, joined, counts, now,
+                    weighted
+                )
+                break
+            if size == 0:
+                return (horizon if horizon < np.inf else now), 0
+            if soonest > horizon:
                 return horizon, 0
-            now = start_key[0]
-            _start_queued(
-                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
-                members, candidates, part_whole, part_real, capped, key, entry, start_key, start_entry, joined, counts, now, weighted
+            now, first = soonest, wide(whose[0])
+            woke = _end_flows(
+                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, members,
+                candidates, part_whole, part_real, capped, carried, entry, counts, first, pending, woken, weighted
             )
-            continue
-        if first < 0:
-            return (horizon if horizon < np.inf else now), 0
-        if soonest > horizon:
-            return horizon, 0
-        now = soonest
-        woke = _end_flows(
-            route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, members,
-            candidates, part_whole, part_real, capped, carried, entry, counts, first, pending, woken, weighted
-        )
-        if woke:
-            return now, woke
+            if woke:
+                return now, woke
+            if part_whole[PART_FLOWS, first] == 0:
+                size = _pop(soon, whose, size)
+                continue
+            _fill(
+                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
+                members, candidates, part_whole, part_real, capped, key, entry, counts, first, weighted
+            )
+            _sift(soon, whose, size, wide(0), part_real[NEXT_END, first], first)
 
 
-@njit(cache=True, error_model="numpy")
+@inside
 def _queue(start_key: Floats, start_entry: Whole32, counts: Ints, f: int, time: float) -> None:
     """Put a flow into the queue of those that will start."""
     place = counts[QUEUED]
@@ -991,14 +1052,52 @@ def _queue(start_key: Floats, start_entry: Whole32, counts: Ints, f: int, time: 
     start_key[place], start_entry[place] = time, f
 
 
-@njit(cache=True, error_model="numpy")
+@from_python
 def queue(start_key: Floats, start_entry: Whole32, counts: Ints, flows: Ints, times: Floats) -> None:
     """Put flows into the queue of those that will start."""
     for index in range(len(flows)):
         _queue(start_key, start_entry, counts, flows[index], times[index])
 
 
-@njit(cache=True, error_model="numpy")
+@inside
+def admit_one(
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32, counts: Ints,
+    f: int, paths: Whole32, path: int, binding: Bools, pair: int, size: float, weight: float, cap: float, source: int, destination: int,
+    time: float
+) -> bool:
+    """Write a new flow into the tables and into the queue of those that will start, at ``time``.
+
+    Its links are ``paths[path]``; in the tables those that may become full come first. Returns whether their lists have room for it.
+    """
+    fits = True
+    many = 0
+    for h in range(paths.shape[1]):
+        link = paths[path, h]
+        if link >= 0 and binding[link]:
+            route[f, many] = link
+            many += 1
+            link_whole[RESERVED, link] += 1
+            used = link_whole[LAST, link] - link_whole[FIRST, link] + link_whole[RESERVED, link]
+            fits = fits and used <= link_whole[ROOM, link]
+    flow_whole[f, BINDING] = many
+    for h in range(paths.shape[1]):
+        link = paths[path, h]
+        if link >= 0 and not binding[link]:
+            route[f, many] = link
+            many += 1
+    for h in range(many, paths.shape[1]):
+        route[f, h] = -1
+    flow_whole[f, SOURCE], flow_whole[f, DESTINATION] = source, destination
+    flow_whole[f, PAIR] = pair
+    flow_whole[f, ALIVE], flow_whole[f, WAITING] = 0, 1
+    flow_real[f, ASKED], flow_real[f, BOOKED] = size, 0.0
+    flow_real[f, WEIGHT] = weight
+    flow_real[f, CAP] = cap
+    _queue(start_key, start_entry, counts, f, time)
+    return fits
+
+
+@from_python
 def admit(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32, counts: Ints,
     flows: Ints, now: float, path: Whole32, binding: Bools, pair: Ints, size: Floats, weight: Floats, cap: Floats, watch: Whole32,
@@ -1013,7 +1112,7 @@ def admit(
     now : float
         In s.
     path : int32[F, H]
-        Links, padded with -1; in the tables those that may become full come first.
+        Links, padded with -1.
     binding : bool[K]
         Links that may become full.
     pair, size, watch
@@ -1028,35 +1127,16 @@ def admit(
     """
     fits = True
     for index in range(len(flows)):
-        f = flows[index]
-        many = 0
-        for h in range(path.shape[1]):
-            link = path[index, h]
-            if link >= 0 and binding[link]:
-                route[f, many] = link
-                many += 1
-                link_whole[RESERVED, link] += 1
-                used = link_whole[LAST, link] - link_whole[FIRST, link] + link_whole[RESERVED, link]
-                fits = fits and used <= link_whole[ROOM, link]
-        flow_whole[f, BINDING] = many
-        for h in range(path.shape[1]):
-            link = path[index, h]
-            if link >= 0 and not binding[link]:
-                route[f, many] = link
-                many += 1
-        for h in range(many, path.shape[1]):
-            route[f, h] = -1
-        flow_whole[f, SOURCE], flow_whole[f, DESTINATION] = watch[index, 0], watch[index, 1]
-        flow_whole[f, PAIR] = pair[index]
-        flow_whole[f, ALIVE], flow_whole[f, WAITING] = 0, 1
-        flow_real[f, ASKED], flow_real[f, BOOKED] = size[index], 0.0
-        flow_real[f, WEIGHT] = weight[index] if len(weight) else 1.0
-        flow_real[f, CAP] = cap[index] if len(cap) else np.inf
-        _queue(start_key, start_entry, counts, f, now + delay[index] if len(delay) else now)
+        listed = admit_one(
+            route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, flows[index], path, index, binding, pair[index],
+            size[index], weight[index] if len(weight) else 1.0, cap[index] if len(cap) else np.inf, wide(watch[index, 0]),
+            wide(watch[index, 1]), now + delay[index] if len(delay) else now
+        )
+        fits = fits and listed
     return fits
 
 
-@njit(cache=True, error_model="numpy")
+@from_python
 def stop(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, part_whole: Ints, carried: Floats, flows: Ints, now: float,
@@ -1064,7 +1144,7 @@ def stop(
 ) -> int:
     """Take flows away before they end (``left`` is written: their bytes to go); return how many counters have reached zero."""
     links = crossing.shape[0]
-    woke = 0
+    woke = wide(0)
     for index in range(len(flows)):
         f = flows[index]
         if flow_whole[f, WAITING] != 0:
@@ -1084,7 +1164,7 @@ def stop(
     return woke
 
 
-@njit(cache=True, error_model="numpy")
+@from_python
 def list_anew(flow_whole: Whole32, link_whole: Whole32, listed: Whole32, old: Whole32, first: Ints) -> None:
     """Write the flows of every link from ``old`` to ``listed``, where those of link k stand from ``first[k]`` on.
 
@@ -1100,7 +1180,7 @@ def list_anew(flow_whole: Whole32, link_whole: Whole32, listed: Whole32, old: Wh
         link_whole[FIRST, link], link_whole[LAST, link] = first[link], to
 
 
-@njit(cache=True, error_model="numpy")
+@from_python
 def so_far(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
     neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
@@ -1116,13 +1196,13 @@ def so_far(
             members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
         )
     for place in range(part_whole[BEGIN, part], part_whole[END, part]):
-        link = members[place]
+        link = wide(members[place])
         if link_whole[FLOWS, link] > 0:
             busy[link] += now - link_real[SINCE, link]
             through[link] += _load(link_whole, link_real, open_, link) * (now - part_real[TIME, part])
 
 
-@njit(cache=True, error_model="numpy")
+@from_python
 def so_far_elsewhere(
     route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32, part_real: Floats,
     now: float, busy: Floats, through: Floats
@@ -1135,7 +1215,7 @@ def so_far_elsewhere(
     for f in range(route.shape[0]):
         if flow_whole[f, ALIVE] == 0 or flow_whole[f, BINDING] == route.shape[1]:
             continue
-        group = flow_whole[f, GROUP]
+        group = wide(flow_whole[f, GROUP])
         part = link_whole[COMPONENT, route[f, 0]]
         service = link_real[SERVICE, group] + link_real[LEVEL, group] * (now - part_real[TIME, part])
         left = (flow_real[f, TAG] - service) * _speed(flow_real, f, group, links)

@@ -40,11 +40,11 @@ class Lendable(Core, Protocol):
         ...
 
     def lend(self) -> tuple[Any, ...]:
-        """Return the arrays that ``bottleneck_groups.ADVANCE_TAKES`` lists, and bool[K], the links that may become full."""
+        """Return the arrays that ``bottleneck_groups.ADVANCE_TAKES`` lists, bool[K], the links that may become full, and free numbers."""
         ...
 
-    def take_back(self, top: int, live: int, now: float, *, fresh: bool) -> None:
-        """Learn how many numbers of flows are in use, how many flows are on their way, and the time; ``fresh``: no number is free."""
+    def take_back(self, top: int, live: int, free: int, now: float) -> None:
+        """Learn how many numbers of flows are in use, how many flows are on their way, how many numbers are still free, and the time."""
         ...
 
     def held(self) -> tuple[int, int, int]:

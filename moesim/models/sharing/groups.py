@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +11,7 @@ from moesim.base.errors import UsageError
 from moesim.facts.arrays import Bools, Floats, Ints
 from moesim.models.sharing import bottleneck_groups as kernel
 from moesim.models.sharing.bottleneck_groups import State, Whole32
+from moesim.models.sharing.compiled import is_on_disk
 from moesim.models.sharing.never_full import never_full
 
 _NONE: Floats = np.zeros(0)
@@ -32,12 +32,7 @@ def is_cached() -> bool:
     """Return whether the compiled code of this core lies on disk, and that of steps which are played with it."""
     from moesim.models.sharing import rank_chains
 
-    return _on_disk(kernel.advance, "bottleneck_groups.advance-*.nbi") and _on_disk(rank_chains.play, "rank_chains.*play-*.nbi")
-
-
-def _on_disk(compiled: object, names: str) -> bool:
-    # numba offers no public way to ask where it keeps compiled code.
-    return any(Path(str(getattr(compiled, "_cache").cache_path)).glob(names))  # noqa: B009
+    return is_on_disk(kernel.advance) and is_on_disk(rank_chains.play)
 
 
 class GroupsCore:
@@ -95,9 +90,9 @@ class GroupsCore:
             before=np.zeros((links, links)),
             listed=np.zeros(0, dtype=np.int32),
             members=np.zeros(links, dtype=np.int32),
-            candidates=np.zeros(links, dtype=np.int32),
-            part_whole=np.zeros((6, links + 1), dtype=np.int64),
-            part_real=np.zeros((3, links + 1)),
+            candidates=np.zeros(2 * links, dtype=np.int32),
+            part_whole=np.zeros((kernel.OLD + kernel.PART_ROWS, links + 1), dtype=np.int64),
+            part_real=np.zeros((kernel.OLD_TIMES + kernel.PART_TIMES, links + 1)),
             capped=np.zeros(0, dtype=np.int32),
             carried=self.carried,
             key=np.zeros(links),
@@ -289,14 +284,13 @@ class GroupsCore:
         return not self.live and not self._weighted and not len(self._state.capped)
 
     def lend(self) -> tuple[Any, ...]:
-        """Return the arrays that ``bottleneck_groups.ADVANCE_TAKES`` lists, and bool[K], the links that may become full."""
-        return (*self._to_advance, self._binding)
+        """Return the arrays that ``bottleneck_groups.ADVANCE_TAKES`` lists, bool[K], the links that may become full, and free numbers."""
+        return (*self._to_advance, self._binding, self._free)
 
-    def take_back(self, top: int, live: int, now: float, *, fresh: bool) -> None:
-        """Learn how many numbers of flows are in use, how many flows are on their way, and the time; ``fresh``: no number is free."""
+    def take_back(self, top: int, live: int, free: int, now: float) -> None:
+        """Learn how many numbers of flows are in use, how many flows are on their way, how many numbers are still free, and the time."""
         self._top, self.live, self._now = top, live, now
-        if fresh:
-            self._free = self._free[:0]
+        self._free = self._free[len(self._free) - free :]
 
     def held(self) -> tuple[int, int, int]:
         """Return how many numbers of flows are in use, how many flows are on their way, and how many numbers are free again."""
@@ -338,7 +332,8 @@ class GroupsCore:
         # Those that were on their way go on at once; the queue keeps the others.
         moving = ids[~waiting]
         s.counts[kernel.QUEUED] = 0
-        _start(*self._given(kernel.START_TAKES), moving, now, left[~waiting], self._weighted)
+        s.flow_real[moving, kernel.TAG] = left[~waiting]
+        _start(*self._given(kernel.START_TAKES), moving[::-1].astype(np.int32), now, self._weighted)
         _queue(*self._given(kernel.QUEUE_TAKES), ids[waiting], starts[ids[waiting]])
         self.live = len(ids)
 

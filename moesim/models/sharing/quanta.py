@@ -235,10 +235,13 @@ class QuantaCore:
 
     def catch_up(self, now: float) -> None:
         """Bring ``busy`` and ``through`` up to ``now``; nothing else changes."""
-        self.busy[:] = self._state.link[: self._links, state.BUSY]
-        self.through[:] = self._state.link[: self._links, state.THROUGH]
+        busy, through = self._state.link[: self._links, state.BUSY].copy(), self._state.link[: self._links, state.THROUGH].copy()
         if self.live:
-            carry.so_far(self._state, now, self.busy, self.through, not self._binding.all())
+            # In the middle of a quantum only the straight line to its end is known; if it is cut, a link may turn out to have carried less.
+            carry.so_far(self._state, now, busy, through, not self._binding.all())
+            np.maximum(busy, self.busy, out=busy)
+            np.maximum(through, self.through, out=through)
+        self.busy[:], self.through[:] = busy, through
 
     def _which_bind(self) -> NDArray[np.bool_]:
         return np.ones(self._links, dtype=np.bool_) if self._follows is None else ~never_full(self._capacity, self._follows)

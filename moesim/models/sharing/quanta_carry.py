@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.compiled import lean, making_arrays
+from moesim.models.sharing.quanta_fill import fill_again
 from moesim.models.sharing.quanta_state import (
     ASKED,
     BEGAN,
@@ -41,7 +42,7 @@ from moesim.models.sharing.quanta_state import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _shares(
     route: NDArray[Any],
     left: Floats,
@@ -82,7 +83,7 @@ def _shares(
         k = place[k, FOLLOWING]
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _take(
     route: NDArray[Any],
     left: Floats,
@@ -139,7 +140,7 @@ def _take(
     return kept - first
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _moved(s: State, p: int, left: Floats, passed: float, even: bool, take: bool) -> None:
     """Write to SERVICE what each link of a part carried in ``passed`` seconds of its quantum; with ``take``, take it from ``left``."""
     link, place, which, end = s.link, s.place, len(s.place) + p, s.amount[END]
@@ -155,7 +156,7 @@ def _moved(s: State, p: int, left: Floats, passed: float, even: bool, take: bool
         )
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def bring(s: State, p: int, now: float) -> None:
     """Bring a part up to ``now``: its quantum is over, rates must be found anew."""
     began = s.span[p, BEGAN]
@@ -164,7 +165,7 @@ def bring(s: State, p: int, now: float) -> None:
         close(s, p, min(max(now - began, 0.0), s.span[p, LASTS]))
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def bring_parts(s: State, ids: Ints, now: float) -> None:
     """Bring the parts that new flows touch up to ``now``."""
     for f in ids:
@@ -176,7 +177,7 @@ def bring_parts(s: State, ids: Ints, now: float) -> None:
                 bring(s, p, now)
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def bring_all(s: State, links: Ints, now: float) -> None:
     """Bring the parts of some links up to ``now``."""
     for k in links:
@@ -185,10 +186,13 @@ def bring_all(s: State, links: Ints, now: float) -> None:
             bring(s, p, now)
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def close(s: State, p: int, passed: float) -> None:
     """Write down what was carried in the quantum of a part, which is over after ``passed`` seconds."""
     even = s.part[p, ENDING] == 0 or (passed >= s.span[p, LASTS] and s.part[p, FIRST] < 0)
+    if not even and 0.0 < passed < s.span[p, LASTS]:
+        fill_again(s, p, passed)
+        even = True
     _moved(s, p, s.amount[LEFT], passed, even, True)
     link, place = s.link, s.place
     k = s.part[p, HEAD]
@@ -203,7 +207,7 @@ def close(s: State, p: int, passed: float) -> None:
     s.part[p, FIRST] = -1
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def so_far(s: State, now: float, busy: Floats, through: Floats, pruned: bool) -> None:
     """Add to ``busy`` and ``through`` what links have done since the quanta of their parts began; change nothing that matters later."""
     left = s.amount[LEFT].copy() if pruned else s.amount[LEFT]

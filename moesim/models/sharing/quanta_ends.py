@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats
+from moesim.models.sharing.compiled import lean
 from moesim.models.sharing.quanta_state import (
     CAPACITY,
     FREE,
@@ -23,7 +23,7 @@ from moesim.models.sharing.quanta_state import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def count_ends(f: int, following: NDArray[np.int32]) -> int:
     """Return how many flows a list holds that starts with a flow."""
     count = 0
@@ -33,7 +33,7 @@ def count_ends(f: int, following: NDArray[np.int32]) -> int:
     return count
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def first_guess(
     f: int,
     flows: NDArray[np.int32],
@@ -57,7 +57,7 @@ def first_guess(
         f = following_end[f]
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def share_out(
     order: NDArray[np.int32],
     flows: NDArray[np.int32],
@@ -105,7 +105,7 @@ def share_out(
         keys[i] = min(end, lasts)
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def chain(order: NDArray[np.int32], flows: NDArray[np.int32], keys: Floats, end: Floats, following_end: NDArray[np.int32]) -> int:
     """Chain flows up in order; return the first."""
     first = -1

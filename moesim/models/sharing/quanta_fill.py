@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.compiled import lean, making_arrays
 from moesim.models.sharing.quanta_ends import chain, count_ends, first_guess, share_out
 from moesim.models.sharing.quanta_groups import expel, levels
 from moesim.models.sharing.quanta_order import in_order, sink
@@ -59,7 +59,7 @@ SAME = 1e-12
 """Ends that differ by less than this share are one instant: rounding of one division and one sum is thousands of times smaller."""
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _settle(route: NDArray[Any], tide: Floats, link: Floats, f: int, limit: int, code: int, rate: float, weight: float, mark: int) -> None:
     """Let a flow rise no further; ``code`` is link ``limit``, or -1 - ``limit`` if the flow ends."""
     hops = route.shape[1] - 2
@@ -76,7 +76,7 @@ def _settle(route: NDArray[Any], tide: Floats, link: Floats, f: int, limit: int,
         tide[k, RISERS] -= 1.0
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _settle_all(
     route: NDArray[Any], tide: Floats, flows: NDArray[np.int32], count: int, weights: Floats, limit: int, level: float, mark: int
 ) -> None:
@@ -103,7 +103,7 @@ def _settle_all(
                     tide[k, RISERS] -= 1.0
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _begin(
     p: int, head: int, tide: Floats, link: Floats, place: Ints, lists: Ints, key: Floats, heap: Ints
 ) -> tuple[int, float, float, int]:
@@ -139,7 +139,7 @@ def _begin(
     return count, soonest, bound, longest
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _still_rising(
     route: NDArray[Any], pool: NDArray[np.int32], first: int, length: int, mark: int, rising: NDArray[np.int32], wanted: int
 ) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def _still_rising(
     return count, end - first
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _levels(  # noqa: C901, PLR0912, PLR0917
     route: NDArray[Any],
     left: Floats,
@@ -241,7 +241,7 @@ def _levels(  # noqa: C901, PLR0912, PLR0917
     return first
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _until_first_end(
     route: NDArray[Any],
     left: Floats,
@@ -269,27 +269,12 @@ def _until_first_end(
     return first, soonest
 
 
-@njit(cache=True, error_model="numpy")
-def announce(s: State, p: int) -> None:
-    """Write when something happens next in a part: its next end, or the end of its quantum."""
-    f = s.part[p, FIRST]
-    s.span[p, THEN] = s.span[p, BEGAN] + (s.amount[END, f] if f >= 0 else s.span[p, LASTS])
-
-
-@njit(cache=True, error_model="numpy")
-def start_quantum(s: State, p: int, share: float, guard: float) -> None:
-    """Find rates and ends of the quantum of a part that begins now."""
-    s.part[p, MARK] = 3 - s.part[p, MARK]
-    count, soonest, bound, longest = _begin(p, s.part[p, HEAD], s.tide, s.link, s.place, s.list, s.key, s.heap)
-    began = s.span[p, BEGAN]
-    lasts = share * (bound + began - s.span[p, JOINED])
-    if guard > 0:
-        lasts = min(lasts, 2.0 * share * guard * (soonest + began - s.span[p, BORN]))
-    lasts = max(lasts, 1e-15 * began, 1e-300)
-    left, end, following = s.amount[LEFT], s.amount[END], s.number[NEXT]
-    mark = s.part[p, MARK]
+@making_arrays
+def _fill(s: State, p: int, count: int, longest: int, lasts: float) -> int:
+    """Find the level of every flow of a part whose links are empty; return the first of a list of those that end within ``lasts``."""
+    left, following, mark = s.amount[LEFT], s.number[NEXT], s.part[p, MARK]
     if s.crossing.size > 0:
-        first = levels(
+        return levels(
             s.route,
             left,
             following,
@@ -307,11 +292,29 @@ def start_quantum(s: State, p: int, share: float, guard: float) -> None:
             count,
             lasts,
         )
-    else:
-        rising = np.empty(longest + 1, dtype=np.int32)
-        first = _levels(
-            s.route, left, following, s.weight, s.cap, s.tide, s.link, s.list, s.pool, s.key, s.heap, rising, mark, count, lasts
-        )
+    rising = np.empty(longest + 1, dtype=np.int32)
+    return _levels(s.route, left, following, s.weight, s.cap, s.tide, s.link, s.list, s.pool, s.key, s.heap, rising, mark, count, lasts)
+
+
+@lean
+def announce(s: State, p: int) -> None:
+    """Write when something happens next in a part: its next end, or the end of its quantum."""
+    f = s.part[p, FIRST]
+    s.span[p, THEN] = s.span[p, BEGAN] + (s.amount[END, f] if f >= 0 else s.span[p, LASTS])
+
+
+@making_arrays
+def start_quantum(s: State, p: int, share: float, guard: float) -> None:
+    """Find rates and ends of the quantum of a part that begins now."""
+    s.part[p, MARK] = 3 - s.part[p, MARK]
+    count, soonest, bound, longest = _begin(p, s.part[p, HEAD], s.tide, s.link, s.place, s.list, s.key, s.heap)
+    began = s.span[p, BEGAN]
+    lasts = share * (bound + began - s.span[p, JOINED])
+    if guard > 0:
+        lasts = min(lasts, 2.0 * share * guard * (soonest + began - s.span[p, BORN]))
+    lasts = max(lasts, 1e-15 * began, 1e-300)
+    left, end, following = s.amount[LEFT], s.amount[END], s.number[NEXT]
+    first = _fill(s, p, count, longest, lasts)
     if first < 0:
         which = len(s.place) + p
         first, lasts = _until_first_end(
@@ -321,7 +324,7 @@ def start_quantum(s: State, p: int, share: float, guard: float) -> None:
         while f >= 0:
             limit = s.route[f, s.route.shape[1] - 2]
             expel(s, f)
-            s.route[f, s.route.shape[1] - 2], s.route[f, s.route.shape[1] - 1] = -1 - limit, mark
+            s.route[f, s.route.shape[1] - 2], s.route[f, s.route.shape[1] - 1] = -1 - limit, s.part[p, MARK]
             f = following[f]
         s.part[p, ENDING] = 0
     else:
@@ -335,3 +338,32 @@ def start_quantum(s: State, p: int, share: float, guard: float) -> None:
     s.span[p, LASTS] = lasts
     s.part[p, STALE] = 0
     announce(s, p)
+
+
+@lean
+def fill_again(s: State, p: int, passed: float) -> None:
+    """Find what flows and links of a part have carried since its quantum began, which is cut short after ``passed`` seconds.
+
+    Flows that have ended keep what they had. What is left of the links is filled anew, as if it had been known from the start how long the
+    quantum would be; flows that could have ended by now have nothing left. Going back along the straight lines to where the quantum was to
+    end would hold back flows that share a link with those that end, time and again if quanta are cut time and again.
+    """
+    s.part[p, MARK] = 3 - s.part[p, MARK]
+    count, longest = 0, 0
+    k = s.part[p, HEAD]
+    while k >= 0:
+        s.tide[k, USED] = s.link[k, GONE] / passed
+        s.link[k, OWN] = s.link[k, OWN_WEIGHT] = 0.0
+        s.link[k, LEVEL] = np.inf
+        if s.place[k, FLOWS] > 0:
+            s.tide[k, RISING], s.tide[k, RISERS] = s.link[k, WEIGHT], s.place[k, FLOWS]
+            s.key[count], s.heap[count] = max(s.tide[k, CAPACITY] - s.tide[k, USED], 0.0) / s.link[k, WEIGHT], k
+            count += 1
+            longest = max(longest, s.list[k, LENGTH])
+        k = s.place[k, FOLLOWING]
+    for i in range(count // 2 - 1, -1, -1):
+        sink(s.key, s.heap, count, i, s.key[i], s.heap[i])
+    f = _fill(s, p, count, longest, passed)
+    while f >= 0:
+        s.amount[END, f] = passed
+        f = s.number[NEXT, f]

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.compiled import lean
 from moesim.models.sharing.quanta_order import sink
 from moesim.models.sharing.quanta_state import (
     CAPACITY,
@@ -35,7 +35,7 @@ from moesim.models.sharing.quanta_state import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _count(
     route: NDArray[Any], place: Ints, crossing: NDArray[Any], near: NDArray[Any], shared: NDArray[np.int32], f: int, group: int, sign: int
 ) -> None:
@@ -61,7 +61,7 @@ def _count(
             crossing[group, k] = 0
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def expel(s: State, f: int) -> None:
     """Take a flow out of its group, if it is in one."""
     group = s.route[f, s.route.shape[1] - 2]
@@ -71,7 +71,7 @@ def expel(s: State, f: int) -> None:
         s.route[f, s.route.shape[1] - 2] = -1
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def disband(s: State, flows: Ints) -> None:
     """Let there be no groups any more; the flows are all that are on their way."""
     for f in flows:
@@ -82,7 +82,7 @@ def disband(s: State, flows: Ints) -> None:
         s.route[f, s.route.shape[1] - 1] = s.part[s.place[s.route[f, 0], PART], MARK]
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _assemble(
     route: NDArray[Any],
     link: Floats,
@@ -134,7 +134,7 @@ def _assemble(
     return end - first
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _take_out(  # noqa: PLR0917
     route: NDArray[Any],
     left: Floats,
@@ -184,7 +184,7 @@ def _take_out(  # noqa: PLR0917
     return end - start, first
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def levels(  # noqa: PLR0917
     route: NDArray[Any],
     left: Floats,

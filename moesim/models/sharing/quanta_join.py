@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Floats, Ints
+from moesim.models.sharing.compiled import making_arrays
 from moesim.models.sharing.quanta_carry import bring_parts
 from moesim.models.sharing.quanta_parts import attach, forget, found, merge
 from moesim.models.sharing.quanta_state import (
@@ -46,13 +46,13 @@ class Plan(NamedTuple):
     twice: Ints  # [1], whether a route of the last join crosses a link twice
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _room_for(length: int, more: int) -> int:
     """Return how long a list may grow that has and gets some flows."""
     return length + more if length == 0 or more == 0 else (length + more) * 5 // 4 + 4
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def repack(s: State, more: Ints, pool: NDArray[np.int32]) -> int:
     """Move all lists to another pool, without flows that ended, each with room for ``more`` and some spare; return how much is used."""
     mark = s.route.shape[1] - 1
@@ -74,7 +74,7 @@ def repack(s: State, more: Ints, pool: NDArray[np.int32]) -> int:
     return to
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _write(
     s: State, ids: Ints, route: NDArray[np.int32], binding: NDArray[np.bool_], pair: Ints, size: Floats, watch: NDArray[np.int32]
 ) -> bool:
@@ -108,7 +108,7 @@ def _write(
     return twice
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _links_wanted(s: State, ids: Ints, more: Ints, touched: Ints) -> int:
     """Count how many flows the list of each link gets; write the links, and return how many there are."""
     count = 0
@@ -124,7 +124,7 @@ def _links_wanted(s: State, ids: Ints, more: Ints, touched: Ints) -> int:
     return count
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _make_room(s: State, touched: Ints, more: Ints, used: int) -> int:
     """Move lists that grow too long to the end of the pool; return how much of it is used, or -1 if it is too small."""
     need = 0
@@ -142,7 +142,7 @@ def _make_room(s: State, touched: Ints, more: Ints, used: int) -> int:
     return used
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _connect(s: State, ids: Ints, now: float, absorbed: Ints) -> int:
     """Put new flows on their links; parts that they connect become one.
 
@@ -183,7 +183,7 @@ def _connect(s: State, ids: Ints, now: float, absorbed: Ints) -> int:
     return count
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _parts_wanted(s: State, ids: Ints, absorbed: Ints, count: int, more: Ints, touched: Ints) -> int:
     """Count how many flows the list of each part gets; write these lists, and return how many there are."""
     links = len(s.place)
@@ -203,7 +203,7 @@ def _parts_wanted(s: State, ids: Ints, absorbed: Ints, count: int, more: Ints, t
     return many
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _gather(s: State, ids: Ints, absorbed: Ints, count: int) -> None:
     """Give parts the flows of parts that they took in, then new ones; their lists must have room."""
     links = len(s.place)
@@ -223,7 +223,7 @@ def _gather(s: State, ids: Ints, absorbed: Ints, count: int) -> None:
         s.part[p, CHECKED] = max(s.part[p, CHECKED], s.part[p, MANY])
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def connect_anew(s: State, stage: int, now: float, ids: Ints, plan: Plan, used: int) -> tuple[int, int, int]:
     """Put flows that are written down on their links and into parts.
 
@@ -250,7 +250,7 @@ def connect_anew(s: State, stage: int, now: float, ids: Ints, plan: Plan, used: 
     return 3, 0, used
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def admit(
     s: State,
     stage: int,

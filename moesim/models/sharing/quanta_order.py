@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.compiled import lean, making_arrays
 
 FEW = 24
 """So many are put in order by insertion."""
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _insert(keys: Floats, order: NDArray[np.int32], first: int, last: int) -> None:
     for i in range(first + 1, last):
         item = order[i]
@@ -23,7 +23,7 @@ def _insert(keys: Floats, order: NDArray[np.int32], first: int, last: int) -> No
         order[j] = item
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def in_order(keys: Floats) -> NDArray[np.int32]:
     """Return the stable order of finite ``keys``.
 
@@ -49,7 +49,7 @@ def in_order(keys: Floats) -> NDArray[np.int32]:
     return order
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _deal(keys: Floats, order: NDArray[np.int32], start: Ints, box: NDArray[np.int32], low: float, scale: float) -> None:
     """Deal keys into boxes, and sort those that hold few; ``start`` says where each begins in ``order``."""
     count = len(keys)
@@ -70,7 +70,7 @@ def _deal(keys: Floats, order: NDArray[np.int32], start: Ints, box: NDArray[np.i
             _insert(keys, order, start[b], start[b + 1])
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def sink(key: Floats, heap: Ints, count: int, at: int, value: float, item: int) -> None:
     """Put an item at place ``at`` of a heap, or below."""
     while True:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Ints
+from moesim.models.sharing.compiled import making_arrays
 from moesim.models.sharing.quanta_fill import start_quantum
 from moesim.models.sharing.quanta_groups import expel
 from moesim.models.sharing.quanta_state import (
@@ -42,7 +42,7 @@ from moesim.models.sharing.quanta_state import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def found(s: State, p: int, now: float, joined: float, born: float) -> None:
     """Make a part without flows out of nothing; it has one link, after which it is named."""
     s.part[p, HEAD], s.place[p, PART], s.place[p, FOLLOWING] = p, p, -1
@@ -54,14 +54,14 @@ def found(s: State, p: int, now: float, joined: float, born: float) -> None:
     s.active[s.active[0]] = p
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def attach(s: State, k: int, p: int) -> None:
     """Add a link that is free to a part."""
     s.place[k, PART], s.place[k, FOLLOWING], s.part[p, HEAD] = p, s.part[p, HEAD], k
     s.tide[k, USED] = s.link[k, GONE] = 0.0
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def forget(s: State, p: int) -> None:
     """Strike a part off the list of parts."""
     for i in range(1, s.active[0] + 1):
@@ -72,7 +72,7 @@ def forget(s: State, p: int) -> None:
     s.list[len(s.place) + p, LENGTH] = 0
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def dissolve(s: State, p: int) -> None:
     """Let the links of a part without flows go."""
     k = s.part[p, HEAD]
@@ -85,7 +85,7 @@ def dissolve(s: State, p: int) -> None:
     forget(s, p)
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def merge(s: State, p: int, other: int) -> int:
     """Make one part of two, both brought up to now; return the larger, which takes in the smaller. Lists of flows come later."""
     if s.part[p, MANY] < s.part[other, MANY]:
@@ -101,7 +101,7 @@ def merge(s: State, p: int, other: int) -> int:
     return int(p)
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def start_over(s: State, ids: Ints, now: float, binding: Bools) -> None:
     """Take all flows, brought up to now, off their links, and see again which of these may be full; they wait to be connected anew."""
     for k in range(len(binding)):
@@ -138,7 +138,7 @@ def start_over(s: State, ids: Ints, now: float, binding: Bools) -> None:
                 at += 1
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _root(union: Ints, k: int) -> int:
     while union[k] != k:
         union[k] = union[union[k]]
@@ -146,7 +146,7 @@ def _root(union: Ints, k: int) -> int:
     return k
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def fall_apart(s: State, p: int, share: float, guard: float) -> None:
     """See whether the links of a part are still connected, make parts of the pieces if not, and start their quanta."""
     links = len(s.place)
@@ -182,7 +182,7 @@ def fall_apart(s: State, p: int, share: float, guard: float) -> None:
             start_quantum(s, piece, share, guard)
 
 
-@njit(cache=True, error_model="numpy")
+@making_arrays
 def _break_up(s: State, p: int, flows: NDArray[np.int32], union: Ints) -> None:
     """Make one part of each piece; pieces are named after the first of their links, and their flows stay where they are in the pool."""
     links = len(s.place)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.compiled import lean
 
 # Rows of State.amount: bytes asked for, bytes still to carry, and when the flow ends, in s since its quantum began.
 ASKED, LEFT, END = range(3)
@@ -58,7 +58,7 @@ class State(NamedTuple):
     shared: NDArray[np.int32]  # [K + 1, K + 1], or empty: how many flows of the group cross each of these
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def rate_of(link: Floats, weight: Floats, cap: Floats, f: int, limit: int) -> float:
     """Return the rate of a flow that link ``limit`` limits and that goes on after its quantum."""
     level = float(link[limit, LEVEL])
@@ -67,7 +67,7 @@ def rate_of(link: Floats, weight: Floats, cap: Floats, f: int, limit: int) -> fl
     return min(float(cap[f]), level) if cap.size else level
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def enlist(s: State, which: int, flow: int) -> None:
     """Append to a list that has room."""
     s.pool[s.list[which, START] + s.list[which, LENGTH]] = flow

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
+from moesim.models.sharing.compiled import lean
 from moesim.models.sharing.quanta_carry import close
 from moesim.models.sharing.quanta_fill import SAME, start_quantum
 from moesim.models.sharing.quanta_groups import expel
@@ -45,7 +45,7 @@ from moesim.models.sharing.quanta_state import (
 )
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _take_off(
     route: NDArray[Any], link: Floats, place: Ints, f: int, weight: float, moved: float, carried: float, passed: float, now: float
 ) -> None:
@@ -71,7 +71,7 @@ def _take_off(
     route[f, hops + 1] = ENDED
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _count_down(number: NDArray[np.int32], f: int, pending: Ints, woken: Ints, count: int) -> int:
     for side in range(SOURCE, DESTINATION + 1):
         counter = number[side, f]
@@ -82,7 +82,7 @@ def _count_down(number: NDArray[np.int32], f: int, pending: Ints, woken: Ints, c
     return count
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def leave(s: State, ids: Ints, pending: Ints, woken: Ints, left: Floats) -> int:
     """Take flows away; their parts have been brought up to now. Write what each has left; return how many counters reached zero."""
     count = 0
@@ -105,7 +105,7 @@ def leave(s: State, ids: Ints, pending: Ints, woken: Ints, left: Floats) -> int:
     return count
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _soonest(active: Ints, span: Floats) -> tuple[int, float]:
     """Return the part in which something happens first (-1: in none), and when something happens in another."""
     part, first, second = -1, np.inf, np.inf
@@ -118,7 +118,7 @@ def _soonest(active: Ints, span: Floats) -> tuple[int, float]:
     return part, second
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _end_flows(  # noqa: C901, PLR0912, PLR0917
     route: NDArray[Any],
     amount: Floats,
@@ -201,7 +201,7 @@ def _end_flows(  # noqa: C901, PLR0912, PLR0917
             return p, count, now, last, ended
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def _strike(route: NDArray[Any], pool: NDArray[np.int32], lists: Ints, which: int) -> None:
     """Strike flows that were taken away off the list of a part."""
     first = lists[which, START]
@@ -213,7 +213,7 @@ def _strike(route: NDArray[Any], pool: NDArray[np.int32], lists: Ints, which: in
     lists[which, LENGTH] = kept - first
 
 
-@njit(cache=True, error_model="numpy")
+@lean
 def advance(s: State, horizon: float, now: float, share: float, guard: float, pending: Ints, woken: Ints) -> tuple[float, int, int]:
     """Let time pass until a counter reaches zero, or to the horizon; return the time, how many counters, and how many flows ended."""
     ended, count, last = 0, 0, horizon

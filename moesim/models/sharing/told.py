@@ -52,6 +52,28 @@ def without_compiler(report: Mapping[str, Any]) -> str:
     )
 
 
+def beyond_bound(report: Mapping[str, Any]) -> str:
+    """Return a warning if errors that were measured are larger than those stated for the mode, or an empty text."""
+    bound, verified = report.get("error_bound") or {}, report.get("verified") or {}
+    words = {
+        "makespan": "of an all-to-all",
+        "rank_mean": "of the mean rank",
+        "rank_worst": "of the worst rank",
+        "rank_of_whole": "of any rank's end in the whole",
+    }
+    over = [
+        f"{_share(verified[name])} {what} (stated: {_share(bound[name])})"
+        for name, what in words.items()
+        if verified.get(name) is not None and bound.get(name) is not None and verified[name] > bound[name]
+    ]
+    if not over:
+        return ""
+    return (
+        f"mode {report['mode']} was off by more than it states for this traffic: {', '.join(over)}; "
+        "write sharing.mode: exact, or a shorter sharing.quantum"
+    )
+
+
 SLOWER = (26, 56)
 """Time of the plain core over that of the compiled one, all-to-alls of 16 and 32 GPUs with a different size for each pair."""
 
@@ -59,6 +81,10 @@ SLOWER = (26, 56)
 def _errors(bound: Mapping[str, Any]) -> str:
     if bound.get("makespan") is None:
         return "nobody has measured the errors of these numbers"
+    if bound.get("rank_worst") is None:
+        whole = bound.get("rank_of_whole")
+        of_ranks = "" if whole is None else f"; of any rank's end, {_share(whole)} of it"
+        return f"errors stated for it: {_share(bound['makespan'])} of an all-to-all{of_ranks}"
     return (
         f"errors stated for it: {_share(bound['makespan'])} of an all-to-all, {_share(bound['rank_mean'])} of the mean and "
         f"{_share(bound['rank_worst'])} of the worst rank"

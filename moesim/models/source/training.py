@@ -12,12 +12,12 @@ from moesim.base.registry import PluginOf, plugin, register
 from moesim.facts.contracts import Draw
 from moesim.facts.routing import Fidelity
 from moesim.facts.scenario import Setting
-from moesim.models.router.coefficients import Coefficient
+from moesim.models.router.coefficients import Coefficient, Deep, DeepPositive, DeepShare, at_depth
 from moesim.models.router.law import LAWS, Law
 from moesim.models.source.training_run import Run
 
 SCOPES = ("micro_batch", "sequence", "batch")
-CONSTANTS = tuple(item.name for item in fields(Law) if item.name != "fitted_at")
+CONSTANTS = tuple(item.name for item in fields(Law) if item.name not in {"fitted_at", "deep"})
 
 
 def _default(slot: str, kind: str) -> Callable[[], Any]:
@@ -97,10 +97,11 @@ class Training:
         Tokens of a sequence.
     shift : section or null
         A change of the mixture.
-    scale, growth, experts_start, domain_start, kinds, kind_share, sequence_share : number or null
-        How the router starts, and what tokens have in common; see :class:`moesim.models.router.law.Law`.
-    feedback, domain_feedback, drive, fading, depth, gain, common, limit, decay, drift, domain_drift : number or null
-        How fast the router changes, in logits and training steps; likewise.
+    scale, growth, settling, warmup, experts_start, domain_start, kinds, shared_kinds, kind_share, sequence_share : number, list or null
+        How the router starts, and what tokens have in common; see :class:`moesim.models.router.law.Law`. All but ``warmup`` and the
+        numbers of kinds may be corners ``[[depth, value], ...]``, with depth 0 in the first layer and 1 in the last.
+    feedback, domain_feedback, drive, fading, gain, domain_gain, kind_gain, common, limit, decay, drift, domain_drift : number, list or null
+        How fast the router changes, in logits and training steps; likewise, but for ``common``, ``limit`` and ``decay``.
     scores : bool
         Keep float32[T, E] logits in every layer.
 
@@ -128,24 +129,28 @@ class Training:
     stickiness: Annotated[float, Number(0.0, 1.0)] = 0.95
     sequence_length: Count = 1024
     shift: Shift | None = None
-    scale: Positive | None = None
-    growth: NotNegative | None = None
-    experts_start: NotNegative | None = None
-    domain_start: NotNegative | None = None
+    scale: DeepPositive | None = None
+    growth: Deep | None = None
+    settling: DeepPositive | None = None
+    warmup: NotNegative | None = None
+    experts_start: Deep | None = None
+    domain_start: Deep | None = None
     kinds: Count | None = None
-    kind_share: Annotated[float, Number(0.0, 1.0)] | None = None
-    sequence_share: Annotated[float, Number(0.0, 1.0)] | None = None
-    feedback: NotNegative | None = None
-    domain_feedback: NotNegative | None = None
-    drive: NotNegative | None = None
-    fading: Positive | None = None
-    depth: Positive | None = None
-    gain: NotNegative | None = None
+    shared_kinds: CountOrZero | None = None
+    kind_share: DeepShare | None = None
+    sequence_share: DeepShare | None = None
+    feedback: Deep | None = None
+    domain_feedback: Deep | None = None
+    drive: Deep | None = None
+    fading: DeepPositive | None = None
+    gain: Deep | None = None
+    domain_gain: Deep | None = None
+    kind_gain: Deep | None = None
     common: NotNegative | None = None
     limit: Positive | None = None
     decay: Annotated[float, Number(0.0, 1.0)] | None = None
-    drift: NotNegative | None = None
-    domain_drift: NotNegative | None = None
+    drift: Deep | None = None
+    domain_drift: Deep | None = None
     scores: Flag = False
 
     def __post_init__(self) -> None:
@@ -155,9 +160,14 @@ class Training:
             if mixture is not None and not sum(mixture):
                 raise FieldError(name, "all weights of the mixture are 0: give at least one domain some")
         law = self.law()
-        if law.kind_share + law.sequence_share > 1:
-            shares = f"kind_share {law.kind_share:g} and sequence_share {law.sequence_share:g}"
-            raise FieldError("sequence_share", f"{shares} are more than the whole of a token's own part: together at most 1")
+        # Broken lines add up to one whose largest value is at a corner.
+        shares = dict.fromkeys(("kind_share", "sequence_share"), ((0.0, 0.0),)) | dict(law.deep)
+        for depth in sorted({0.0} | {corner[0] for name in ("kind_share", "sequence_share") for corner in shares[name]}):
+            here = {name: at_depth(dict(law.deep).get(name, getattr(law, name)), depth) for name in ("kind_share", "sequence_share")}
+            if sum(here.values()) > 1:
+                told = f"kind_share {here['kind_share']:g} and sequence_share {here['sequence_share']:g}"
+                where = "" if depth == 0 else f" at depth {depth:g}"
+                raise FieldError("sequence_share", f"{told}{where} are more than the whole of a token's own part: together at most 1")
 
     def begin(self, setting: Setting) -> Draw:
         """Return the draws of one run.
@@ -198,4 +208,9 @@ class Training:
     def law(self) -> Law:
         """Return the constants: the preset's, but for those that are given."""
         given = {name: getattr(self, name) for name in CONSTANTS if getattr(self, name) is not None}
-        return replace(LAWS[self.preset], **given, fitted_at=None) if given else LAWS[self.preset]
+        if not given:
+            return LAWS[self.preset]
+        corners = {name: value for name, value in given.items() if isinstance(value, tuple)}
+        kept = {name: value for name, value in LAWS[self.preset].deep if name not in given}
+        single = {name: value for name, value in given.items() if name not in corners}
+        return replace(LAWS[self.preset], **single, deep=tuple((kept | corners).items()), fitted_at=None)

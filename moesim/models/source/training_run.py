@@ -23,6 +23,9 @@ from moesim.models.source.on_demand import LayersOnDemand
 if TYPE_CHECKING:
     from moesim.models.source.training import Training
 
+TOO_FAR = 1e18
+"""Scores of which exponentials, and gradients, are no numbers any more in single precision, or will not be after the next step."""
+
 
 class Run:
     """It remembers how far every layer has come, and starts a layer again if an earlier step is asked for."""
@@ -32,7 +35,7 @@ class Run:
         self._token_start = np.arange(setting.gpus + 1, dtype=np.int64) * setting.workload.tokens_per_gpu
         self._layers: dict[int, _Layer] = {}
         self._sequence = _sequences(source, setting)
-        self._tokens: tuple[int, Tokens] | None = None
+        self._tokens: dict[int, Tokens] = {}
         model = setting.model
         fitted = law.fitted_at == (model.experts, model.top_k)
         if source.freeze_gate_at is not None and memory_of(source.gate.begin(in_phase(setting, "training"))) is None:
@@ -62,32 +65,41 @@ class Run:
 
     def tokens(self, step: int) -> Tokens:
         """Return what the tokens of a training step are."""
-        if self._tokens is None or self._tokens[0] != step:
+        if step not in self._tokens:
             domain = _domains(self._source, self._setting, step)
             kind = None
             if self._law.has_kinds:
                 frequency = 1.0 / np.arange(1, self._law.kinds + 1)
                 draws = self._setting.rng("source", "training", "kinds", step).random(len(domain))
                 kind = domain * self._law.kinds + np.searchsorted(np.cumsum(frequency / frequency.sum())[:-1], draws, side="right")
-            self._tokens = (step, Tokens(domain=domain, sequence=self._sequence, kind=kind))
-        return self._tokens[1]
+            # Every layer in turn asks for the step that it learns from and for the one that it shows: those two are remembered.
+            while len(self._tokens) > 1:
+                del self._tokens[next(iter(self._tokens))]
+            self._tokens[step] = Tokens(domain=domain, sequence=self._sequence, kind=kind)
+        return self._tokens[step]
 
 
 class _Layer:
     """The router of one layer and its gate."""
 
     def __init__(self, source: Training, law: Law, setting: Setting, index: int, token_start: Ints) -> None:
-        self._source, self._law, self._setting, self._index, self._token_start = source, law, setting, index, token_start
+        self._source, self._setting, self._index, self._token_start = source, setting, index, token_start
+        self._law = law = law.of_layer(index, len(setting.model.moe_layers))
         experts = setting.model.experts
         rng = setting.rng("source", "training", "start", index)
         self.state = RouterState(
             offsets=law.experts_start * rng.standard_normal(experts),
             domains=law.domain_start * rng.standard_normal((source.domains, experts)),
+            grown=np.zeros(experts),
             driven=rng.standard_normal(experts),
         )
         if law.has_kinds:
             rows = source.domains * law.kinds
-            self.state.kinds = setting.rng("source", "training", "taste", index).standard_normal((rows, experts), dtype=np.float32)
+            tastes = setting.rng("source", "training", "taste", index).standard_normal((rows, experts), dtype=np.float32)
+            by_domain = tastes.reshape(source.domains, law.kinds, experts)
+            by_domain[:, : law.shared_kinds] = by_domain[0, : law.shared_kinds]  # the same in all domains
+            self.state.kinds = tastes
+            self.state.moved = np.zeros_like(tastes) if law.kind_gain else None
         self._gate: Choose = source.gate.begin(in_phase(setting, "training"))
         memory = memory_of(self._gate)
         if memory is not None:
@@ -112,7 +124,8 @@ class _Layer:
             rng = self._setting.rng("source", "training", "tokens", step, self._index)
             noise = rng.standard_normal((len(tokens.domain), experts), dtype=np.float32)
             topics = rng.standard_normal((self._sequences, experts), dtype=np.float32) if law.sequence_share else None
-            scores = self.state.logits(tokens, noise, topics, spread=law.spread(self.reached), law=law)
+            self._check_range(step)
+            scores = self.state.logits(tokens, noise, topics, law=law)
             none = np.zeros((len(self._token_start) - 1, experts), dtype=np.int64)
             scored = LayerRouting(experts=experts, token_start=self._token_start, counts=none, scores=scores, domains=tokens.domain)
             gate = self._gate if in_training else self._serving
@@ -127,6 +140,17 @@ class _Layer:
                 gate.learn(keep_all(answer, step=step, moe_layer=self._index), step=step, moe_layer=self._index)
             self._chosen = (step, answer)
         return self._chosen[1]
+
+    def _check_range(self, step: int) -> None:
+        """Refuse a router whose coefficients have driven its scores out of the range of numbers."""
+        reached = float(np.abs(self.state.offsets).max() + np.abs(self.state.domains).max())
+        if not reached < TOO_FAR:
+            weights = {name: at_step(getattr(self._source, name), step) for name in ("auxiliary", "z")}
+            given = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+            raise PluginError(
+                f"training step {step}, MoE layer {self._index}: the scores of the router have grown to {reached:.3g} and mean nothing any "
+                f"more; give smaller coefficients{f' (now {given})' if given else ''} or constants"
+            )
 
     def learn(self, tokens: Tokens) -> None:
         """Go on to the next step."""
@@ -149,8 +173,10 @@ class _Layer:
             z=at_step(source.z, step),
             scoring=getattr(source.gate, "scoring", "softmax"),
             walk=self._setting.rng("source", "training", "walk", step, index).standard_normal((1 + source.domains, model.experts)),
-            pace=self._law.faded(step) * self._law.haste(index, len(model.moe_layers)),
-            pull=self._law.faded(step) ** 2 * self._law.haste(index, len(model.moe_layers)),
+            kind=tokens.kind,
+            pace=self._law.faded(step),
+            pull=self._law.faded(step) ** 2,
+            growth=self._law.grown(step + 1) - self._law.grown(step),
             plain=self._plain and not at_step(source.noise, step),
         )
         self.reached += 1

@@ -12,6 +12,8 @@ from moesim.models.topology.layout_shapes import place_dragonfly, place_torus, t
 LAYERS = {"gpu": 0.0, "nvswitch": 1.0, "leaf": 2.0, "spine": 3.0, "core": 4.0}
 GAP = 1.5
 """Between the last GPU of a node and the first of the next; GPUs of a node are 1 apart."""
+ROOMY = 0.08
+"""Share of the drawing's width between spines, if there are few of them."""
 
 
 def layout(graph: Graph) -> dict[Hashable, tuple[float, float]]:
@@ -29,8 +31,8 @@ def layout(graph: Graph) -> dict[Hashable, tuple[float, float]]:
     -------
     dict
         (x, y) of every vertex, in units of the distance between two GPUs; no two vertices share a place. GPUs of one node that have
-        direct links stand on a circle, so that their links do not hide each other. Switches of a kind that is not in ``LAYERS`` stand as
-        many layers up as they are links away from the nearest GPU.
+        direct links stand on a circle, so that their links do not hide each other. A switch stands as many layers up as it is links away
+        from the nearest GPU, or as ``LAYERS`` says of its kind where that is higher.
     """
     if any(data.get("kind") == "router" for _, data in graph.nodes(data=True)):
         return place_dragonfly(graph)
@@ -47,18 +49,19 @@ def layout(graph: Graph) -> dict[Hashable, tuple[float, float]]:
         distance |= dict.fromkeys(new, distance[vertex] + 1)
         reached += new
     layer_of = {
-        vertex: LAYERS.get(str(data.get("kind")), distance.get(vertex, float(len(graph))))
+        vertex: max(LAYERS.get(str(data.get("kind")), 0.0), distance.get(vertex, float(len(graph))))
         for vertex, data in graph.nodes(data=True)
         if vertex not in places
     }
     bottom = max((y for _, y in places.values()), default=0.0)
-    height = max(1.0, 0.15 * (max((x for x, _ in places.values()), default=0.0)))
+    right = max((x for x, _ in places.values()), default=0.0)
+    height = max(1.0, 0.15 * right)
     for layer in sorted(set(layer_of.values())):
         wished: dict[Hashable, float] = {}
         for vertex in sorted((vertex for vertex, own in layer_of.items() if own == layer), key=natural):
             below = [places[other][0] for other in neighbours.adj[vertex] if other in places and layer_of.get(other, 0.0) < layer]
             wished[vertex] = math.fsum(below) / len(below) if below else 0.0
-        for vertex, x in _spread(wished).items():
+        for vertex, x in _spread(wished, width=right).items():
             places[vertex] = (x, bottom + layer * height)
     return places
 
@@ -86,13 +89,19 @@ def _place_gpus(graph: Graph) -> dict[Hashable, tuple[float, float]]:
     return places
 
 
-def _spread(wished: dict[Hashable, float]) -> dict[Hashable, float]:
-    """Move vertices of one layer apart until neighbours are 1 apart, keeping their order and their middle."""
+def _spread(wished: dict[Hashable, float], *, width: float) -> dict[Hashable, float]:
+    """Move vertices of one layer apart until neighbours are 1 apart, keeping their order and their middle.
+
+    Vertices that would all stand at nearly the same place, such as spines that join the same leaves, get more room, so that their links and
+    names can be told apart.
+    """
     order = sorted(wished, key=lambda vertex: (wished[vertex], natural(vertex)))
+    bunched = wished[order[-1]] - wished[order[0]] < len(order) - 1
+    step = max(min(ROOMY * width, width / len(order)), 1.0) if bunched else 1.0
     placed: dict[Hashable, float] = {}
     last = -math.inf
     for vertex in order:
-        last = max(wished[vertex], last + 1.0)
+        last = max(wished[vertex], last + step)
         placed[vertex] = last
     shift = math.fsum(placed[vertex] - wished[vertex] for vertex in order) / len(order)
     return {vertex: x - shift for vertex, x in placed.items()}

@@ -10,6 +10,9 @@ import numpy as np
 from moesim.study.scores import order_of, summary_of
 from moesim.study.validation.testbed_all_to_all import LONG, REPEATED
 
+ROUGHLY = 0.03
+"""Relative width of a single call besides its order."""
+
 
 def compared(document: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
     """Return every case with its measurement and its error, and the errors of each sort of case.
@@ -26,7 +29,8 @@ def compared(document: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[s
     dict
         ``cases``: name, sort, predicted, median, quartiles, extremes and number of repeats in s, error and errors of the baselines in per
         cent (signed, of the measurement). Where ranks have timed a reference kernel beside the steps, ``at_speed`` has the slowdown of
-        their cores against the calibration and the error of what was predicted for such cores. ``sorts``: number, mean, worst and
+        their cores against the calibration and the error of what was predicted for such cores. Where a range of orders was foretold,
+        ``orders`` has it, the share of calls inside (give or take 3 %) and the error of the mean. ``sorts``: number, mean, worst and
         signed mean of the errors, and the same of each baseline; ``at_speed`` likewise.
         ``order`` of layer cases of one fabric and shape: pairs that differ by more than noise, and those that were predicted the other
         way round. ``unmeasured``: names.
@@ -110,6 +114,18 @@ def _case(case: Mapping[str, Any], seconds: Any, slowdown: float | None, sort: s
         "error_pct": (case["predicted_s"] / median - 1.0) * 100.0,
         "baselines_pct": {name: (value / median - 1.0) * 100.0 for name, value in case["baselines_s"].items()},
         **({} if slowdown is None else {"at_speed": _at_speed(case, median, slowdown)}),
+        **({"orders": _orders(case, seconds)} if "low_s" in case else {}),
+    }
+
+
+def _orders(case: Mapping[str, Any], seconds: Any) -> dict[str, float]:
+    """Hold what varies by itself against the range that was foretold: medians of few calls say little where a few durations alternate."""
+    inside = (seconds >= (1.0 - ROUGHLY) * case["low_s"]) & (seconds <= (1.0 + ROUGHLY) * case["high_s"])
+    return {
+        "low_s": case["low_s"],
+        "high_s": case["high_s"],
+        "inside": float(inside.mean()),
+        "mean_error_pct": (case["mean_s"] / float(seconds.mean()) - 1.0) * 100.0,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.engine.replay import Change
+from moesim.engine.replay import Change, Replayed
 from moesim.models.bounds import link_bound
 from moesim.models.topology.shaped_hosts import ShapedHosts
 from moesim.study.testbed.calibration import Calibration, calibration_of
@@ -24,8 +24,14 @@ PROBE = {"tokens": 16, "expert_width": 8, "top_k": 2}
 """A step so small that hardly anything but latency is left of it."""
 REFERENCE_ROWS = 64
 """Rows of the expert that every rank times beside each step of a layer: how fast the cores are just then."""
-SLOWDOWNS = (0.8, 1.0, CROWDED, 1.5, 2.0)
-"""Of local operations, against the calibration: a step is predicted for each of them beforehand."""
+SLOWDOWNS_THEN = (0.8, 1.0, CROWDED, 1.5, 2.0)
+SLOWDOWNS = (0.8, 1.0, 1.2, 1.5, 2.0)
+"""Of local operations, against the calibration: a step is predicted for each of them beforehand. The first are those of runs that had not
+measured how much ranks slow each other down."""
+INSIDE = (0.05, 0.95)
+"""Quantiles of the orders of entering between which a library's all-to-all is said to lie."""
+LIBRARY_TIMES = 4
+"""How many times as often a library's all-to-all is repeated: who enters first is drawn anew in every call."""
 ORDERS_THEN = 9
 """So many orders of entering were tried for runs whose documents hold no ``posting``."""
 POSTING_PROBE = 1024
@@ -138,7 +144,7 @@ def quick_plan() -> Plan:
         fabrics=(star, fifo, nodes),
         exchanges=(
             *_exchanges(star, ("even", "zipf", "adv1", "zipf@20"), (262144,)),
-            *_exchanges(star, ("even",), (262144,), posting="library"),
+            *_exchanges(star, ("zipf",), (262144,), posting="library"),
             *_exchanges(star, ("zipf",), (524288,), degraded=True),
             *_exchanges(fifo, ("even", "zipf"), (262144,)),
             *_exchanges(nodes, ("even", "dir"), (262144,)),
@@ -183,10 +189,15 @@ def full_plan() -> Plan:
     )
 
 
-def predicted_exchange(case: ExchangePlan, fabric: FabricPlan, posting: float | None = 0.0) -> dict[str, Any]:
+def predicted_exchange(
+    case: ExchangePlan, fabric: FabricPlan, posting: float | None = 0.0, *, cores: int = 2, awake: bool = True, changing: float = 0.0
+) -> dict[str, Any]:
     """Return an exchange as the measurement and the reader need it: bytes, late starts, the change of a link, what is predicted.
 
-    ``posting`` is what the smallest all-to-all takes on this fabric, s; None for max-min sharing of links and nothing else.
+    ``posting`` is what the smallest all-to-all takes on this fabric, s; None for max-min sharing of links and nothing else. ``cores`` are
+    those of the machine; 0 lets ranks enter a library's all-to-all one by one, as in the first runs. ``awake``: the rank whose link changes
+    has just started the tools that will change it, and so is the first to start. ``changing``: so much later than it is asked to, s, a link
+    has its new rate.
     """
     cluster = fabric.hosts().build()
     laws: dict[str, Any] = (
@@ -195,6 +206,7 @@ def predicted_exchange(case: ExchangePlan, fabric: FabricPlan, posting: float | 
     sent = matrix(case.pattern, fabric.ranks, case.bytes_per_pair)
     late = (np.arange(fabric.ranks) * case.stagger_ms / 1e3).tolist()
     library = POSTINGS[case.posting]
+    laws["cores"] = cores
     plain = exchange(cluster, sent, late=late, library=library, **laws)
     found: dict[str, Any] = {"kind": "exchange", **asdict(case), "bytes": sent.tolist(), "stagger_s": late, "change": None}
     answer = plain
@@ -203,8 +215,8 @@ def predicted_exchange(case: ExchangePlan, fabric: FabricPlan, posting: float | 
         bandwidth = mbit * MBIT * fabric.hosts().payload
         links = [cluster.link_names.index(f"rank-{way}:{rank}") for way in ("out", "in")]
         answer = exchange(
-            cluster, sent, late=late, library=library, **laws,
-            changes=[Change(time=after, link=link, bandwidth=bandwidth) for link in links],
+            cluster, sent, late=late, library=library, first=rank if awake and posting is not None else None, **laws,
+            changes=[Change(time=after + changing, link=link, bandwidth=bandwidth) for link in links],
         )  # fmt: skip
         found["change"] = {"after_s": after, "rank": rank, "mbit": mbit}
     baselines = {"port bound": link_bound(sent.astype(np.float64), cluster)[0]}
@@ -215,6 +227,9 @@ def predicted_exchange(case: ExchangePlan, fabric: FabricPlan, posting: float | 
     if fabric.per_node:
         flat = hosts_of(fabric.ranks, 0, fabric.fast_mbit, 0.0, cores=0).build()
         baselines["no uplinks"] = exchange(flat, sent, late=late, library=library, **laws).seconds
+    if library and cores:
+        low, high = np.quantile(answer.tried, INSIDE)
+        found |= {"mean_s": float(answer.tried.mean()), "low_s": float(low), "high_s": float(high)}
     return {**found, "predicted_s": answer.seconds, "ends_s": answer.ends.tolist(), "baselines_s": baselines}
 
 
@@ -232,6 +247,7 @@ def predicted_layer(
     cores: int,
     *,
     wire: bool = True,
+    crowded: float | None = None,
 ) -> dict[str, Any]:
     """Return a step as the measurement and the reader need it.
 
@@ -248,6 +264,8 @@ def predicted_layer(
         Of the machine.
     wire : bool
         Whether links carry acknowledgements as well.
+    crowded : float or None
+        What the reference takes while all ranks are at it, s; None if nobody measured it.
     """
     hosts = fabric.hosts(cores)
     step = Step(
@@ -262,18 +280,19 @@ def predicted_layer(
     }
     if fabric.per_node:
         models["no uplinks"] = (hosts_of(fabric.ranks, 0, fabric.fast_mbit, 0.0, cores=cores).build(), step)
-    usual = crowding(fabric.ranks, cores) if wire else 1.0
-    played = play_step(*models[""], calibration.slower(usual), wire=wire)
-    slower = {
-        name: [play_step(*model, calibration.slower(factor), wire=wire).seconds for factor in SLOWDOWNS] for name, model in models.items()
-    }
-    at_usual = SLOWDOWNS.index(usual)
-    baselines = {name: seconds[at_usual] for name, seconds in slower.items() if name}
-    ends = {name: float(played.ends[number].max()) for number, name in enumerate(played.names)}
     reference = float(calibration.seconds("ffn", f"{case.hidden}x{case.expert_width}", REFERENCE_ROWS))
+    usual = crowded / reference if crowded else crowding(fabric.ranks, cores) if wire else 1.0
+
+    def play(name: str, slowdown: float) -> Replayed:
+        return play_step(*models[name], calibration.slower(slowdown), wire=wire)
+
+    played = play("", usual)
+    ends = {name: float(played.ends[number].max()) for number, name in enumerate(played.names)}
+    slowdowns = SLOWDOWNS if crowded else SLOWDOWNS_THEN
+    slower = {name: [play(name, slowdown).seconds for slowdown in slowdowns] for name in models}
     return {"kind": "layer", **asdict(case), "kept": [list(row) for row in kept], "predicted_s": played.seconds, "phase_ends_s": ends,
-            "baselines_s": baselines, "reference_s": reference,
-            "at_slowdown": {"slowdown": list(SLOWDOWNS), "predicted_s": slower.pop(""), "baselines_s": slower}}  # fmt: skip
+            "baselines_s": {name: play(name, usual).seconds for name in models if name}, "reference_s": reference, "slowdown": usual,
+            "at_slowdown": {"slowdown": list(slowdowns), "predicted_s": slower.pop(""), "baselines_s": slower}}  # fmt: skip
 
 
 def predictions(plan: Plan, known: Mapping[str, Any], cores: int) -> list[dict[str, Any]]:
@@ -283,17 +302,24 @@ def predictions(plan: Plan, known: Mapping[str, Any], cores: int) -> list[dict[s
     ----------
     plan : Plan
     known : mapping
-        ``calibration`` (operations alone), ``kept`` (rows of each layer case), ``probes`` (latencies of each fabric with layers) and
-        ``posting`` (what the smallest all-to-all takes on each fabric with exchanges, s). Documents of before it was measured have none:
-        then links are shared max-min fairly and nothing else, as they were predicted.
+        ``calibration`` (operations alone), ``kept`` (rows of each layer case), ``probes`` (latencies of each fabric with layers),
+        ``posting`` (what the smallest all-to-all takes on each fabric with exchanges, s), ``changing`` (how late a link changes, s, by
+        fabric) and ``crowded`` (what the reference takes while all ranks are at it, s, by fabric and shape). Documents of before
+        ``posting`` was measured have none: then links are shared max-min fairly and nothing else, as they were predicted. Without
+        ``crowded``, ranks slow each other down by what was found on the first testbed.
     cores : int
         Of the machine.
     """
     calibration = calibration_of(known["calibration"]) if plan.layers else Calibration({})
-    posting = known.get("posting")
+    posting, crowded = known.get("posting"), known.get("crowded")
+    awake, at_once = crowded is not None, cores if crowded is not None else 0
     found = [
-        predicted_exchange(case, plan.fabric(case.fabric), None if posting is None else posting[case.fabric]) for case in plan.exchanges
-    ]
+        predicted_exchange(
+            case, plan.fabric(case.fabric), None if posting is None else posting[case.fabric], cores=at_once, awake=awake,
+            changing=known.get("changing", {}).get(case.fabric, 0.0),
+        )
+        for case in plan.exchanges
+    ]  # fmt: skip
     found += [
         predicted_layer(
             case,
@@ -303,6 +329,7 @@ def predictions(plan: Plan, known: Mapping[str, Any], cores: int) -> list[dict[s
             known["probes"][case.fabric],
             cores,
             wire=posting is not None,
+            crowded=None if crowded is None else crowded[case.fabric][f"{case.hidden}x{case.expert_width}"],
         )
         for case in plan.layers
     ]

@@ -14,7 +14,7 @@ from moesim.facts.cluster import Cluster
 from moesim.models.topology.shaped_hosts import PAYLOAD, ShapedHosts
 from moesim.study.testbed.calibration import Calibration
 from moesim.study.testbed.windows import ends_of_windows
-from moesim.study.testbed.wire import ANSWERED, answered, head_start, starts, ways_back, with_acknowledgements
+from moesim.study.testbed.wire import ANSWERED, answered, head_start, starts, waves, ways_back, with_acknowledgements
 
 ELEMENT = 4
 """Bytes of fp32."""
@@ -28,6 +28,9 @@ APART = 1e-6
 ORDERS = 41
 """In so many orders ranks enter an all-to-all of a library; the median counts."""
 
+WAVES = 101
+"""So many orders where ranks enter it in waves: there are more of them."""
+
 FEW = 3
 """In so many orders ranks start where it hardly matters."""
 
@@ -35,8 +38,9 @@ SEND_BUFFER = 32768
 """Bytes that a connection of the testbed may have under way, and so what a sender leaves behind when it goes on."""
 
 CROWDED = 1.19
-"""How many times its seconds alone an operation takes where ranks share cores, if nobody has measured it beside the steps: caches and the
-work of the network. Measured on the first testbed: four ranks on one core took 13 to 25 % longer than four times one alone."""
+"""How many times its seconds alone, with warm caches, an operation takes where ranks share cores, if nobody has measured it: weights that
+come from memory, and the work of the network. Measured on the first testbed: four ranks on one core took 13 to 25 % longer than four times
+one alone."""
 
 PROBE_ROWS = 32
 """Rows that each rank sends in the probe of latencies: 16 tokens, top-2."""
@@ -77,10 +81,14 @@ def crowding(ranks: int, cores: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchanged:
-    """When an all-to-all ends: ``seconds`` after the start for the last rank, ``ends`` float[G] for each."""
+    """When an all-to-all ends: ``seconds`` after the start for the last rank, ``ends`` float[G] for each.
+
+    ``tried``: float[N], seconds in each order that was tried, of which ``seconds`` is the median.
+    """
 
     seconds: float
     ends: Floats
+    tried: Floats
 
 
 def exchange(
@@ -94,6 +102,8 @@ def exchange(
     wire: bool = True,
     fifo: bool = False,
     orders: int = ORDERS,
+    first: int | None = None,
+    cores: int = 0,
 ) -> Exchanged:
     """Predict one all-to-all whose receives are posted before anybody starts, or one of a library.
 
@@ -120,6 +130,11 @@ def exchange(
         libraries, are predicted as if each flow had its own.
     orders : int
         Of how many orders the median is taken where ranks enter an all-to-all of a library.
+    first : int or None
+        The rank that is known to start before the others, if one is. With it, what a full bucket lets through in the beginning is counted
+        at the rate that links have in the end; else at their first.
+    cores : int
+        As many ranks enter an all-to-all of a library at once, and ``orders`` does not count; 0 if each enters alone.
     """
     start = np.zeros(cluster.gpus) if not len(late) else np.asarray(late, dtype=np.float64)
     asked = np.array(sent, dtype=np.float64)
@@ -129,24 +144,37 @@ def exchange(
     changed = [Change(time=what.time, link=what.link, bandwidth=what.bandwidth * float(slower[what.link])) for what in changes]
     least = APART * (cluster.gpus - 1)
     how, gap, tried = ("alternately", max(posting or 0.0, least), orders) if library else ("before", posting or 0.0, FEW if posting else 1)
-    begun = [start + (starts(gap, cluster.gpus, order) if gap else 0.0) for order in range(tried)]
-    saved = head_start(links, asked, PAYLOAD) if wire and posting is not None else 0.0
+    begun = [start + (starts(gap, cluster.gpus, order, first) if gap else 0.0) for order in range(tried)]
+    if library and cores:
+        begun = [start + waves(cluster.gpus, cores, order, least) for order in range(WAVES)]
+    ended = links if first is None else _changed(links, changed)
+    saved = head_start(ended, asked, PAYLOAD) if wire and posting is not None else 0.0
     if fifo and wire and not library and not changes:
         back = ways_back(cluster)
-        return _exchanged(ends_of_windows(cluster, asked, begun[0], back=back, answered=ANSWERED) - saved)
+        return _exchanged([ends_of_windows(cluster, asked, begun[0], back=back, answered=ANSWERED)], saved)
     found = []
-    for first in begun:
+    for late_by in begun:
         phases: list[Phase] = [
-            Wait(name="start", seconds=first),
+            Wait(name="start", seconds=late_by),
             AllToAll(name="exchange", bytes=asked, posting=how),
         ]
-        found.append(replay(links, phases, changes=changed))
-    return _exchanged(_median(found).ends[-1] - saved)
+        found.append(replay(links, phases, changes=changed).ends[-1])
+    return _exchanged(found, saved)
 
 
-def _exchanged(ends: Floats) -> Exchanged:
-    ends = np.maximum(ends, 0.0)
-    return Exchanged(seconds=float(ends.max()), ends=ends)
+def _changed(cluster: Cluster, changes: Sequence[Change]) -> Cluster:
+    """Return the cluster as it is after all changes."""
+    bandwidth = cluster.bandwidth.copy()
+    for change in sorted(changes, key=lambda change: change.time):
+        bandwidth[change.link] = change.bandwidth
+    return replace(cluster, bandwidth=bandwidth)
+
+
+def _exchanged(found: Sequence[Floats], saved: float) -> Exchanged:
+    """Return the median of what was found, less what buckets save."""
+    tried = sorted((np.maximum(ends - saved, 0.0) for ends in found), key=lambda ends: float(ends.max()))
+    ends = tried[len(tried) // 2]
+    return Exchanged(seconds=float(ends.max()), ends=ends, tried=np.array([one.max() for one in tried]))
 
 
 def _median(found: Sequence[Replayed]) -> Replayed:
@@ -224,7 +252,9 @@ def phases_of(step: Step, calibration: Calibration, *, order: int = 0, cluster: 
         return np.broadcast_to(calibration.seconds(operation, head, count), (ranks,))
 
     def experts_seconds(operation: str) -> Floats:
-        return np.asarray(calibration.seconds(operation, shape, per_expert).sum(axis=1) + calibration.seconds("group", width, received))
+        stack = f"{shape}/{local}"  # the backward pass of an expert depends on how many the rank holds
+        known = stack if stack in calibration.points.get(operation, {}) else shape
+        return np.asarray(calibration.seconds(operation, known, per_expert).sum(axis=1) + calibration.seconds("group", width, received))
 
     def moved(name: str, sent_bytes: Floats) -> list[Phase]:
         entering: list[Phase] = [Wait(name=f"{name} order", seconds=apart)] if step.library else []

@@ -1,13 +1,18 @@
-"""What a shaped link carries besides data, and how exactly it shapes: three laws of Linux's TCP and HTB, with no constant to be fitted.
+"""What a shaped link carries besides data, and how exactly it shapes: laws of Linux's TCP and HTB, and of ranks that share cores to post.
+
+None has a constant to be fitted.
 
 - *Acknowledgements.* TCP answers every packet that a sender has handed to the link in one piece by a packet without data, 66 bytes on the
   wire. It goes the other way, over the reverse of each link. A piece of at most 8192 bytes holds five full packets, so a link carries
   66 / (5 x 1514) = 0.87 % of what its reverse carries on top of its own data. Where a link and its reverse are both full, both end later by
   as much. (Counted on links of the testbed: 0.86 to 0.88 %.)
-- *Burst.* A token bucket that has rested lets through its depth at once: a link's bytes less 16 KiB decide when it ends.
+- *Burst.* A token bucket that has rested lets through its depth at once: a link's bytes less 16 KiB decide when it ends. Where a link
+  becomes slower meanwhile, they are worth what they would take in the end. (It becomes so when the tool that changes it is done.)
 - *Posting.* Ranks that outnumber the cores do not start to send at the same instant. The smallest all-to-all takes so long because the last
   of them is served so late; in between they start one after the other. A link that one source has long been filling does not notice. One
   that only the last to start fills ends as much later.
+- *Waves.* As many ranks as there are cores enter a library's all-to-all at once, then the next as many. Whether the word of those before
+  has been read by then depends on which thread the kernel lets run first, and is a toss-up: if not, they are as good as one wave.
 """
 
 from __future__ import annotations
@@ -100,7 +105,7 @@ def head_start(cluster: Cluster, sent: Floats, payload: float) -> float:
     return float(min(BURST * payload, carried[busiest]) * (1.0 / cluster.bandwidth[busiest] - 1.0 / UNSHAPED))
 
 
-def starts(posting: float, ranks: int, order: int) -> Floats:
+def starts(posting: float, ranks: int, order: int, first: int | None = None) -> Floats:
     """Return float[ranks], when each rank starts to send, s: one after the other, the last ``posting`` seconds after the first.
 
     Parameters
@@ -111,6 +116,29 @@ def starts(posting: float, ranks: int, order: int) -> Floats:
         How many.
     order : int
         Which of them is first is drawn anew for every number.
+    first : int or None
+        Unless one of them is known to be first.
     """
     place = plain_stream(order, ranks).permutation(ranks)
+    if first is not None:
+        place = np.where(place < place[first], place + 1, place)
+        place[first] = 0
     return np.asarray(posting * place / max(ranks - 1, 1))
+
+
+def waves(ranks: int, cores: int, order: int, apart: float) -> Floats:
+    """Return float[ranks], when each rank enters an all-to-all of a library, s.
+
+    Parameters
+    ----------
+    ranks, cores : int
+        How many.
+    order : int
+        Which rank is in which wave, and which waves are as good as one, is drawn anew for every number.
+    apart : float
+        Between waves, s.
+    """
+    draw = plain_stream(order, ranks)
+    place = draw.permutation(ranks) // cores
+    told = draw.integers(0, 2, max(-(-ranks // cores) - 1, 0))
+    return np.asarray(apart * np.concatenate([[0], np.cumsum(told)])[place])

@@ -40,7 +40,12 @@ Local = tuple[Ints, Ints]
 
 
 def ffn_inputs(
-    rows: Rows, kernel: str, local: Callable[[Rows, int], Local], slots: Floats, regime: NDArray[np.str_]
+    rows: Rows,
+    kernel: str,
+    local: Callable[[Rows, int], Local],
+    slots: Floats,
+    regime: NDArray[np.str_],
+    received: Floats | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Return the inputs of :class:`moesim.models.fitted.expert_ffn.ExpertFfn`.
 
@@ -56,6 +61,8 @@ def ffn_inputs(
         Experts that a rank holds.
     regime : str array [n]
         By which the scatter is told apart.
+    received : Floats[n], optional
+        Tokens that the call was given, where those are fewer than the group's and known.
 
     Raises
     ------
@@ -66,20 +73,25 @@ def ffn_inputs(
     presets, formats = presets_of(words(rows, "system")), [format_of(name) for name in words(rows, "moe_dtype").tolist()]
     tiling = TILINGS[kernel]
     # A GPU without units for narrow operands unpacks weights and computes in 16 bits: rows are then as wide, and kernels as efficient.
-    wide = ~has_units(presets, np.asarray([form.arithmetic for form in formats]))
+    unpacked = ~has_units(presets, np.asarray([form.arithmetic for form in formats]))
     row_bytes = np.asarray([form.row_bytes for form in formats])
-    row_bytes = np.where(wide, np.maximum(row_bytes, WIDE), row_bytes)
+    row_bytes = np.where(unpacked, np.maximum(row_bytes, WIDE), row_bytes)
     narrow = row_bytes < WIDE
     routes = numbers(rows, "num_tokens") * numbers(rows, "topk")
-    heights = tiling.heights(routes / numbers(rows, "num_experts"), narrow)
-    parts = [_loads(local, rows, row, int(heights[row])) for row in range(size)]
+    given = numbers(rows, "num_tokens") if received is None else received
+    mean, sms = given * numbers(rows, "topk") / numbers(rows, "num_experts"), peaks(presets, "sms")
+    wide, deep = 2 * numbers(rows, "inter_size"), numbers(rows, "hidden_size")
+    (heights, across), (second, second_across) = (
+        tiling.tiles(mean, narrow, groups=slots, columns=columns, sms=sms) for columns in (wide, deep)
+    )
+    parts = [_loads(local, rows, row, int(heights[row]), int(second[row])) for row in range(size)]
     most = max((len(part[0]) for part in parts), default=1)
-    active, routed, tiles, others = (
-        (np.stack([_filled(part[index], most) for part in parts]) for index in range(4)) if parts else (np.zeros((0, 1)),) * 4
+    active, routed, tiles, others, reached, seconds = (
+        (np.stack([_filled(part[index], most) for part in parts]) for index in range(6)) if parts else (np.zeros((0, 1)),) * 6
     )
     whole = np.broadcast_to(routes[:, None], routed.shape)
     # A rank sums over all choices of every token that reached it, those of other ranks included: they are looked at, and skipped.
-    reached = np.stack([_filled(part[4], most) for part in parts]) if parts else np.zeros((0, 1))
+    reached = reached if received is None else np.broadcast_to(received[:, None], reached.shape)
     summed = whole if tiling.whole_group else reached * numbers(rows, "topk")[:, None]
     return {
         "active": active,
@@ -89,6 +101,10 @@ def ffn_inputs(
         "moved_rows": whole if tiling.whole_group else routed,
         "summed_rows": summed,
         "tile_rows": heights.astype(np.float64),
+        "tile_columns": across,
+        "second_tiles": seconds,
+        "second_tile_rows": second.astype(np.float64),
+        "second_tile_columns": second_across,
         "slots": slots,
         "num_tokens": numbers(rows, "num_tokens"),
         "ranks": numbers(rows, "moe_ep_size"),
@@ -99,14 +115,17 @@ def ffn_inputs(
         "narrow": narrow,
         "regime": regime,
         "memory_bandwidth": peaks(presets, "memory_bandwidth"),
-        "sms": peaks(presets, "sms"),
+        "sms": sms,
         "peak_flops": peak_flops(presets, np.asarray([form.arithmetic for form in formats])),
     }
 
 
-def _loads(local: Callable[[Rows, int], Local], rows: Rows, row: int, height: int) -> tuple[Floats, ...]:
+def _loads(local: Callable[[Rows, int], Local], rows: Rows, row: int, height: int, second: int) -> tuple[Floats, ...]:
+    """Return active experts, rows, tiles, others' tiles, tokens that reach the rank, and tiles of the second GEMM."""
     own, group = local(rows, row)
-    return (*loads_of(own, group, height), distinct_tokens(own, int(numbers(rows, "num_tokens")[row])))
+    first = loads_of(own, group, height)
+    below = first[2] if second == height else loads_of(own, group, second)[2]
+    return (*first, distinct_tokens(own, int(rows["num_tokens"][row])), below)
 
 
 def _filled(values: Floats, length: int) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,21 +9,13 @@ from numpy.typing import NDArray
 
 from moesim.base.errors import CalibrationError
 from moesim.facts.arrays import Floats, Ints
-from moesim.models.fitted.expert_ffn import TILINGS, ExpertFfn
-from moesim.models.fitted.routing_draws import BY_SIZE, distinct_tokens, hottest_rank, rows_by_rank
+from moesim.models.fitted.expert_ffn import DRAWN, START, TILINGS, ExpertFfn
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
-from moesim.models.placement.eplb_plan import plan_eplb
-from moesim.study.validation.ffn_inputs import Local, distribution_of, drawn_rows, ffn_inputs, hot_rows
+from moesim.study.validation.ffn_inputs import Local, ffn_inputs
 from moesim.study.validation.fitted_table import FittedTable
+from moesim.study.validation.hot_rank_draws import REPLICATED, drawn_after, drawn_before, like_recorded
 from moesim.study.validation.moe_ffn_table import MOST_DECODE_TOKENS, kernel_of, mean_roofline
 from moesim.study.validation.table_kind import register_table
-
-CANDIDATES, NEAREST, ALIKE = 64, 6, 0.04
-"""Of so many draws, those are averaged whose hottest rank is reached by as many tokens as the table says, within this share (twelve of
-them), or else the nearest six: the number tells the draw. Where all tokens reach the rank anyway it tells nothing, and draws of all kinds
-are averaged."""
-
-REPLICATED = "_eplb"
 
 
 @register_table
@@ -45,30 +36,35 @@ class HotRankTable(FittedTable):
         names, tokens = words(rows, "distribution").tolist(), _whole(rows, "num_tokens")
         shape = tuple(_whole(rows, name) for name in ("num_experts", "topk", "num_slots", "moe_ep_size"))
         seen = numbers(rows, "rank0_num_tokens").tolist()
+        odd = next((index for index, number in enumerate(seen) if not 1 <= number <= tokens[index]), None)
+        if odd is not None:
+            raise CalibrationError(
+                f"rank0_num_tokens {seen[odd]:g} of num_tokens {tokens[odd]}: the hottest rank is reached by one token at least, and by no "
+                "more than there are"
+            )
         wanted: dict[tuple[Any, ...], set[int]] = {}
         keys = [(name, *(column[row] for column in shape)) for row, name in enumerate(names)]
         for key, size in zip(keys, tokens, strict=True):
             if key[0].endswith(REPLICATED):
                 wanted.setdefault(key, set()).add(size)
-        planned = {key: replicated_rows(*key, tuple(sorted(sizes))) for key, sizes in wanted.items()}
+        planned = {key: drawn_after(*key, tuple(sorted(sizes))) for key, sizes in wanted.items()}
 
         def local(_: Rows, row: int) -> Local:
             name, experts, top_k, slots, ranks = keys[row]
             if name.endswith(REPLICATED):
-                own = planned[keys[row]][tokens[row]]
-                group = np.zeros((len(own), 1), dtype=np.int64)
+                drawn = planned[keys[row]][tokens[row]]
             elif slots != experts:
                 raise CalibrationError(
                     f"{slots} slots for {experts} experts without {REPLICATED}: nobody knows which experts are replicated"
                 )
             else:
-                own, group = hot_rows(name, experts, top_k, ranks, tokens[row], BY_SIZE, CANDIDATES)
-            near = _nearest(own, tokens[row], seen[row])
-            return own[near], group[near]
+                drawn = drawn_before(name, experts, top_k, ranks, tokens[row])
+            own = like_recorded(drawn, tokens[row], seen[row])
+            return own, np.zeros((len(own), 1), dtype=np.int64)
 
         slots_per_rank = numbers(rows, "num_slots") / numbers(rows, "moe_ep_size")
         kernel = str(self.sections(rows)[0]).partition(".")[2] if count(rows) else "cutlass"
-        return ffn_inputs(rows, kernel, local, slots_per_rank, self.regime(rows))
+        return ffn_inputs(rows, kernel, local, slots_per_rank, self.regime(rows), received=numbers(rows, "rank0_num_tokens"))
 
     def sections(self, rows: Rows) -> NDArray[np.str_]:
         """Return the kernel library."""
@@ -103,6 +99,19 @@ class HotRankTable(FittedTable):
         before = {label: row for row, label in enumerate(batches) if not after[row]}
         return np.asarray([before.get(label, -1) if after[row] else -1 for row, label in enumerate(batches)], dtype=np.int64)
 
+    def chance(self, rows: Rows) -> Floats:
+        """Return the relative standard deviation of the times of the routings that a row may have been measured with.
+
+        The two times of a pair are of two routings, each drawn once and recorded by one number alone. What their draws differ by is taken
+        from the model with its starting values, which no row of the table has touched.
+        """
+        drawn = self.inputs(rows)
+        times = []
+        for draw in range(drawn["active"].shape[1]):
+            one = {name: column[:, draw : draw + 1] if name in DRAWN else column for name, column in drawn.items()}
+            times.append(np.log(ExpertFfn.seconds_of(START, one)))
+        return np.asarray(np.std(times, axis=0, ddof=1) if len(times) > 1 else np.zeros(count(rows)))
+
     def baseline(self, rows: Rows) -> tuple[str, Floats]:
         """Return the roofline at the peaks for a rank with the mean load."""
         slots = numbers(rows, "num_slots") / numbers(rows, "moe_ep_size")
@@ -114,47 +123,3 @@ _BATCH = ("system", "moe_dtype", "moe_kernel", "hidden_size", "inter_size", "top
 
 def _whole(rows: Rows, name: str) -> list[int]:
     return [int(value) for value in numbers(rows, name)]
-
-
-def _nearest(own: Ints, tokens: int, seen: float) -> Ints:
-    """Return the draws whose hottest rank is reached by a number of tokens like ``seen``."""
-    if len(own) <= NEAREST or not seen > 0:
-        return np.arange(len(own))
-    off = np.abs(np.log(np.maximum(distinct_tokens(own, tokens), 0.5) / seen))
-    alike = np.flatnonzero(off <= ALIKE)
-    if len(alike) >= 2 * NEAREST:
-        return alike[np.linspace(0, len(alike) - 1, 2 * NEAREST).astype(np.int64)]
-    return np.sort(np.argsort(off, kind="stable")[:NEAREST])
-
-
-@lru_cache(maxsize=512)
-def replicated_rows(
-    name: str, experts: int, top_k: int, slots: int, ranks: int, sizes: tuple[int, ...], draws: int = 24
-) -> dict[int, Ints]:
-    """Return the rows of the hottest rank's slots after EPLB placed the experts by their true rows, for several numbers of tokens.
-
-    Replicas share their expert's rows, each rounded up: the source gives every replica of an expert with rows at least one.
-
-    Returns
-    -------
-    dict of int to Ints[draws, slots / ranks]
-        By tokens.
-
-    Raises
-    ------
-    CalibrationError
-        If slots do not divide over ranks, or the distribution is not known.
-    """
-    if slots % ranks:
-        raise CalibrationError(f"{slots} slots do not divide over {ranks} ranks")
-    kind, exponent = distribution_of(name)
-    if kind == "even":
-        raise CalibrationError(f"the distribution {name!r} has no exponent: power_law_A{REPLICATED} is expected")
-    rows = [drawn_rows(kind, exponent, experts, top_k, ranks, tokens, BY_SIZE, draws) for tokens in sizes]
-    loads = np.concatenate(rows)
-    # All batches are problems of one call: the planner takes one step for all of them.
-    plan = plan_eplb(loads, slots=slots, gpus=ranks)
-    shares = np.take_along_axis(loads / plan.logical_count, plan.physical_to_logical_map, axis=1)
-    of_slot = np.ceil(shares - 1e-9).astype(np.int64)
-    hot = hottest_rank(rows_by_rank(of_slot[:, np.argsort(plan.rank_of_slot, kind="stable")], ranks))
-    return {tokens: hot[index * draws : (index + 1) * draws] for index, tokens in enumerate(sizes)}

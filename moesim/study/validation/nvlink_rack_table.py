@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ from moesim.models.fitted.nvlink_rack import NvlinkRack, copies_of, port_bytes
 from moesim.models.fitted.rows import Rows, count, each, labels, numbers, words
 from moesim.study.validation.fitted_table import FittedTable, alpha_beta
 from moesim.study.validation.machines import peaks, presets_of
+from moesim.study.validation.number_formats import format_of
 from moesim.study.validation.table_kind import register_table
 
 PREFIX = "alltoall_"
 DTYPES = ("bfloat16", "fp8", "nvfp4")
 KERNELS = ("NVLinkTwoSided", "NVLinkOneSided")
+
+ROWS = {1: "nvfp4", 2: "fp8", 4: "bfloat16"}
+"""In which of the formats that were measured rows travel, by the half bytes of an element: weights may be narrower than their rows."""
 
 
 @register_table
@@ -33,7 +38,9 @@ class NvlinkRackTable(FittedTable):
     def inputs(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """Return tokens, copies of a token, the bytes that pass the port and its peak."""
         ranks, top_k, hidden = (numbers(rows, name) for name in ("moe_ep_size", "topk", "hidden_size"))
-        ops, dtypes = np.char.replace(words(rows, "op_name"), PREFIX, ""), words(rows, "moe_dtype")
+        ops = np.char.replace(words(rows, "op_name"), PREFIX, "")
+        sent = {name: ROWS[math.floor(2 * format_of(name).row_bytes)] for name in np.unique(words(rows, "moe_dtype")).tolist()}
+        dtypes = np.asarray([sent[name] for name in words(rows, "moe_dtype").tolist()], dtype=np.str_)
         moved = np.zeros(count(rows))
         for mask in each(rows, labels({"op": ops, "kernel": words(rows, "kernel_source")}, ("op", "kernel"))).values():
             kernel = str(words(rows, "kernel_source")[mask][0])

@@ -77,6 +77,11 @@ class OwnTable(ABC):
     def group(self, rows: Rows) -> NDArray[np.str_]:
         """Return the group of each row."""
 
+    def fitted(self, section: str, given: Rows, seconds: Floats) -> Parametric:
+        """Return the model of one section, fitted to its rows."""
+        model: Any = self.model_of(section)
+        return model.fit(given, seconds, source=self.source)  # type: ignore[no-any-return]
+
     def fit(self, rows: Rows) -> dict[str, Section]:
         """Fit one section per machine and name; the scatter is that of groups that were held back, where there are several.
 
@@ -101,11 +106,10 @@ class OwnTable(ABC):
         return found
 
     def _section(self, name: str, rows: Rows) -> Section:
-        model, seconds, groups = self.model_of(name), self.seconds(rows), self.group(rows)
+        seconds, groups = self.seconds(rows), self.group(rows)
 
         def fitted(part: Rows) -> Parametric:
-            given: Any = model
-            return given.fit(self.inputs(name, part), self.seconds(part), source=self.source)  # type: ignore[no-any-return]
+            return self.fitted(name, self.inputs(name, part), self.seconds(part))
 
         section = fitted(rows).section()
         if len(np.unique(groups)) < 2:

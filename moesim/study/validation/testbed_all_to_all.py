@@ -20,6 +20,9 @@ from moesim.study.testbed.patterns import matrix
 from moesim.study.testbed.predict import exchange, hosts_of
 from moesim.study.validation.table_kind import Prediction, prediction, register_table
 
+CORES = 2
+"""Cores of the machine on which the all-to-alls without a column ``cores`` were measured."""
+
 LONG = 0.05
 """s; below, the latency of a call and the bytes that a shaper lets through at once are no longer small."""
 
@@ -96,6 +99,7 @@ class Asked:
     library: bool
     fifo: bool
     posting: float | None
+    cores: int
 
 
 def each_case(rows: Rows, ask: Callable[[Asked], float]) -> tuple[Floats, NDArray[Any]]:
@@ -114,6 +118,7 @@ def each_case(rows: Rows, ask: Callable[[Asked], float]) -> tuple[Floats, NDArra
             case = Asked(
                 cluster=topology_of(rows, row).build(), sent=sent, late=late, library=str(words(rows, "mode")[row]) == "a2a",
                 fifo=bool(fifo[row]), posting=float(posting[row]) if np.isfinite(posting[row]) else None,
+                cores=int(numbers(rows, "cores")[row]) if "cores" in rows else CORES,
             )  # fmt: skip
             values[mask] = ask(case)
         except MoesimError as error:
@@ -196,4 +201,6 @@ class TestbedAllToAllRepeats(TestbedAllToAll):
 
 
 def _played(case: Asked) -> float:
-    return exchange(case.cluster, case.sent, late=case.late.tolist(), library=case.library, fifo=case.fifo, posting=case.posting).seconds
+    return exchange(
+        case.cluster, case.sent, late=case.late.tolist(), library=case.library, fifo=case.fifo, posting=case.posting, cores=case.cores
+    ).seconds

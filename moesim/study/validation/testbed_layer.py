@@ -74,7 +74,8 @@ def played(rows: Rows, row: int, *, uplinks: bool = True, share: bool = True, ba
     if not isinstance(calibration, Calibration):
         raise CalibrationError("the file ..._calibration.json beside the steps is missing: without it nobody knows what an expert takes")
     hosts = topology_of(rows, row)
-    known = float(numbers(rows, "slowdown")[row]) if "slowdown" in rows else 0.0
+    before = next((name for name in ("crowding", "slowdown") if name in rows), "")
+    known = float(numbers(rows, before)[row]) if before else 0.0
     calibration = calibration.slower(known if known > 0 else crowding(hosts.ranks, hosts.cores))
     step = step_of(rows, row, hosts)
     topology = topology_of(rows, row, uplinks=uplinks, share=share)
@@ -85,8 +86,8 @@ def played(rows: Rows, row: int, *, uplinks: bool = True, share: bool = True, ba
 class TestbedLayer:
     """Steps of an expert-parallel MoE layer whose kept rows are known: solo-calibrated kernels, shared cores, max-min links.
 
-    A column ``slowdown``, where there is one, says how many times its calibrated seconds a reference kernel took beside the steps;
-    without, that is 1.19 where ranks share cores.
+    A column ``crowding``, where there is one, says how many times its calibrated seconds a reference kernel took before the steps, while
+    all ranks were at it; ``slowdown`` the same beside each step. Without either it is 1.19 where ranks share cores.
     """
 
     name: ClassVar[str] = "testbed_layer"
