@@ -3,7 +3,7 @@
     python docs/training_figures.py            predict, write tests/data/training_figures.json and the picture
     python docs/training_figures.py --anchors  write the published facts again, and nothing else
     python docs/training_figures.py --fit      go on fitting the constants from where they are, and print them: hours
-    python docs/training_figures.py --seal     predict trainings that are not recorded yet, once (tests/data/trainings_sealed)
+    python docs/training_figures.py --seal     predict trainings that are not recorded yet, once (SEALS says which, and where)
 
 Takes some minutes. The page docs/validation.md has the table (docs/validation_page.py), docs/models/training.md the picture.
 """
@@ -28,19 +28,24 @@ from moesim.study.training_fit import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDINGS = ROOT / "tests" / "data" / "trainings"
-SEALED = ROOT / "tests" / "data" / "trainings_sealed"
-PREDICTIONS = SEALED / "predictions.json"
 FIGURES = ROOT / "tests" / "data" / "training_figures.json"
 PICTURE = ROOT / "docs" / "images" / "training.png"
 PRESET = "small-lm"
 FITTED = ("none-seed-0", "aux-0.01-seed-0", "aux-0.1-seed-1", "bias-0.001-seed-0")
 """Recordings that the constants were fitted to; all others are held back."""
 NAMES = ("sequence_share", "feedback", "domain_feedback", "drive", "gain", "domain_gain", "kind_gain", "domain_drift", "growth", "scale")
-TO_SEAL = ("none", "aux=0.0003", "aux=0.003", "aux=0.03", "bias=0.003", "bias=0.001+capacity=1")
-"""Strategies that were predicted before any of them was recorded; ``none`` with a seed that was new."""
+DATA = ROOT / "tests" / "data"
+SEALS = {
+    "sealed": (DATA / "trainings_sealed", ("none", "aux=0.0003", "aux=0.003", "aux=0.03", "bias=0.003", "bias=0.001+capacity=1")),
+    "blind": (DATA / "trainings_blind", ("aux=0.002", "bias=0.0003", "aux=0.005+noise=0.5", "z=0.01", "none", "aux=0.03+capacity=1")),
+}
+"""By role, a folder and the strategies that were predicted in it before any of them was recorded; ``none`` with seeds that were new."""
+PREDICTIONS = "predictions.json"
 SEEDS = (101, 102)
 """Of predictions; a prediction is the mean of these runs, and none is a seed of a recording."""
-ROLES = ("fitted", "held back", "sealed")
+ROLES = ("fitted", "held back", *SEALS)
+RANKED = {"old": ("fitted", "held back"), "all": ROLES}
+"""Of which roles the trainings are ranked together."""
 
 
 def name_of(path):
@@ -136,7 +141,7 @@ def draw(rows):
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = {"fitted": "#0072b2", "held back": "#d55e00", "sealed": "#009e73"}
+    colours = {"fitted": "#0072b2", "held back": "#d55e00", "sealed": "#009e73", "blind": "#cc79a7"}
     across = 4
     down = -(-len(rows) // across)
     figure, axes = plt.subplots(down, across, figsize=(11, 2.2 * down), sharex=True, squeeze=False)
@@ -166,28 +171,28 @@ def plain(course):
 
 def seal():
     """Write predictions of trainings that nobody has recorded; refuse to write them twice."""
-    if PREDICTIONS.exists():
-        raise SystemExit(f"{PREDICTIONS} is there: what is sealed is not predicted again")
+    open_ = {folder: names for folder, names in SEALS.values() if not (folder / PREDICTIONS).exists()}
+    if not open_:
+        raise SystemExit("every folder of SEALS has its predictions: what is sealed is not predicted again")
     pattern = read_recorded(RECORDINGS / f"training-{FITTED[0]}.json")
-    wanted = {name: replace(pattern, name=name, strategy=Strategy(**asdict(strategy_of(name)))) for name in TO_SEAL}
-    with ProcessPoolExecutor() as pool:
-        jobs = {name: [pool.submit(played, item, seed) for seed in SEEDS] for name, item in wanted.items()}
-        courses = {name: [plain(job.result()) for job in found] for name, found in jobs.items()}
-    SEALED.mkdir(exist_ok=True)
-    text = json.dumps({"preset": PRESET, "law": asdict(LAWS[PRESET]), "seeds": SEEDS, "strategies": courses}) + "\n"
-    PREDICTIONS.write_text(text, encoding="utf-8")
-    print(hashlib.sha256(text.encode()).hexdigest())
+    for folder, names in open_.items():
+        wanted = {name: replace(pattern, name=name, strategy=Strategy(**asdict(strategy_of(name)))) for name in names}
+        with ProcessPoolExecutor() as pool:
+            jobs = {name: [pool.submit(played, item, seed) for seed in SEEDS] for name, item in wanted.items()}
+            courses = {name: [plain(job.result()) for job in found] for name, found in jobs.items()}
+        folder.mkdir(exist_ok=True)
+        text = json.dumps({"preset": PRESET, "law": asdict(LAWS[PRESET]), "seeds": SEEDS, "strategies": courses}) + "\n"
+        (folder / PREDICTIONS).write_text(text, encoding="utf-8")
+        print(folder.name, hashlib.sha256(text.encode()).hexdigest())
 
 
 def tell(number, error, law):
     print(number, f"{error:.4f}", {name: dict(law.deep)[name] for name in NAMES}, flush=True)
 
 
-def sealed_courses():
-    """Return the sealed predictions of each strategy, if there are any."""
-    if not PREDICTIONS.exists():
-        return {}
-    content = json.loads(PREDICTIONS.read_text(encoding="utf-8"))
+def sealed_courses(folder):
+    """Return the sealed predictions of each strategy in a folder."""
+    content = json.loads((folder / PREDICTIONS).read_text(encoding="utf-8"))
     return {
         name: [Course(**{key: np.array(values) for key, values in course.items()}) for course in courses]
         for name, courses in content["strategies"].items()
@@ -203,7 +208,8 @@ def main() -> None:
         seal()
         return
     paths = sorted(RECORDINGS.glob("training-*.json"))
-    recordings = {path: read_recorded(path) for path in [*paths, *sorted(SEALED.glob("training-*.json"))]}
+    recordings = {path: read_recorded(path) for path in paths}
+    roles = {path: "fitted" if name_of(path) in FITTED else "held back" for path in paths}
     with ProcessPoolExecutor() as pool:
         if "--fit" in sys.argv[1:]:
             fitted = [recordings[RECORDINGS / f"training-{name}.json"] for name in FITTED]
@@ -215,25 +221,20 @@ def main() -> None:
         for path in paths:
             first.setdefault(recordings[path].strategy, recordings[path])
         jobs = {strategy: [pool.submit(played, item, seed) for seed in SEEDS] for strategy, item in first.items()}
-        courses = {strategy: [job.result() for job in found] for strategy, found in jobs.items()}
-    sealed = sealed_courses()
-    rows = []
-    for path, recorded in recordings.items():
-        role = "sealed" if path.parent == SEALED else "fitted" if name_of(path) in FITTED else "held back"
-        rows.append(row_of(path, role, recorded, sealed[recorded.name] if role == "sealed" else courses[recorded.strategy]))
+        found = {strategy: [job.result() for job in runs] for strategy, runs in jobs.items()}
+    courses = {path: found[recordings[path].strategy] for path in paths}
+    for role, (folder, _) in SEALS.items():
+        told = sealed_courses(folder)
+        for path in sorted(folder.glob("training-*.json")):
+            recordings[path] = read_recorded(path)
+            roles[path], courses[path] = role, told[recordings[path].name]
+    rows = [row_of(path, roles[path], recorded, courses[path]) for path, recorded in recordings.items()]
     rows.sort(key=lambda row: (ROLES.index(row["role"]), row["strategy"], row["seed"]))
+    scores = {path.name: score(mean_of(courses[path]), recorded.course) for path, recorded in recordings.items()}
     orders = {}
-    for label, roles in (("old", ("fitted", "held back")), ("all", ROLES)):
-        mine = [row for row in rows if row["role"] in roles]
-        paths_of = {path.name: path for path in recordings}
-        scores = {
-            row["file"]: score(
-                mean_of(sealed[row["strategy"]] if row["role"] == "sealed" else courses[recordings[paths_of[row["file"]]].strategy]),
-                recordings[paths_of[row["file"]]].course,
-            )
-            for row in mine
-        }
-        orders[label] = orders_of(mine, scores)
+    for label, chosen in RANKED.items():
+        mine = [row for row in rows if row["role"] in chosen]
+        orders[label] = orders_of(mine, {row["file"]: scores[row["file"]] for row in mine})
     content = {"preset": PRESET, "seeds": SEEDS, "summary": summary_of(rows) | {"order": orders}, "anchors": told_anchors(), "runs": rows}
     FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw(rows)

@@ -25,6 +25,9 @@ from moesim.base.errors import CalibrationError
 LARGEST = 512 * 1024 * 1024
 """Bytes of a file; a larger one is not a table that anybody measured by hand."""
 
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+"""What spreadsheets put between cells instead of commas."""
+
 SUFFIXES = (".csv", ".jsonl", ".npz", ".json")
 
 UNIT_SUFFIXES = {"_ns": "nanoseconds", "_us": "microseconds", "_ms": "milliseconds", "_s": "seconds"}
@@ -182,6 +185,11 @@ def _split(text: str) -> tuple[tuple[str, ...], list[str], list[list[str]], list
     if len(parsed) != len(numbered):
         raise CalibrationError("not CSV: a quoted cell spans several lines")
     header = [cell.strip() for cell in parsed[0]]
+    other = next((name for sign, name in SEPARATORS.items() if len(header) == 1 and sign in header[0]), "")
+    if other:
+        raise CalibrationError(
+            f"the cells are separated by {other}; save the table with commas between them, and decimal points in numbers"
+        )
     twice = sorted({cell for cell in header if header.count(cell) > 1})
     if twice:
         raise CalibrationError(f"the column {twice[0]!r} stands twice in the header")

@@ -181,7 +181,7 @@ def _rows_of(kind: TableKind, tables: Sequence[Measured], known: Sequence[TableK
         try:
             usable, _, left = usable_rows(kind, table, beside(kind, table.name, tables))
             if not count(usable):
-                raise CalibrationError("no row of the table can be used")
+                raise CalibrationError("no row of the table can be used: " + ("; ".join(item.reason for item in left) or "it is empty"))
         except (MoesimError, *SLIPS) as error:
             unused.append(Unused(file=table.name, reason=told(error)))
             continue
@@ -206,7 +206,8 @@ def _known_systems(kind: TableKind, rows: Rows) -> tuple[Rows, dict[str, int]]:
     if column not in rows or any(len(part) != count(rows) for part in rows.values()):
         return rows, {}
     systems = words(rows, column)
-    known = presets_of(systems) != ""
+    find: Callable[[Rows], NDArray[np.str_]] = getattr(kind, "presets", lambda part: presets_of(words(part, column)))
+    known = find(rows) != ""
     names, sizes = np.unique(systems[~known], return_counts=True)
     return take(rows, known), {unknown_system(str(name)): int(size) for name, size in zip(names, sizes, strict=True)}
 

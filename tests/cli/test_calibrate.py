@@ -159,6 +159,11 @@ def test_a_gpu_can_be_named_where_the_log_does_not(folder, tmp_path):
             "system,num_gpus,bytes_per_rank,time_us\n" + "h200_sxm,8,1024,9\n" * 12,
             "bytes_per_rank holds only 1024",
         ),
+        (
+            "nccl_alltoall_intranode.csv",
+            "system,num_gpus,bytes_per_rank,time_us\n" + "h200_sxm,8,1024,-9\n" * 12,
+            "no row of the table can be used: line 2: column time_us: the time -9 is negative",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_told_and_nothing_is_written(folder, tmp_path, name, content, why):

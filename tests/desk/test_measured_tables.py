@@ -68,6 +68,8 @@ def test_a_row_of_another_length_is_told():
         ("a,a\n1,2\n", "'a' stands twice"),
         ("a,\n1,2\n", "column 2 of the header has no name"),
         ("1,2\n3,4\n", "where names of columns belong"),
+        ("time_us;n\n1,5;2\n", "separated by semicolons; save the table with commas"),
+        ("time_us\tn\n1\t2\n", "separated by tabs"),
         ('a,b\n"1,2\n', "not CSV"),
         ("# units: time_us milliseconds\ntime_us,n\n1,2\n", "time_us is in milliseconds, its name says microseconds"),
         ("# units: *_us ns\ntime_us,n\n1,2\n", "its name says microseconds"),

@@ -104,6 +104,20 @@ def test_known_parameters_come_back(name):
     assert np.abs(found.predict(rows) / model.predict(rows) - 1).max() < 1e-3
 
 
+@pytest.mark.parametrize("name", ["nccl", "low latency", "pair"])
+def test_errors_of_parameters_hold_what_they_promise(name):
+    model, rows, _ = CASES[name]
+    draw, exact, off = np.random.default_rng(5), model.predict(rows), []
+    for _ in range(20):
+        section = type(model).fit(rows, exact * np.exp(0.02 * draw.standard_normal(len(exact)))).section()
+        truth = model.values()
+        # What ran into a bound has no error and is not judged.
+        off += [(one.value - truth[one.name]) / one.error for one in section.parameters if one.basis == "fitted" and one.error]
+    # Of noise like that of the fit's own assumption, 90 % lie within 1.645 standard errors; parameters of one fit are not independent.
+    assert 0.8 < np.mean(np.abs(off) < 1.645) < 0.98
+    assert 0.7 < np.std(off) < 1.3
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_survives_its_profile(name):
     model, rows, _ = CASES[name]

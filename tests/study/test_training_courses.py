@@ -32,7 +32,7 @@ from moesim.study.training_fit import coarser, constants_of, fit
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = ROOT / "tests" / "data" / "trainings"
-SEALED = ROOT / "tests" / "data" / "trainings_sealed"
+SEALED = {"sealed": ROOT / "tests" / "data" / "trainings_sealed", "blind": ROOT / "tests" / "data" / "trainings_blind"}
 PAGE = ROOT / "docs" / "models" / "training.md"
 FIGURES = json.loads((ROOT / "tests" / "data" / "training_figures.json").read_text(encoding="utf-8"))
 ROWS = {row["file"]: row for row in FIGURES["runs"]}
@@ -133,9 +133,9 @@ def test_what_cannot_be_fitted_is_named(names, message):
 
 
 def test_the_figures_are_those_of_the_recordings():
-    assert sorted(ROWS) == sorted(path.name for folder in (RECORDINGS, SEALED) for path in folder.glob("training-*.json"))
+    assert sorted(ROWS) == sorted(path.name for folder in (RECORDINGS, *SEALED.values()) for path in folder.glob("training-*.json"))
     for name, row in ROWS.items():
-        recorded = read_recorded((SEALED if row["role"] == "sealed" else RECORDINGS) / name)
+        recorded = read_recorded(SEALED.get(row["role"], RECORDINGS) / name)
         assert (row["strategy"], row["seed"]) == (recorded.name, recorded.seed)
         np.testing.assert_allclose(row["recorded"], windows(recorded.course.maxvio, len(recorded.course.maxvio)), atol=1e-4)
         errors = np.array(row["predicted"]) / row["recorded"] - 1
@@ -150,18 +150,21 @@ def test_the_figures_are_those_of_the_preset(name):
     np.testing.assert_allclose(ROWS[name]["predicted"][:2], found, rtol=2e-3)
 
 
-def test_what_was_sealed_is_what_is_compared():
-    text = (SEALED / "predictions.json").read_bytes()
-    assert hashlib.sha256(text).hexdigest() in PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("role", SEALED)
+def test_what_was_sealed_is_what_is_compared(role):
+    text = (SEALED[role] / "predictions.json").read_bytes()
+    digest = hashlib.sha256(text).hexdigest()
+    assert digest in PAGE.read_text(encoding="utf-8")
+    assert digest in (SEALED[role] / "README.md").read_text(encoding="utf-8")
     content = json.loads(text)
-    rows = [row for row in ROWS.values() if row["role"] == "sealed"]
-    assert rows
+    rows = [row for row in ROWS.values() if row["role"] == role]
+    assert {row["strategy"] for row in rows} == set(content["strategies"])  # none that was sealed is left out
     for row in rows:
         played = [np.array(course["maxvio"]) for course in content["strategies"][row["strategy"]]]
         np.testing.assert_allclose(row["predicted"], windows(np.mean(played, axis=0), 1200), atol=2e-4)
 
 
-@pytest.mark.parametrize("role", ["fitted", "held back", "sealed"])
+@pytest.mark.parametrize("role", ["fitted", "held back", *SEALED])
 def test_what_was_reached_is_what_the_figures_say(role):
     mine = [row for row in ROWS.values() if row["role"] == role]
     errors = [abs(one / other - 1) for row in mine for one, other in zip(row["predicted"], row["recorded"], strict=True)]
@@ -180,7 +183,7 @@ def test_what_was_reached_is_what_the_figures_say(role):
 
 
 def test_the_rankings_are_those_of_the_figures():
-    for label, roles in (("old", ("fitted", "held back")), ("all", ("fitted", "held back", "sealed"))):
+    for label, roles in (("old", ("fitted", "held back")), ("all", ("fitted", "held back", *SEALED))):
         found, mine = FIGURES["summary"]["order"][label], [row for row in ROWS.values() if row["role"] in roles]
         ends = {row["file"]: row["end"] for row in mine}
         told = [

@@ -15,7 +15,8 @@ from moesim.models.fitted.deepep_normal import DeepEpNormal, copies, row_bytes
 from moesim.models.fitted.parametric import Parametric
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.study.validation.fitted_table import FittedTable, alpha_beta, both_ops
-from moesim.study.validation.machines import RACKS, TRAY, peaks, presets_of
+from moesim.study.validation.machines import TRAY, in_rack, peaks, presets_of
+from moesim.study.validation.number_formats import has_units
 from moesim.study.validation.table_kind import register_table
 
 NODE = 8
@@ -33,13 +34,18 @@ class DeepEpTable(FittedTable):
     def machine(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """Return nodes, GPUs of a node and peaks; the trays of a rack are one node, for NVLink joins them."""
         presets = presets_of(words(rows, "system"))
-        nodes, rack = numbers(rows, "node_num"), np.isin(presets, RACKS)
+        nodes, rack = numbers(rows, "node_num"), in_rack(words(rows, "system"))
         return {
             "node_num": np.where(rack, 1.0, nodes),
             "gpus_per_node": np.where(rack, TRAY * nodes, float(NODE)),
             "link_bandwidth": peaks(presets, "nvlink"),
             "nic_bandwidth": peaks(presets, "nic"),
         }
+
+    def without_fp8(self, rows: Rows) -> NDArray[np.bool_]:
+        """Tell the rows of GPUs without fp8: their dispatch sends bf16."""
+        presets = presets_of(words(rows, "system"))
+        return np.asarray(~has_units(presets, np.full(count(rows), "fp8")))
 
     def sections(self, rows: Rows) -> NDArray[np.str_]:
         """Return the kernel and the operation; what was measured between nodes, with another version of the library, is apart."""
@@ -78,12 +84,9 @@ class LowLatencyTable(DeepEpTable):
 
     def inputs(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """Return the shape, the bytes of a message and the machine."""
-        ops = words(rows, "op")
-        size = np.where(
-            ops == "dispatch",
-            message_bytes(numbers(rows, "hidden_size"), "dispatch"),
-            message_bytes(numbers(rows, "hidden_size"), "combine"),
-        )
+        out, hidden = words(rows, "op") == "dispatch", numbers(rows, "hidden_size")
+        sent = np.where(self.without_fp8(rows), message_bytes(hidden, "dispatch", dtype="bf16"), message_bytes(hidden, "dispatch"))
+        size = np.where(out, sent, message_bytes(hidden, "combine"))
         shape = {name: numbers(rows, name) for name in ("tokens_per_rank", "num_topk", "num_experts")}
         return {**shape, "message_bytes": size, **self.machine(rows)}
 
@@ -163,8 +166,8 @@ class NormalTable(DeepEpTable):
         machine, ops = self.machine(rows), words(rows, "op")
         shape = {name: numbers(rows, name) for name in ("tokens_per_rank", "num_topk", "num_experts", "sms")}
         hidden, top_k, nodes = numbers(rows, "hidden_size"), shape["num_topk"], machine["node_num"]
-        old = presets_of(words(rows, "system")) == "a100-sxm-80"  # without fp8, dispatch sends bf16
-        out = np.where(old, row_bytes(hidden, top_k, "dispatch", nodes, dispatch_dtype="bf16"), row_bytes(hidden, top_k, "dispatch", nodes))
+        wide = row_bytes(hidden, top_k, "dispatch", nodes, dispatch_dtype="bf16")
+        out = np.where(self.without_fp8(rows), wide, row_bytes(hidden, top_k, "dispatch", nodes))
         gpus, others = copies(nodes, machine["gpus_per_node"], shape["num_experts"], top_k)
         shape |= {"gpu_copies": gpus, "node_copies": others}
         return {**shape, "message_bytes": np.where(ops == "dispatch", out, row_bytes(hidden, top_k, "combine", nodes)), **machine}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.base.errors import CalibrationError
-from moesim.facts.arrays import Floats
+from moesim.facts.arrays import Bools, Floats
 from moesim.facts.profile import Profile, Section
 from moesim.models.fitted.estimate import least_squares_log, leave_group_out
 from moesim.models.fitted.intervals import interval, scatter_by, spread
@@ -58,6 +58,10 @@ class FittedTable(ABC):
         found: Any = self.model
         return found.fit(inputs, seconds, source=self.source)  # type: ignore[no-any-return]
 
+    def presets(self, rows: Rows) -> NDArray[np.str_]:
+        """Return the GPU preset of each row, empty where the name of its system means none."""
+        return presets_of(words(rows, self.system_column))
+
     def instead(self, name: str) -> tuple[str, ...]:
         """Return sections that may answer where no profile has the one of this name, nearest first."""
         del name
@@ -72,6 +76,11 @@ class FittedTable(ABC):
             return own, found[0] != (own, False)
         return next((section for section, _ in found if section is not None), None), True
 
+    def beyond(self, section: Section, inputs: Rows, rows: Rows) -> Bools:
+        """Tell which rows lie outside the range that a section was fitted on."""
+        del rows
+        return section.outside({key: column for key, column in inputs.items() if column.dtype.kind in "iuf"})
+
     def assumed(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which rows rest on a parameter that no measurement determined."""
         return np.zeros(count(rows), dtype=bool)
@@ -84,7 +93,7 @@ class FittedTable(ABC):
         CalibrationError
             If the rows of a section do not determine its model, or no system of the table has a preset.
         """
-        presets = presets_of(words(rows, self.system_column))
+        presets = self.presets(rows)
         keys = labels({"preset": presets, "section": self.sections(rows)}, ("preset", "section"))
         found: dict[str, Section] = {}
         for mask in each(rows, keys).values():
@@ -118,7 +127,7 @@ class FittedTable(ABC):
         reasons = np.asarray([""] * size, dtype=object)
         basis = np.asarray(["fitted"] * size, dtype=object)
         systems = words(rows, self.system_column)
-        presets, names = presets_of(systems), self.sections(rows)
+        presets, names = self.presets(rows), self.sections(rows)
         assumed = self.assumed(rows)
         for mask in each(rows, labels({"preset": presets, "section": names}, ("preset", "section"))).values():
             preset, name = str(presets[mask][0]), str(names[mask][0])
@@ -132,7 +141,7 @@ class FittedTable(ABC):
             part = take(rows, mask)
             inputs = self.inputs(part)
             values[mask] = self.model.of_section(section).predict(inputs)
-            outside[mask] = section.outside({key: column for key, column in inputs.items() if column.dtype.kind in "iuf"})
+            outside[mask] = self.beyond(section, inputs, part)
             wide = spread(
                 section,
                 lambda parameters, given=inputs: self.model.seconds_of(parameters, given),  # type: ignore[misc]

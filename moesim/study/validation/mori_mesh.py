@@ -17,6 +17,7 @@ from moesim.models.fitted.nvlink_rack import NvlinkRack
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
 from moesim.models.fitted.uniform_routing import expected_distinct
 from moesim.study.validation.fitted_table import FittedTable, alpha_beta
+from moesim.study.validation.machines import presets_of
 from moesim.study.validation.table_kind import UNSAID, Prediction, register_table
 
 TOP_K, EXPERTS = 8, 256
@@ -28,7 +29,10 @@ PAIR_BANDWIDTH = {"mi300x": 64e9, "mi308x": 64e9, "mi325x": 64e9, "mi350x": 76.8
 UNMEASURED = ("mi325x",)
 """Of these, no row was fitted: their predictions rest on the data sheet, although one profile answers for the whole family."""
 
-DTYPES = {"fp8_e4m3": "fp8", "fp8_e4m3_fnuz": "fp8", "bf16": "bf16", "fp4": "fp4", "fp16": "fp16"}
+DTYPES = {
+    "fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e4m3_fnuz": "fp8", "bf16": "bf16", "fp4": "fp4", "fp16": "fp16", "bfloat16": "bf16",
+    "float16": "fp16",
+}  # fmt: skip
 
 FULL_HIDDEN = 7168
 """The tuner writes fp4 with half as many elements of 8 bits: rows of 3584 are tokens of 7168."""
@@ -44,6 +48,11 @@ class MoriMesh(FittedTable):
     columns = ("gpu", "kernel", "ep", "op", "dtype", "hidden_size", "tokens_per_rank", "quant", "latency_us")
     system_column = "gpu"
     source = "mori_dispatch_combine_amd.csv"
+
+    def presets(self, rows: Rows) -> NDArray[np.str_]:
+        """Return one preset for the whole family: its members share a profile, and :data:`PAIR_BANDWIDTH` tells their links apart."""
+        names = words(rows, "gpu")
+        return np.where(np.char.find(np.char.lower(names), "mi3") >= 0, "mi300x", presets_of(names)).astype(np.str_)
 
     def inputs(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """Return tokens, peers, the bytes per token on the link of one pair and its peak."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.facts.arrays import Floats
+from moesim.base.errors import CalibrationError
+from moesim.facts.arrays import Bools, Floats, frozen
+from moesim.facts.profile import Profile, Section
 from moesim.models.fitted.nccl_all_to_all import NcclAllToAll, regimes_of
-from moesim.models.fitted.rows import Rows, labels, numbers, words
+from moesim.models.fitted.rows import Rows, labels, numbers, take, words
 from moesim.study.validation.fitted_table import FittedTable, alpha_beta
-from moesim.study.validation.machines import peaks, presets_of
-from moesim.study.validation.table_kind import register_table
+from moesim.study.validation.machines import in_rack, peaks, presets_of
+from moesim.study.validation.published_exchanges import NODE, across_nodes
+from moesim.study.validation.table_kind import Prediction, register_table
 
 WITHOUT_NVLINK = ("l40s",)
 """Presets whose GPUs exchange over PCIe and host memory: regimes of their own, for nothing that was fitted is like them."""
@@ -38,15 +43,48 @@ class NcclAllToAllTable(FittedTable):
     source = "nccl_alltoall_intranode.csv"
 
     def inputs(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        """Return numbers of GPUs, sizes, and the peaks of link and memory."""
-        presets, ranks = presets_of(words(rows, "system")), numbers(rows, "num_gpus")
+        """Return numbers of GPUs, sizes, and the peaks of link and memory; of several nodes, what one of them exchanges inside."""
+        presets, all_ranks = presets_of(words(rows, "system")), numbers(rows, "num_gpus")
+        ranks = np.where(_several_nodes(rows), NODE, all_ranks)
         shared = HOST_PATH / ranks / REACHED
         return {
             "num_gpus": ranks,
-            "bytes_per_rank": numbers(rows, "bytes_per_rank"),
+            "bytes_per_rank": numbers(rows, "bytes_per_rank") * ranks / all_ranks,
             "link_bandwidth": np.where(np.isin(presets, WITHOUT_NVLINK), shared, peaks(presets, "nvlink")),
             "memory_bandwidth": peaks(presets, "memory_bandwidth"),
         }
+
+    def fit(self, rows: Rows) -> dict[str, Section]:
+        """Fit the rows of one node or one rack: what crosses cards says nothing of the kernel inside.
+
+        Raises
+        ------
+        CalibrationError
+            If no row is of one node, or rows do not determine the model.
+        """
+        inside = ~_several_nodes(rows)
+        if len(inside) and not np.any(inside):
+            raise CalibrationError(f"every row has more than the {NODE} GPUs of a node: the model is fitted to one node or one NVLink rack")
+        return super().fit(take(rows, inside))
+
+    def predict(self, rows: Rows, profiles: Mapping[str, Profile]) -> Prediction:
+        """Predict every row; more GPUs than a node has, outside a rack, send over their cards, which no row of the table did: assumed."""
+        found = super().predict(rows, profiles)
+        ranks, size, several = numbers(rows, "num_gpus"), numbers(rows, "bytes_per_rank"), _several_nodes(rows)
+        cards = peaks(presets_of(words(rows, "system")), "nic")
+        values = found.values.copy()
+        for row in np.flatnonzero(several & np.isfinite(values)):
+            given = {"num_gpus": ranks[row : row + 1], "bytes_per_rank": size[row : row + 1]}
+            values[row] = across_nodes(float(values[row]), given, -(-int(ranks[row]) // NODE), float(cards[row]))
+        wider = np.where(several, 2.0, 1.0)  # as wide as any interval beyond the fitted range
+        return replace(
+            found,
+            values=frozen(values),
+            low=frozen(values * (found.low / found.values) ** wider),
+            high=frozen(values * (found.high / found.values) ** wider),
+            outside=frozen(found.outside | several, np.bool_),
+            basis=np.where(several, "assumed", found.basis),
+        )
 
     def sections(self, rows: Rows) -> NDArray[np.str_]:
         """Return the one section."""
@@ -79,3 +117,7 @@ class NcclAllToAllTable(FittedTable):
     def noise(self, rows: Rows) -> Floats:
         """Return the repeat noise of nccl-tests: 1 % for large messages, five times that for small ones."""
         return np.where(regimes_of(rows) == "large", 0.01, 0.05)
+
+
+def _several_nodes(rows: Rows) -> Bools:
+    return np.asarray((numbers(rows, "num_gpus") > NODE) & ~in_rack(words(rows, "system")))

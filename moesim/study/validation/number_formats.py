@@ -37,7 +37,11 @@ FORMATS = {
 }
 """By the names of the tables. Blocks of 16 (nvfp4) or 32 (the others) four-bit values share a scale of one byte."""
 
-ALSO = {"bf16": "bfloat16", "fp16": "float16", "mxfp4": "w4a16_mxfp4", "fp8_e4m3": "fp8", "int4": "int4_wo"}
+ALSO = {
+    "bf16": "bfloat16", "fp16": "float16", "half": "float16", "mxfp4": "w4a16_mxfp4", "int4": "int4_wo", "float8": "fp8", "fp8_e4m3": "fp8",
+    "fp8_e5m2": "fp8", "fp8_e4m3fn": "fp8", "float8_e4m3fn": "fp8", "float8_e4m3fnuz": "fp8", "float8_e5m2": "fp8",
+}  # fmt: skip
+"""Other names of the same; capitals do not matter."""
 
 
 def format_of(name: str) -> NumberFormat:
@@ -48,7 +52,8 @@ def format_of(name: str) -> NumberFormat:
     CalibrationError
         If the name is not known.
     """
-    known = ALSO.get(name, name)
+    plain = name.strip().lower().removeprefix("torch.")
+    known = ALSO.get(plain, plain)
     if known not in FORMATS:
         raise CalibrationError(f"the number format {name!r} is not known{did_you_mean(name, FORMATS)}")
     return FORMATS[known]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.facts.arrays import Floats
+from moesim.facts.arrays import Bools, Floats
+from moesim.facts.profile import Section
 from moesim.models.fitted.nvlink_rack import NvlinkRack, copies_of, port_bytes
 from moesim.models.fitted.rows import Rows, count, each, labels, numbers, words
 from moesim.study.validation.fitted_table import FittedTable, alpha_beta
@@ -22,6 +23,11 @@ KERNELS = ("NVLinkTwoSided", "NVLinkOneSided")
 
 ROWS = {1: "nvfp4", 2: "fp8", 4: "bfloat16"}
 """In which of the formats that were measured rows travel, by the half bytes of an element: weights may be narrower than their rows."""
+
+
+def _sent_as(dtype: str) -> str:
+    """Return the measured format in which rows of a number format travel."""
+    return ROWS[math.floor(2 * format_of(dtype).row_bytes)]
 
 
 @register_table
@@ -39,7 +45,7 @@ class NvlinkRackTable(FittedTable):
         """Return tokens, copies of a token, the bytes that pass the port and its peak."""
         ranks, top_k, hidden = (numbers(rows, name) for name in ("moe_ep_size", "topk", "hidden_size"))
         ops = np.char.replace(words(rows, "op_name"), PREFIX, "")
-        sent = {name: ROWS[math.floor(2 * format_of(name).row_bytes)] for name in np.unique(words(rows, "moe_dtype")).tolist()}
+        sent = {name: _sent_as(name) for name in np.unique(words(rows, "moe_dtype")).tolist()}
         dtypes = np.asarray([sent[name] for name in words(rows, "moe_dtype").tolist()], dtype=np.str_)
         moved = np.zeros(count(rows))
         for mask in each(rows, labels({"op": ops, "kernel": words(rows, "kernel_source")}, ("op", "kernel"))).values():
@@ -59,10 +65,15 @@ class NvlinkRackTable(FittedTable):
         return np.asarray([".".join(("nvlink_rack", *part)) for part in parts])
 
     def instead(self, name: str) -> tuple[str, ...]:
-        """Return the same phase in another dtype, then of the other kernel: bytes follow, the launch does not."""
+        """Return the phase in the dtype that rows travel in, in another, then of the other kernel: bytes follow, the launch does not."""
         _, kernel, op, dtype = name.split(".", 3)
         kernels = (kernel, *(other for other in KERNELS if other != kernel))
-        return tuple(f"nvlink_rack.{who}.{op}.{what}" for who in kernels for what in (dtype, *DTYPES))
+        return tuple(f"nvlink_rack.{who}.{op}.{what}" for who in kernels for what in (_sent_as(dtype), *DTYPES))
+
+    def beyond(self, section: Section, inputs: Rows, rows: Rows) -> Bools:
+        """Tell rows outside the fitted range, and larger groups: nobody measured that ranks beyond the copies of a token cost nothing."""
+        most = section.fitted_range.get("copies", (0.0, np.inf))[1]
+        return np.asarray(super().beyond(section, inputs, rows) | (numbers(rows, "moe_ep_size") > most))
 
     def seconds(self, rows: Rows) -> Floats:
         """Return the measured time."""

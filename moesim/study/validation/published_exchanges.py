@@ -18,7 +18,7 @@ from moesim.models.fitted.deepep_normal import DeepEpNormal, copies, row_bytes
 from moesim.models.fitted.intervals import interval, spread
 from moesim.models.fitted.nccl_all_to_all import NcclAllToAll
 from moesim.models.fitted.rows import Rows, count, labels, numbers, words
-from moesim.study.validation.machines import RACKS, peaks, preset_of, whose_section
+from moesim.study.validation.machines import in_rack, peaks, preset_of, unknown_system, whose_section
 from moesim.study.validation.table_kind import Prediction, prediction, register_table
 
 HIDDEN, TOP_K, EXPERTS, NODE = 7168, 8, 256, 8
@@ -43,6 +43,11 @@ NIC_SHARE = 0.88
 
 def _one(**values: float) -> dict[str, NDArray[Any]]:
     return {name: np.asarray([float(value)]) for name, value in values.items()}
+
+
+def _nodes(ranks: Any) -> Any:
+    """Return how many nodes so many ranks fill; the last one may be partly empty."""
+    return -(-ranks // NODE)
 
 
 class PublishedTable(ABC):
@@ -83,10 +88,10 @@ class PublishedTable(ABC):
         values = np.full(count(rows), np.nan)
         for index in range(count(rows)):
             preset, op, ranks, tokens, _ = self.case_of(rows, index)
-            nodes = max(ranks // NODE, 1)
+            nodes, local = _nodes(ranks), min(ranks, NODE)
             sent = tokens * TOP_K * float(message_bytes(np.asarray([HIDDEN]), op)[0])
             link, card = (float(peaks(np.asarray([preset]), name)[0]) for name in ("nvlink", "nic"))
-            values[index] = max(sent * (NODE - 1) / (NODE * nodes) / link, sent * (nodes - 1) / nodes / card)
+            values[index] = max(sent * (local - 1) / (local * nodes) / link, sent * (nodes - 1) / nodes / card)
         return "port bound, one copy per choice", values
 
     def predict(self, rows: Rows, profiles: Mapping[str, Profile]) -> Prediction:
@@ -101,7 +106,7 @@ class PublishedTable(ABC):
                 reasons[index] = why
                 continue
             preset, op, ranks, tokens, sms = self.case_of(rows, index)
-            nodes = max(ranks // NODE, 1)
+            nodes = _nodes(ranks)
             model, name, inputs = _asked(kernel, op, preset, ranks, nodes, tokens, sms, limited=self.limited)
             section, carried = whose_section(profiles, preset, name)
             if section is None:
@@ -148,7 +153,7 @@ def _asked(
         num_topk=TOP_K,
         num_experts=EXPERTS,
         node_num=nodes,
-        gpus_per_node=NODE,
+        gpus_per_node=min(ranks, NODE),
         link_bandwidth=link,
         nic_bandwidth=nic,
     )
@@ -192,10 +197,10 @@ class ReadmeTables(PublishedTable):
             return "", OTHER.format(name=library)
         system = str(words(rows, "system")[index])
         if not preset_of(system):
-            return "", f"no GPU preset goes by the system name {system!r}"
+            return "", unknown_system(system)
         if "efa" in system.lower():
             return "", EFA
-        if preset_of(system) in RACKS:
+        if in_rack(np.asarray([system]))[0]:
             return (
                 "",
                 f"DeepEP inside the NVLink rack of {system!r}: these kernels were fitted in nodes of {NODE} GPUs, with cards between them",
@@ -220,7 +225,7 @@ class ReadmeTables(PublishedTable):
         tokens, ranks = numbers(rows, "tokens_per_rank"), numbers(rows, "ep")
         basis, dtypes = words(rows, "bandwidth_basis"), words(rows, "dtype")
         size = np.asarray([payload_bytes(HIDDEN, "fp8" if str(dtype) == "fp8" else "bf16", 128) for dtype in dtypes])
-        nodes, gpus = (np.asarray([group_limited(parts)[0] for parts in column]) for column in (np.maximum(ranks // NODE, 1), ranks))
+        nodes, gpus = (np.asarray([group_limited(parts)[0] for parts in column]) for column in (_nodes(ranks), ranks))
         counted = np.select([basis == "rdma", basis == "nvlink"], [nodes, gpus], default=np.asarray(TOP_K))
         return np.where(np.isfinite(latency), latency, tokens * counted * size / rate)
 
