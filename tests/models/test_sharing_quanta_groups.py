@@ -1,4 +1,4 @@
-"""Quanta filled by groups against quanta filled flow by flow: two ways to the same rates."""
+"""Quanta filled by groups against quanta filled flow by flow: ways to the same rates."""
 
 import numpy as np
 import pytest
@@ -35,15 +35,22 @@ def stories(draw):
     }
 
 
-def play(story, *, grouped):
+EVERY, LARGEST, NONE = "every group counts its links", "the largest do", "flow by flow"
+
+
+def play(story, way):
     """Return when each flow ended (never for one taken away), what went over each link, and what the cancelled still had."""
     capacity, route, size = story["capacity"], story["route"], story["size"]
     flows, links = len(size), len(capacity)
-    before, quanta.GROUPED = quanta.GROUPED, links if grouped else 0
+    # Groups of twice as many flows as there are links get rows, of which there is one: it is taken, given back and wanted in vain.
+    patch = pytest.MonkeyPatch()
+    if way == LARGEST:
+        patch.setattr(quanta, "GROUPED", 0)
+        patch.setattr(quanta, "WIDE", links + 1)
     try:
         core = QuantaCore(capacity, hops=3, pairs=flows, follows=follows_of(route, links) if story["prune"] else None)
     finally:
-        quanta.GROUPED = before
+        patch.undo()
     pending, woken = np.ones(flows + 1, dtype=np.int64), np.empty(flows + 1, dtype=np.int64)
     pending[flows] = 2**40
     ends, ids, left = np.full(flows, np.nan), np.full(flows, -1), np.zeros(flows)
@@ -61,7 +68,7 @@ def play(story, *, grouped):
         if len(new):
             watch = np.stack([new, np.full(len(new), flows)], axis=1).astype(np.int32)
             # Weights of 1 change nothing but that groups are given up from then on, with flows on their way.
-            weight = np.ones(len(new)) if story["heavy"] and batch == 1 else None
+            weight = np.ones(len(new)) if way == NONE or (story["heavy"] and batch == 1) else None
             ids[new] = core.join(moment, route[new], new, size[new], weight, None, watch, pending)
         gone = np.flatnonzero(story["leavers"] & (story["batches"] < batch) & np.isnan(ends) & (ids >= 0))
         if len(gone):
@@ -79,9 +86,14 @@ def play(story, *, grouped):
 @settings(max_examples=150, deadline=None)
 @given(story=stories())
 def test_groups_and_single_flows_end_alike(story):
-    groups, flows = play(story, grouped=True), play(story, grouped=False)
-    for one, other in zip(groups, flows, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+    every, largest, single = (play(story, way) for way in (EVERY, LARGEST, NONE))
+    for one, other in zip(every, largest, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    # What is carried in a quantum is the same. A flow that ends in it, and that two links limit alike, may be counted with either of them,
+    # and ends at another moment of the quantum then: a hundredth of the time that others need, of which a fifth is allowed here.
+    for one, other in zip(every[1:], single[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(every[0], single[0], rtol=0, atol=0.002 * np.nanmax(single[0], initial=0.0))
 
 
 def test_a_route_that_crosses_a_link_twice_takes_two_shares_of_it():

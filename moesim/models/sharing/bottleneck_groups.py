@@ -2,7 +2,7 @@
 
 Every flow on its way belongs to the *group* of the link that limits it, and all flows of a group run at one level per unit of weight. The
 integral of that level is the group's virtual time: a flow ends when it reaches the flow's tag, so letting time pass costs a few
-additions per group, and nothing per flow. Levels come from water-filling over groups: for each group it is known how many of
+additions per group, and nothing per flow or link. Levels come from water-filling over groups: for each group it is known how many of
 its flows cross which other links, and taking links in the order of their fair shares fixes one group after another. A flow is
 touched when the link that limits it changes, when it starts and when it ends; one pairing heap per group keeps the ends in order.
 
@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Bools, Floats, Ints
-from moesim.models.sharing.compiled import from_python, inside, merged, wide
+from moesim.models.sharing.compiled import at, from_python, inside, merged, wide
 
+Whole16 = NDArray[np.uint16]
 Whole32 = NDArray[np.int32]
 
 TIE = 1e-12
@@ -34,16 +35,17 @@ TIE = 1e-12
 OVERFULL = 1e-11
 """A link that was no bottleneck so far becomes one when it would carry this share more than it can."""
 
-# Columns of ``State.flow_whole`` and ``State.flow_real``: what is known of each flow, side by side, because it is needed together.
-GROUP, CHILD, NEXT, PREVIOUS, BINDING, SOURCE, DESTINATION, PAIR, ALIVE, SETTLED, WAITING = range(11)
-TAG, ASKED, WEIGHT, CAP, BOOKED = range(5)
-# Rows of ``State.link_whole`` and ``State.link_real``.
+# Columns of ``State.flow_whole``, int32, and of ``State.flow_real``, float64, which are two views of the same 128 B of each flow.
+CHILD, NEXT, PREVIOUS, BINDING, SOURCE, DESTINATION, PAIR, ALIVE, SETTLED, WAITING = range(6, 16)
+TAG, ASKED, BOOKED, WEIGHT, CAP = 0, 1, 2, 8, 9
+# Columns of ``State.link_whole`` and ``State.link_real``; rows of ``State.fixed``.
 FIRST, LAST, ROOM, FLOWS, OWN, COMPONENT, CANDIDATE, NEIGHBOURS, HEAP, FIXED, ELSEWHERE, RESERVED = range(12)
 CAPACITY, LEVEL, SERVICE, TOTAL, BUSY, THROUGH, SINCE = range(7)
+FIXED_LEVEL, FIXED_SERVICE, FIXED_TAG, FIXED_WAIT = range(4)
 # Columns of ``State.open``: what a filling still has to give away on a link, and to how many flows of what weight.
 LEFT, WEIGHTS, COUNT = range(3)
-NOWHERE = -2
-"""The group of a flow that is between two."""
+ENDED, NOWHERE = -1, -2
+"""The groups of a flow that is not on its way, and of one that is between two."""
 # Rows of ``State.part_whole`` and ``State.part_real``: components; then room for working, and for what their rows held before.
 BEGIN, END, CANDIDATES, PART_FLOWS, DIRTY, FILLED, NUMBER, SIZE, OLD = range(9)
 TIME, NEXT_END, STEP, SOON, OLD_TIMES = range(5)
@@ -51,6 +53,11 @@ PART_ROWS, PART_TIMES = 6, 3
 FILLS, MOVES, ENDS, PARTS, QUEUED = range(5)
 
 
+SAME = 1e-13
+"""Shares that differ by less than this part of them count as equal: of links with equal shares the one with the lowest number comes first,
+for flows that cross two of them would change groups each time their order changed."""
+FEW = 24
+"""So many candidates or fewer are looked at one by one; more stand in a heap."""
 CLEAN, PARTLY, WHOLLY = range(3)
 """What a component needs before time can pass: nothing, a filling of the groups above the last end, or a filling of all groups."""
 
@@ -62,17 +69,21 @@ class State(NamedTuple):
     time is time itself. ``crossing[b, c]`` is 1 more than the place of c among the neighbours of b, 0 if it is not among them;
     ``shared[b, i]`` counts the flows limited at b that cross neighbour i too, and ``shared_weight`` sums their weights (it has a single
     entry while all weights are 1); ``before[b, i]`` is what neighbour i had left before the level of b was fixed. The candidates of a
-    component stand in the order in which their levels were fixed; behind K of them is room for as many. ``start_key`` and ``start_entry``
-    are a binary heap of flows that will start.
+    component stand in the order in which their levels were fixed; behind K of them is room for as many. Of those that are fixed, ``fixed``
+    keeps level, virtual time, tag of the next end and seconds until it side by side, in that order too; the virtual time of the others is
+    in ``link_real``. ``group_of`` is the group of each flow. ``start_key`` and ``start_entry`` are a binary heap of flows that will start.
+    ``flow_whole`` and ``flow_real`` are columns of the same memory.
     """
 
     route: Whole32
     flow_whole: Whole32
+    group_of: Whole32
     flow_real: Floats
     link_whole: Whole32
     link_real: Floats
+    fixed: Floats
     open: Floats
-    crossing: Whole32
+    crossing: Whole16
     neighbours: Whole32
     shared: Whole32
     shared_weight: Floats
@@ -93,31 +104,33 @@ class State(NamedTuple):
 
 
 ADVANCE_TAKES = (
-    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight", "before",
-    "listed", "members", "candidates", "part_whole", "part_real", "capped", "carried", "key", "entry", "start_key", "start_entry",
-    "joined", "counts"
+    "route", "flow_whole", "group_of", "flow_real", "link_whole", "link_real", "fixed", "open", "crossing", "neighbours", "shared",
+    "shared_weight", "before", "listed", "members", "candidates", "part_whole", "part_real", "capped", "carried", "key", "entry",
+    "start_key", "start_entry", "joined", "counts"
 )
 ADMIT_TAKES = ("route", "flow_whole", "flow_real", "link_whole", "start_key", "start_entry", "counts")
 START_TAKES = (
-    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight", "before",
-    "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "joined", "counts"
+    "route", "flow_whole", "group_of", "flow_real", "link_whole", "link_real", "fixed", "open", "crossing", "neighbours", "shared",
+    "shared_weight", "before", "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "joined", "counts"
 )
 BRING_TAKES = (
-    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight", "before",
-    "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "counts"
+    "route", "flow_whole", "group_of", "flow_real", "link_whole", "link_real", "fixed", "open", "crossing", "neighbours", "shared",
+    "shared_weight", "before", "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "counts"
 )
 QUEUE_TAKES = ("start_key", "start_entry", "counts")
 STOP_TAKES = (
-    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight",
-    "part_whole", "carried"
+    "route", "flow_whole", "group_of", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared",
+    "shared_weight", "part_whole", "carried"
 )
 LIST_ANEW_TAKES = ("flow_whole", "link_whole", "listed")
 SO_FAR_TAKES = (
-    "route", "flow_whole", "flow_real", "link_whole", "link_real", "open", "crossing", "neighbours", "shared", "shared_weight", "before",
-    "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "counts"
+    "route", "flow_whole", "group_of", "flow_real", "link_whole", "link_real", "fixed", "open", "crossing", "neighbours", "shared",
+    "shared_weight", "before", "listed", "members", "candidates", "part_whole", "part_real", "capped", "key", "entry", "counts"
 )
-SO_FAR_ELSEWHERE_TAKES = ("route", "flow_whole", "flow_real", "link_whole", "link_real", "crossing", "part_real")
+SO_FAR_ELSEWHERE_TAKES = ("route", "flow_whole", "group_of", "flow_real", "link_whole", "link_real", "crossing", "part_real")
 """Which arrays of a state each entry takes, in order. They are handed over one by one: a tuple of them takes ten times as long."""
+FLAT = ("flow_whole", "flow_real", "link_whole", "link_real", "open")
+"""Tables whose columns compiled functions count through, row by row: then it is known how wide a row is when they are compiled."""
 
 
 @inside
@@ -127,14 +140,14 @@ def _meld(a: int, b: int, real: Floats, whole: Whole32) -> int:
         return b
     if b < 0:
         return a
-    if real[b, TAG] < real[a, TAG]:
+    if real[at(16 * b + TAG)] < real[at(16 * a + TAG)]:
         a, b = b, a
-    child = whole[a, CHILD]
-    whole[b, NEXT] = child
+    child = whole[at(32 * a + CHILD)]
+    whole[at(32 * b + NEXT)] = child
     if child >= 0:
-        whole[child, PREVIOUS] = b
-    whole[b, PREVIOUS] = a
-    whole[a, CHILD] = b
+        whole[at(32 * child + PREVIOUS)] = b
+    whole[at(32 * b + PREVIOUS)] = a
+    whole[at(32 * a + CHILD)] = b
     return a
 
 
@@ -142,35 +155,35 @@ def _meld(a: int, b: int, real: Floats, whole: Whole32) -> int:
 def _take(f: int, root: int, real: Floats, whole: Whole32) -> int:
     """Take flow f out of the heap and return the new root: its children are melded in pairs, then from the last to the first."""
     stack = wide(-1)
-    x = wide(whole[f, CHILD])
+    x = wide(whole[at(32 * f + CHILD)])
     while x >= 0:
-        y = wide(whole[x, NEXT])
-        whole[x, NEXT] = whole[x, PREVIOUS] = -1
+        y = wide(whole[at(32 * x + NEXT)])
+        whole[at(32 * x + NEXT)] = whole[at(32 * x + PREVIOUS)] = -1
         rest = wide(-1)
         if y >= 0:
-            rest = wide(whole[y, NEXT])
-            whole[y, NEXT] = whole[y, PREVIOUS] = -1
+            rest = wide(whole[at(32 * y + NEXT)])
+            whole[at(32 * y + NEXT)] = whole[at(32 * y + PREVIOUS)] = -1
         pair = _meld(x, y, real, whole)
-        whole[pair, NEXT] = stack
+        whole[at(32 * pair + NEXT)] = stack
         stack = pair
         x = rest
     below = wide(-1)
     while stack >= 0:
-        rest = wide(whole[stack, NEXT])
-        whole[stack, NEXT] = whole[stack, PREVIOUS] = -1
+        rest = wide(whole[at(32 * stack + NEXT)])
+        whole[at(32 * stack + NEXT)] = whole[at(32 * stack + PREVIOUS)] = -1
         below = _meld(below, stack, real, whole)
         stack = rest
-    whole[f, CHILD] = -1
+    whole[at(32 * f + CHILD)] = -1
     if root == f:
         return below
-    above, following = whole[f, PREVIOUS], whole[f, NEXT]
-    if whole[above, CHILD] == f:
-        whole[above, CHILD] = following
+    above, following = whole[at(32 * f + PREVIOUS)], whole[at(32 * f + NEXT)]
+    if whole[at(32 * above + CHILD)] == f:
+        whole[at(32 * above + CHILD)] = following
     else:
-        whole[above, NEXT] = following
+        whole[at(32 * above + NEXT)] = following
     if following >= 0:
-        whole[following, PREVIOUS] = above
-    whole[f, NEXT] = whole[f, PREVIOUS] = -1
+        whole[at(32 * following + PREVIOUS)] = above
+    whole[at(32 * f + NEXT)] = whole[at(32 * f + PREVIOUS)] = -1
     return _meld(root, below, real, whole)
 
 
@@ -186,162 +199,189 @@ def _sift(key: Floats, entry: Whole32, size: int, place: int, value: float, item
         if below >= size:
             break
         right = below + 1
-        if right < size and (key[right] < key[below] or (key[right] == key[below] and entry[right] < entry[below])):
+        if right < size and (key[at(right)] < key[at(below)] or (key[at(right)] == key[at(below)] and entry[at(right)] < entry[at(below)])):
             below = right
-        if key[below] > value or (key[below] == value and entry[below] > item):
+        if key[at(below)] > value or (key[at(below)] == value and entry[at(below)] > item):
             break
-        key[place], entry[place] = key[below], entry[below]
+        key[at(place)], entry[at(place)] = key[at(below)], entry[at(below)]
         place = below
-    key[place], entry[place] = value, item
+    key[at(place)], entry[at(place)] = value, item
 
 
 @merged
-def _speed(flow_real: Floats, f: int, group: int, links: int) -> float:
+def _speed(flow_real: Floats, f: int, group: int, links: int, weighted: bool) -> float:
     """Return what a flow gets per unit of its group's virtual time: its weight, or its cap where it runs at that."""
-    return float(flow_real[f, CAP] if group >= links else flow_real[f, WEIGHT])
+    if group >= links:
+        return float(flow_real[at(16 * f + CAP)])
+    return float(flow_real[at(16 * f + WEIGHT)]) if weighted else 1.0
 
 
 @inside
 def _cross(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, crossing: Whole32, neighbours: Whole32, shared: Whole32,
-    shared_weight: Floats, group: int, f: int, sign: int, weighted: bool
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, crossing: Whole16, neighbours: Whole32,
+    shared: Whole32, shared_weight: Floats, group: int, f: int, sign: int, weighted: bool
 ) -> None:
     """Count flow f among (1) or no more among (-1) the flows of a group on the other links of its route."""
-    place_of, near, flows = crossing[group], neighbours[group], shared[group]
-    for h in range(flow_whole[f, BINDING]):
-        c = route[f, h]
+    place_of, near, flows = crossing[at(group)], neighbours[at(group)], shared[at(group)]
+    for h in range(flow_whole[at(32 * f + BINDING)]):
+        c = route[at(f), at(h)]
         if c == group:
             continue
-        place = place_of[c] - 1
+        place = wide(place_of[at(c)]) - 1
         if place < 0:
-            place = link_whole[NEIGHBOURS, group]
-            near[place] = c
-            flows[place] = 0
-            place_of[c] = place + 1
+            place = link_whole[at(16 * group + NEIGHBOURS)]
+            near[at(place)] = c
+            flows[at(place)] = 0
+            place_of[at(c)] = place + 1
             if weighted:
                 shared_weight[group, place] = 0.0
-            link_whole[NEIGHBOURS, group] = place + 1
-        flows[place] += sign
+            link_whole[at(16 * group + NEIGHBOURS)] = place + 1
+        flows[at(place)] += sign
         if weighted:
-            shared_weight[group, place] += sign * flow_real[f, WEIGHT]
-        if flows[place] == 0:
-            last = link_whole[NEIGHBOURS, group] - 1
-            link_whole[NEIGHBOURS, group] = last
-            place_of[c] = 0
+            shared_weight[group, place] += sign * flow_real[at(16 * f + WEIGHT)]
+        if flows[at(place)] == 0:
+            last = link_whole[at(16 * group + NEIGHBOURS)] - 1
+            link_whole[at(16 * group + NEIGHBOURS)] = last
+            place_of[at(c)] = 0
             if place < last:
-                near[place], flows[place] = near[last], flows[last]
-                place_of[near[place]] = place + 1
+                near[place], flows[at(place)] = near[last], flows[last]
+                place_of[at(near[at(place)])] = place + 1
                 if weighted:
                     shared_weight[group, place] = shared_weight[group, last]
 
 
 @inside
 def _enter(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, f: int, group: int, left: float, links: int, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, f: int, group: int, left: float, links: int,
+    weighted: bool
 ) -> None:
     """Let a flow with ``left`` bytes to go into a group."""
-    if link_whole[OWN, group] == 0:
+    if link_whole[at(16 * group + OWN)] == 0:
         # An empty group may count its virtual time anew: small numbers are precise numbers.
-        link_real[SERVICE, group] = 0.0
-    link_whole[OWN, group] += 1
-    flow_whole[f, GROUP] = group
-    flow_real[f, TAG] = link_real[SERVICE, group] + left / _speed(flow_real, f, group, links)
-    link_whole[HEAP, group] = _meld(wide(link_whole[HEAP, group]), f, flow_real, flow_whole)
+        link_real[at(8 * group + SERVICE)] = 0.0
+    link_whole[at(16 * group + OWN)] += 1
+    group_of[at(f)] = group
+    flow_real[at(16 * f + TAG)] = link_real[at(8 * group + SERVICE)] + left / _speed(flow_real, f, group, links, weighted)
+    link_whole[at(16 * group + HEAP)] = _meld(wide(link_whole[at(16 * group + HEAP)]), f, flow_real, flow_whole)
     if group < links:
         _cross(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, wide(1), weighted)
 
 
 @merged
-def _unheap(flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, f: int, links: int) -> float:
+def _unheap(
+    flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, f: int, links: int,
+    weighted: bool
+) -> float:
     """Take a flow out of the heap of its group; return the bytes that it still has to carry."""
-    group = wide(flow_whole[f, GROUP])
-    link_whole[HEAP, group] = _take(f, wide(link_whole[HEAP, group]), flow_real, flow_whole)
-    return float((flow_real[f, TAG] - link_real[SERVICE, group]) * _speed(flow_real, f, group, links))
+    group = wide(group_of[at(f)])
+    link_whole[at(16 * group + HEAP)] = _take(f, wide(link_whole[at(16 * group + HEAP)]), flow_real, flow_whole)
+    return float((flow_real[at(16 * f + TAG)] - link_real[at(8 * group + SERVICE)]) * _speed(flow_real, f, group, links, weighted))
 
 
 @merged
 def _discount(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, crossing: Whole32, neighbours: Whole32, shared: Whole32,
-    shared_weight: Floats, f: int, links: int, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, crossing: Whole16, neighbours: Whole32,
+    shared: Whole32, shared_weight: Floats, f: int, links: int, weighted: bool
 ) -> None:
     """Count a flow no more among those of its group."""
-    group = wide(flow_whole[f, GROUP])
-    link_whole[OWN, group] -= 1
+    group = wide(group_of[at(f)])
+    link_whole[at(16 * group + OWN)] -= 1
     if group < links:
-        _cross(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, wide(-1), weighted)
+        _cross(
+            route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, group, f, wide(-1), weighted
+        )
 
 
 @inside
 def _exit(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, f: int, links: int, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, f: int, links: int, weighted: bool
 ) -> float:
     """Take a flow out of its group; return the bytes that it still has to carry."""
-    left = _unheap(flow_whole, flow_real, link_whole, link_real, f, links)
-    _discount(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, f, links, weighted)
+    left = _unheap(flow_whole, group_of, flow_real, link_whole, link_real, f, links, weighted)
+    _discount(route, flow_whole, group_of, flow_real, link_whole, crossing, neighbours, shared, shared_weight, f, links, weighted)
     return left
 
 
 @merged
-def _is_fixed(flow_whole: Whole32, link_whole: Whole32, f: int, links: int, number: int) -> bool:
+def _is_fixed(flow_whole: Whole32, group_of: Whole32, link_whole: Whole32, f: int, links: int, number: int) -> bool:
     """Return whether this filling has given flow f its rate."""
-    group = flow_whole[f, GROUP]
+    group = group_of[at(f)]
     if group < links:
-        return bool(link_whole[FIXED, group] != 0)
-    return bool(flow_whole[f, SETTLED] == number)
+        return bool(link_whole[at(16 * group + FIXED)] != 0)
+    return bool(flow_whole[at(32 * f + SETTLED)] == number)
 
 
 @merged
 def _at_cap(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, counts: Ints, f: int, part: int, links: int, number: int, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, counts: Ints, f: int, part: int,
+    links: int, number: int, weighted: bool
 ) -> bool:
     """Give a flow its cap as its rate, and take that off its links; return what :func:`_fix` returns."""
     group = links + part
-    if flow_whole[f, GROUP] != group:
-        left = _exit(route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted)
-        _enter(
-            route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, group, left, links,
+    if group_of[at(f)] != group:
+        left = _exit(
+            route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links,
             weighted
         )
+        _enter(
+            route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, group,
+            left, links, weighted
+        )
         counts[MOVES] += 1
-    flow_whole[f, SETTLED] = number
+    flow_whole[at(32 * f + SETTLED)] = number
     short = False
-    for h in range(flow_whole[f, BINDING]):
-        c = route[f, h]
-        open_[c, LEFT] -= flow_real[f, CAP]
-        open_[c, WEIGHTS] -= flow_real[f, WEIGHT]
-        open_[c, COUNT] -= 1.0
-        if open_[c, LEFT] < 0.0 and link_whole[CANDIDATE, c] == 0:
+    for h in range(flow_whole[at(32 * f + BINDING)]):
+        c = route[at(f), at(h)]
+        open_[at(4 * c + LEFT)] -= flow_real[at(16 * f + CAP)]
+        open_[at(4 * c + WEIGHTS)] -= flow_real[at(16 * f + WEIGHT)]
+        open_[at(4 * c + COUNT)] -= 1.0
+        if open_[at(4 * c + LEFT)] < 0.0 and link_whole[at(16 * c + CANDIDATE)] == 0:
             short = True
     return short
 
 
 @merged
 def _gather(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, listed: Whole32, counts: Ints, link: int, links: int, number: int,
-    weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, listed: Whole32, counts: Ints, link: int,
+    links: int, number: int, weighted: bool, count: int
 ) -> None:
-    """Make all flows of a link that have no rate yet members of its group."""
-    to = link_whole[FIRST, link]
-    for place in range(link_whole[FIRST, link], link_whole[LAST, link]):
-        f = wide(listed[place])
-        if flow_whole[f, ALIVE] == 0:
-            continue  # it has ended: the list gets shorter
-        listed[to] = f
-        to += 1
-        if flow_whole[f, GROUP] != link and not _is_fixed(flow_whole, link_whole, f, links, number):
+    """Make all flows of a link that have no rate yet members of its group; at least one is not yet.
+
+    The list of the link is made shorter when most of it has ended; otherwise it is read until no flow is missing.
+    """
+    first, last = link_whole[at(16 * link + FIRST)], link_whole[at(16 * link + LAST)]
+    if last - first > 2 * link_whole[at(16 * link + FLOWS)] + 8:
+        to = first
+        for place in range(first, last):
+            f = wide(listed[at(place)])
+            if group_of[at(f)] != ENDED:
+                listed[at(to)] = f
+                to += 1
+        last = to
+        link_whole[at(16 * link + LAST)] = last
+    missing = wide(open_[at(4 * link + count)]) - link_whole[at(16 * link + OWN)]
+    for place in range(first, last):
+        f = wide(listed[at(place)])
+        group = group_of[at(f)]
+        if group == ENDED:
+            continue
+        if group != link and not _is_fixed(flow_whole, group_of, link_whole, f, links, number):
             left = _exit(
-                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted
-            )
-            _enter(
-                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, link, left, links,
+                route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links,
                 weighted
             )
+            _enter(
+                route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, link,
+                left, links, weighted
+            )
             counts[MOVES] += 1
-    link_whole[LAST, link] = to
+            missing -= 1
+            if missing == 0:
+                return
 
 
 @merged
@@ -351,56 +391,91 @@ def _fix(
 ) -> bool:
     """Take what the flows of a group use at a level off the other links that they cross.
 
-    Returns true if a link that is no candidate has less than nothing left.
+    Returns true if a link that is no candidate may have less than nothing left.
     """
-    near, flows, had = neighbours[link], shared[link], before[link]
+    near, flows, had = neighbours[at(link)], shared[at(link)], before[at(link)]
     short = False
-    for place in range(link_whole[NEIGHBOURS, link]):
+    if not weighted:
+        least = 0.0
+        for place in range(link_whole[at(16 * link + NEIGHBOURS)]):
+            c, many = near[at(place)], float(flows[at(place)])
+            left = open_[at(4 * c + LEFT)]
+            had[at(place)] = left
+            left -= many * level
+            open_[at(4 * c + WEIGHTS)] -= many
+            open_[at(4 * c + LEFT)] = left
+            least = min(least, left)
+        return least < 0.0
+    for place in range(link_whole[at(16 * link + NEIGHBOURS)]):
         c = near[place]
-        left = open_[c, LEFT]
-        had[place] = left
-        if weighted:
-            open_[c, WEIGHTS] -= shared_weight[link, place]
-            open_[c, COUNT] -= flows[place]
-            left -= shared_weight[link, place] * level
-        else:
-            open_[c, WEIGHTS] -= flows[place]
-            left -= flows[place] * level
-        open_[c, LEFT] = left
-        if left < 0.0 and link_whole[CANDIDATE, c] == 0:
+        left = open_[at(4 * c + LEFT)]
+        open_[at(4 * c + WEIGHTS)] -= shared_weight[link, place]
+        open_[at(4 * c + COUNT)] -= flows[place]
+        left -= shared_weight[link, place] * level
+        open_[at(4 * c + LEFT)] = left
+        if left < 0.0 and link_whole[at(16 * c + CANDIDATE)] == 0:
             short = True
     return short
 
 
 @merged
 def _undo(
-    link_whole: Whole32, link_real: Floats, open_: Floats, neighbours: Whole32, shared: Whole32, before: Floats, candidates: Whole32,
-    part_whole: Ints, part: int, level: float
+    link_whole: Whole32, link_real: Floats, fixed: Floats, open_: Floats, neighbours: Whole32, shared: Whole32, before: Floats,
+    candidates: Whole32, part_whole: Ints, part: int, level: float
 ) -> None:
     """Take the levels of all groups at ``level`` and above back, from the last to the first, to the last bit; all weights are 1."""
-    begin = part_whole[BEGIN, part]
-    last = begin + part_whole[FILLED, part] - 1
-    while last >= begin and link_real[LEVEL, candidates[last]] >= level:
-        link = candidates[last]
-        near, flows, had = neighbours[link], shared[link], before[link]
-        for place in range(link_whole[NEIGHBOURS, link]):
-            open_[near[place], LEFT] = had[place]
-            open_[near[place], WEIGHTS] += flows[place]
-        link_whole[FIXED, link] = 0
+    begin = part_whole[BEGIN, at(part)]
+    last = begin + part_whole[FILLED, at(part)] - 1
+    while last >= begin and link_real[at(8 * candidates[at(last)] + LEVEL)] >= level:
+        link = candidates[at(last)]
+        link_real[at(8 * link + SERVICE)] = fixed[FIXED_SERVICE, at(last)]
+        near, flows, had = neighbours[at(link)], shared[at(link)], before[at(link)]
+        for place in range(link_whole[at(16 * link + NEIGHBOURS)]):
+            c, many = near[at(place)], float(flows[at(place)])
+            open_[at(4 * c + LEFT)] = had[at(place)]
+            open_[at(4 * c + WEIGHTS)] += many
+        link_whole[at(16 * link + FIXED)] = 0
         last -= 1
-    part_whole[FILLED, part] = last + 1 - begin
+    part_whole[FILLED, at(part)] = last + 1 - begin
+
+
+@inside
+def _lower(
+    link_whole: Whole32, link_real: Floats, fixed: Floats, open_: Floats, neighbours: Whole32, shared: Whole32, before: Floats,
+    candidates: Whole32, part_whole: Ints, part: int, link: int
+) -> None:
+    """Take levels back until a link, of which more is asked now, has at least as much for each flow as the highest level that is left.
+
+    Filling would come to all levels that are left as before: what a link has for each flow grows while levels below it are fixed, and falls
+    while levels above it are, so a link that has enough after the last of them had enough at each. All weights are 1.
+    """
+    last = part_whole[BEGIN, at(part)] + part_whole[FILLED, at(part)] - 1
+    while last >= part_whole[BEGIN, at(part)] and (
+        link_whole[at(16 * link + FIXED)] != 0
+        or fixed[FIXED_LEVEL, at(last)] > open_[at(4 * link + LEFT)] / open_[at(4 * link + WEIGHTS)]
+    ):
+        _undo(link_whole, link_real, fixed, open_, neighbours, shared, before, candidates, part_whole, part, fixed[FIXED_LEVEL, at(last)])
+        last = part_whole[BEGIN, at(part)] + part_whole[FILLED, at(part)] - 1
+
+
+@merged
+def _put_back(link_real: Floats, fixed: Floats, candidates: Whole32, part_whole: Ints, part: int) -> None:
+    """Say for each group of a component what its virtual time is; their levels are to be found anew."""
+    for place in range(part_whole[BEGIN, at(part)], part_whole[BEGIN, at(part)] + part_whole[FILLED, at(part)]):
+        link_real[at(8 * candidates[at(place)] + SERVICE)] = fixed[FIXED_SERVICE, at(place)]
+    part_whole[FILLED, at(part)] = 0
 
 
 @merged
 def _clear(link_whole: Whole32, link_real: Floats, open_: Floats, members: Whole32, part_whole: Ints, part: int) -> None:
     """Take all levels of a component back."""
-    for place in range(part_whole[BEGIN, part], part_whole[END, part]):
-        link = members[place]
-        open_[link, LEFT] = link_real[CAPACITY, link]
-        open_[link, WEIGHTS] = link_real[TOTAL, link]
-        open_[link, COUNT] = link_whole[FLOWS, link]
-        link_whole[FIXED, link] = 0
-    part_whole[FILLED, part] = 0
+    for place in range(part_whole[BEGIN, at(part)], part_whole[END, at(part)]):
+        link = members[at(place)]
+        open_[at(4 * link + LEFT)] = link_real[at(8 * link + CAPACITY)]
+        open_[at(4 * link + WEIGHTS)] = link_real[at(8 * link + TOTAL)]
+        open_[at(4 * link + COUNT)] = link_whole[at(16 * link + FLOWS)]
+        link_whole[at(16 * link + FIXED)] = 0
+    part_whole[FILLED, at(part)] = 0
 
 
 @merged
@@ -408,51 +483,83 @@ def _heap_up(
     link_whole: Whole32, open_: Floats, candidates: Whole32, part_whole: Ints, key: Floats, entry: Whole32, part: int, count: int
 ) -> int:
     """Make a heap of the candidates whose levels are not fixed, by their shares; return its size."""
-    begin = part_whole[BEGIN, part]
+    begin = part_whole[BEGIN, at(part)]
     size = wide(0)
-    for place in range(begin + part_whole[FILLED, part], begin + part_whole[CANDIDATES, part]):
-        link = candidates[place]
-        if open_[link, count] > 0:
-            key[size], entry[size] = open_[link, LEFT] / open_[link, WEIGHTS], link
+    for place in range(begin + part_whole[FILLED, at(part)], begin + part_whole[CANDIDATES, at(part)]):
+        link = candidates[at(place)]
+        if open_[at(4 * link + count)] > 0:
+            key[at(size)], entry[at(size)] = open_[at(4 * link + LEFT)] / open_[at(4 * link + WEIGHTS)], link
             size += 1
         else:
-            link_whole[CANDIDATE, link] = 0
-    for place in range(size // 2 - 1, -1, -1):
-        _sift(key, entry, size, place, key[place], wide(entry[place]))
+            link_whole[at(16 * link + CANDIDATE)] = 0
+    if size > FEW:
+        for place in range(size // 2 - 1, -1, -1):
+            _sift(key, entry, size, place, key[place], wide(entry[at(place)]))
     return size
 
 
 @merged
 def _scarcest(link_whole: Whole32, open_: Floats, key: Floats, entry: Whole32, size: int, level: float, count: int) -> tuple[int, float]:
     """Bring the link with the smallest share to the top of the heap; return the heap's size and that share."""
-    while size > 0:
+    while size > FEW:
         link = wide(entry[0])
-        if open_[link, count] > 0:
+        if open_[at(4 * link + count)] > 0:
             # Rounding must not let a level fall below the one before it.
-            share = max(open_[link, LEFT] / open_[link, WEIGHTS], level)
-            if share <= key[0] * (1 + 1e-13):
+            share = max(open_[at(4 * link + LEFT)] / open_[at(4 * link + WEIGHTS)], level)
+            if share <= key[0] * (1 + SAME):
                 return size, share
             _sift(key, entry, size, wide(0), share, link)
             continue
-        link_whole[CANDIDATE, link] = 0
-        size = _pop(key, entry, size)
-    return 0, np.inf
+        link_whole[at(16 * link + CANDIDATE)] = 0
+        size = _strike(key, entry, size)
+    least, under, over, scarcest, place = np.inf, np.inf, np.inf, wide(0), wide(0)
+    while place < size:
+        if key[at(place)] > over:  # what a link has for each flow has only grown since
+            place += 1
+            continue
+        link = entry[at(place)]
+        if open_[at(4 * link + count)] > 0:
+            share = open_[at(4 * link + LEFT)] / open_[at(4 * link + WEIGHTS)]
+            key[at(place)] = share
+            if share < under or (share <= over and link < entry[at(scarcest)]):
+                least, under, over, scarcest = share, share * (1 - SAME), share * (1 + SAME), place
+            place += 1
+        else:
+            link_whole[at(16 * link + CANDIDATE)] = 0
+            size -= 1
+            key[at(place)], entry[at(place)] = key[at(size)], entry[at(size)]
+    if size > 0:
+        key[at(scarcest)], key[0] = key[0], least
+        entry[0], entry[at(scarcest)] = entry[at(scarcest)], entry[0]
+    return size, max(least, level)
 
 
 @merged
 def _pop(key: Floats, entry: Whole32, size: int) -> int:
-    """Take the top off the heap of candidates; return its size."""
+    """Take the top off a heap; return its size."""
     size -= 1
     if size > 0:
-        _sift(key, entry, size, wide(0), key[size], wide(entry[size]))
+        _sift(key, entry, size, wide(0), key[at(size)], wide(entry[at(size)]))
+    return size
+
+
+@merged
+def _strike(key: Floats, entry: Whole32, size: int) -> int:
+    """Take the first of the candidates away; return how many are left."""
+    size -= 1
+    if size > FEW:
+        _sift(key, entry, size, wide(0), key[at(size)], wide(entry[at(size)]))
+    elif size > 0:
+        key[0], entry[0] = key[at(size)], entry[at(size)]
     return size
 
 
 @inside
 def _fill(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints,
+    part: int, weighted: bool
 ) -> None:
     """Find the levels of a component, and when its next flow ends.
 
@@ -460,17 +567,17 @@ def _fill(
     candidate too and the filling starts again. When a flow ends, the levels below its own stay as they are: up to there, filling meets
     the same links with the same shares, for a link on its route that was scarcer would have limited it. So a partial filling keeps these.
     """
-    begin = part_whole[BEGIN, part]
+    begin = part_whole[BEGIN, at(part)]
     count = COUNT if weighted else WEIGHTS
     links = crossing.shape[0]
-    if part_whole[DIRTY, part] == WHOLLY:
+    if part_whole[DIRTY, at(part)] == WHOLLY:
         _clear(link_whole, link_real, open_, members, part_whole, part)
     short = True
     while short:
         counts[FILLS] += 1
         number = int(counts[FILLS] % 2147483647)
-        filled = begin + part_whole[FILLED, part]
-        level = link_real[LEVEL, candidates[filled - 1]] if filled > begin else 0.0
+        filled = begin + part_whole[FILLED, at(part)]
+        level = link_real[at(8 * (candidates[filled - 1]) + LEVEL)] if filled > begin else 0.0
         size = _heap_up(link_whole, open_, candidates, part_whole, key, entry, part, count)
         next_capped = 0
         short = False
@@ -478,16 +585,16 @@ def _fill(
             size, share = _scarcest(link_whole, open_, key, entry, size, level, count)
             if next_capped < len(capped):
                 f = wide(capped[next_capped])
-                at = flow_real[f, CAP] / flow_real[f, WEIGHT]
-                if at <= share:
+                reached = flow_real[at(16 * f + CAP)] / flow_real[at(16 * f + WEIGHT)]
+                if reached <= share:
                     next_capped += 1
-                    mine = link_whole[COMPONENT, route[f, 0]] == part
-                    if flow_whole[f, ALIVE] != 0 and mine and not _is_fixed(flow_whole, link_whole, f, links, number):
-                        level = max(level, at)
+                    mine = link_whole[at(16 * route[at(f), 0] + COMPONENT)] == part
+                    if flow_whole[at(32 * f + ALIVE)] != 0 and mine and not _is_fixed(flow_whole, group_of, link_whole, f, links, number):
+                        level = max(level, reached)
                         short = (
                             _at_cap(
-                                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight,
-                                counts, f, part, links, number, weighted
+                                route, flow_whole, group_of, flow_real, link_whole, link_real, open_, crossing, neighbours, shared,
+                                shared_weight, counts, f, part, links, number, weighted
                             )
                             or short
                         )
@@ -495,44 +602,56 @@ def _fill(
             if size == 0:
                 break
             link, level = wide(entry[0]), share
-            if open_[link, count] > link_whole[OWN, link]:
+            if open_[at(4 * link + count)] > link_whole[at(16 * link + OWN)]:
                 _gather(
-                    route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, listed, counts,
-                    link, links, number, weighted
+                    route, flow_whole, group_of, flow_real, link_whole, link_real, open_, crossing, neighbours, shared,
+                    shared_weight, listed, counts, link, links, number, weighted, count
                 )
-            link_real[LEVEL, link] = level
-            link_whole[FIXED, link] = 1
+            link_real[at(8 * link + LEVEL)] = level
+            link_whole[at(16 * link + FIXED)] = 1
+            fixed[FIXED_LEVEL, at(filled)] = level
+            fixed[FIXED_SERVICE, at(filled)] = link_real[at(8 * link + SERVICE)]
+            fixed[FIXED_TAG, at(filled)] = flow_real[at(16 * (link_whole[at(16 * link + HEAP)]) + TAG)]
             short = _fix(link_whole, open_, neighbours, shared, shared_weight, before, link, level, weighted) or short
-            candidates[filled] = link
+            candidates[at(filled)] = link
             filled += 1
-            size = _pop(key, entry, size)
-        part_whole[CANDIDATES, part] = part_whole[FILLED, part] = filled - begin
-        short = short and _more_candidates(link_whole, link_real, open_, members, candidates, part_whole, part)
+            size = _strike(key, entry, size)
+        part_whole[CANDIDATES, at(part)] = part_whole[FILLED, at(part)] = filled - begin
         if short:
-            _clear(link_whole, link_real, open_, members, part_whole, part)
-    _plan_end(flow_real, link_whole, link_real, crossing, candidates, part_whole, part_real, part)
+            known = part_whole[CANDIDATES, at(part)]
+            short = _more_candidates(link_whole, link_real, open_, members, candidates, part_whole, part)
+            if short and not weighted and len(capped) == 0:
+                for place in range(begin + known, begin + part_whole[CANDIDATES, at(part)]):
+                    _lower(
+                        link_whole, link_real, fixed, open_, neighbours, shared, before, candidates, part_whole, part,
+                        wide(candidates[at(place)])
+                    )
+            elif short:
+                _put_back(link_real, fixed, candidates, part_whole, part)
+                _clear(link_whole, link_real, open_, members, part_whole, part)
+    _plan_end(flow_real, link_whole, link_real, fixed, crossing, part_whole, part_real, part)
 
 
 @merged
 def _plan_end(
-    flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32, candidates: Whole32, part_whole: Ints,
+    flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats, crossing: Whole16, part_whole: Ints,
     part_real: Floats, part: int
 ) -> None:
     """Work out when the next flow of a component ends at the present levels."""
-    begin = part_whole[BEGIN, part]
+    begin = part_whole[BEGIN, at(part)]
     step = np.inf
-    for place in range(begin, begin + part_whole[FILLED, part]):
-        link = candidates[place]
-        first = link_whole[HEAP, link]
-        if first >= 0:
-            step = min(step, (flow_real[first, TAG] - link_real[SERVICE, link]) / link_real[LEVEL, link])
+    levels, services, tags, waits = fixed[FIXED_LEVEL], fixed[FIXED_SERVICE], fixed[FIXED_TAG], fixed[FIXED_WAIT]
+    for place in range(np.uint64(begin), np.uint64(begin + part_whole[FILLED, at(part)])):
+        waits[place] = (tags[place] - services[place]) / levels[place]
+    for place in range(np.uint64(begin), np.uint64(begin + part_whole[FILLED, at(part)])):
+        step = min(step, waits[place])
     own = crossing.shape[0] + part
-    link_real[LEVEL, own] = 1.0
-    if link_whole[HEAP, own] >= 0:
-        step = min(step, flow_real[link_whole[HEAP, own], TAG] - link_real[SERVICE, own])
-    part_real[STEP, part] = max(step, 0.0)
-    part_real[NEXT_END, part] = part_real[TIME, part] + part_real[STEP, part]
-    part_whole[DIRTY, part] = CLEAN
+    link_real[at(8 * own + LEVEL)] = 1.0
+    if link_whole[at(16 * own + HEAP)] >= 0:
+        step = min(step, flow_real[at(16 * (link_whole[at(16 * own + HEAP)]) + TAG)] - link_real[at(8 * own + SERVICE)])
+    part_real[STEP, at(part)] = max(step, 0.0)
+    part_real[NEXT_END, at(part)] = part_real[TIME, at(part)] + part_real[STEP, at(part)]
+    part_whole[DIRTY, at(part)] = CLEAN
 
 
 @merged
@@ -541,79 +660,72 @@ def _more_candidates(
 ) -> bool:
     """Make candidates of the links that would carry more than they can; return whether there are any."""
     more = False
-    begin = part_whole[BEGIN, part]
-    for place in range(begin, part_whole[END, part]):
-        link = members[place]
-        if link_whole[CANDIDATE, link] == 0 and open_[link, LEFT] < -OVERFULL * link_real[CAPACITY, link]:
-            link_whole[CANDIDATE, link] = 1
-            candidates[begin + part_whole[CANDIDATES, part]] = link
-            part_whole[CANDIDATES, part] += 1
+    begin = part_whole[BEGIN, at(part)]
+    for place in range(begin, part_whole[END, at(part)]):
+        link = members[at(place)]
+        if link_whole[at(16 * link + CANDIDATE)] == 0 and open_[at(4 * link + LEFT)] < -OVERFULL * link_real[at(8 * link + CAPACITY)]:
+            link_whole[at(16 * link + CANDIDATE)] = 1
+            candidates[begin + part_whole[CANDIDATES, at(part)]] = link
+            part_whole[CANDIDATES, at(part)] += 1
             more = True
     return more
 
 
 @merged
-def _load(link_whole: Whole32, link_real: Floats, open_: Floats, link: int) -> float:
-    """Return what a link carries at the present levels, in B/s."""
-    unused = 0.0 if link_whole[FIXED, link] != 0 else open_[link, LEFT]
-    return float(link_real[CAPACITY, link] - unused)
-
-
-@merged
 def _pass_time(
-    link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32, members: Whole32, candidates: Whole32, part_whole: Ints,
-    part_real: Floats, part: int, step: float, now: float
+    link_real: Floats, fixed: Floats, crossing: Whole16,
+    part_whole: Ints, part_real: Floats, part: int, step: float, now: float
 ) -> None:
     """Let a component run at its present levels until ``now``, ``step`` seconds after its own time."""
-    begin = part_whole[BEGIN, part]
+    begin = part_whole[BEGIN, at(part)]
     if step > 0:
-        for place in range(begin, part_whole[END, part]):
-            link = wide(members[place])
-            if link_whole[FLOWS, link] > 0:
-                link_real[THROUGH, link] += _load(link_whole, link_real, open_, link) * step
-        for place in range(begin, begin + part_whole[FILLED, part]):
-            link = candidates[place]
-            link_real[SERVICE, link] += link_real[LEVEL, link] * step
-        link_real[SERVICE, crossing.shape[0] + part] += step
-    part_real[TIME, part] = now
+        levels, services = fixed[FIXED_LEVEL], fixed[FIXED_SERVICE]
+        for place in range(np.uint64(begin), np.uint64(begin + part_whole[FILLED, at(part)])):
+            services[place] += levels[place] * step
+        link_real[at(8 * (crossing.shape[0] + part) + SERVICE)] += step
+    part_real[TIME, at(part)] = now
 
 
 @merged
 def _off(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, part_whole: Ints,
-    carried: Floats, f: int, left: float, now: float, pending: Ints, woken: Ints, woke: int
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    open_: Floats, part_whole: Ints, carried: Floats, f: int, left: float, owed: float, now: float, pending: Ints, woken: Ints, woke: int,
+    weighted: bool
 ) -> int:
     """Take a flow that is in no group any more off its links and counters; return how many counters have reached zero so far."""
-    brought = flow_real[f, ASKED] - left
-    flow_whole[f, ALIVE] = 0
-    carried[flow_whole[f, PAIR]] += brought
-    part_whole[PART_FLOWS, link_whole[COMPONENT, route[f, 0]]] -= 1
+    brought = flow_real[at(16 * f + ASKED)] - left
+    gone = flow_real[at(16 * f + ASKED)] - owed - flow_real[at(16 * f + BOOKED)]
+    weight = flow_real[at(16 * f + WEIGHT)] if weighted else 1.0
+    flow_whole[at(32 * f + ALIVE)] = 0
+    group_of[at(f)] = ENDED
+    carried[at(flow_whole[at(32 * f + PAIR)])] += brought
+    part_whole[PART_FLOWS, at(link_whole[at(16 * route[at(f), 0] + COMPONENT)])] -= 1
     for h in range(route.shape[1]):
-        link = route[f, h]
+        link = route[at(f), at(h)]
         if link < 0:
             break
-        if h < flow_whole[f, BINDING]:
-            link_whole[FLOWS, link] -= 1
+        link_real[at(8 * link + THROUGH)] += gone
+        if h < flow_whole[at(32 * f + BINDING)]:
+            link_whole[at(16 * link + FLOWS)] -= 1
             # What is left of a sum of weights when the last of them has gone is rounding.
-            link_real[TOTAL, link] = link_real[TOTAL, link] - flow_real[f, WEIGHT] if link_whole[FLOWS, link] > 0 else 0.0
-            open_[link, WEIGHTS] -= flow_real[f, WEIGHT]
-            open_[link, COUNT] -= 1.0
-            if link_whole[FLOWS, link] == 0:
-                link_real[BUSY, link] += now - link_real[SINCE, link]
+            link_real[at(8 * link + TOTAL)] = link_real[at(8 * link + TOTAL)] - weight if link_whole[at(16 * link + FLOWS)] > 0 else 0.0
+            open_[at(4 * link + WEIGHTS)] -= weight
+            open_[at(4 * link + COUNT)] -= 1.0
+            if link_whole[at(16 * link + FLOWS)] == 0:
+                link_real[at(8 * link + BUSY)] += now - link_real[at(8 * link + SINCE)]
         else:
-            link_real[THROUGH, link] += brought - flow_real[f, BOOKED]
-            link_whole[ELSEWHERE, link] -= 1
-            if link_whole[ELSEWHERE, link] == 0:
-                link_real[BUSY, link] += now - link_real[SINCE, link]
+            link_whole[at(16 * link + ELSEWHERE)] -= 1
+            if link_whole[at(16 * link + ELSEWHERE)] == 0:
+                link_real[at(8 * link + BUSY)] += now - link_real[at(8 * link + SINCE)]
     return _count_down(flow_whole, f, pending, woken, woke)
 
 
 @merged
 def _count_down(flow_whole: Whole32, f: int, pending: Ints, woken: Ints, woke: int) -> int:
     """Take a flow off its two counters; return how many counters have reached zero so far."""
-    for counter in (flow_whole[f, SOURCE], flow_whole[f, DESTINATION]):
-        pending[counter] -= 1
-        if pending[counter] == 0:
+    for counter in (flow_whole[at(32 * f + SOURCE)], flow_whole[at(32 * f + DESTINATION)]):
+        pending[at(counter)] -= 1
+        if pending[at(counter)] == 0:
             woken[woke] = counter
             woke += 1
     return woke
@@ -621,77 +733,97 @@ def _count_down(flow_whole: Whole32, f: int, pending: Ints, woken: Ints, woke: i
 
 @merged
 def _end_flows(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, members: Whole32, candidates: Whole32, part_whole: Ints,
-    part_real: Floats, capped: Whole32, carried: Floats, entry: Whole32, counts: Ints, part: int, pending: Ints, woken: Ints,
-    weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats,
+    candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, carried: Floats, entry: Whole32, counts: Ints, part: int,
+    pending: Ints, woken: Ints, weighted: bool
 ) -> int:
     """Let the flows end that end next in a component; return how many counters have reached zero."""
     links = crossing.shape[0]
-    now, step = part_real[NEXT_END, part], part_real[STEP, part]
-    begin = part_whole[BEGIN, part]
+    now, step = part_real[NEXT_END, at(part)], part_real[STEP, at(part)]
+    begin = part_whole[BEGIN, at(part)]
     within = step * (1 + TIE) + 4e-16 * now
     # Who ends is decided before time passes: afterwards what is left is lost in rounding.
     ended = 0
     lowest = np.inf
-    for place in range(begin, begin + part_whole[FILLED, part] + 1):
-        group = candidates[place] if place < begin + part_whole[FILLED, part] else links + part
-        level, service = link_real[LEVEL, group], link_real[SERVICE, group]
-        while link_whole[HEAP, group] >= 0:
-            f = wide(link_whole[HEAP, group])
-            if (flow_real[f, TAG] - service) / level > within:
+    last = begin + part_whole[FILLED, at(part)]
+    for place in range(begin, last + 1):
+        if place < last:
+            if fixed[FIXED_WAIT, at(place)] > within:
+                continue
+            group, service = candidates[at(place)], fixed[FIXED_SERVICE, at(place)]
+        else:
+            group, service = links + part, link_real[at(8 * (links + part) + SERVICE)]
+        level = link_real[at(8 * group + LEVEL)]
+        while link_whole[at(16 * group + HEAP)] >= 0:
+            f = wide(link_whole[at(16 * group + HEAP)])
+            if (flow_real[at(16 * f + TAG)] - service) / level > within:
                 break
-            _unheap(flow_whole, flow_real, link_whole, link_real, f, links)
-            entry[ended] = f
+            _unheap(flow_whole, group_of, flow_real, link_whole, link_real, f, links, weighted)
+            entry[at(ended)] = f
             ended += 1
             lowest = min(lowest, level)
-    _pass_time(link_whole, link_real, open_, crossing, members, candidates, part_whole, part_real, part, step, now)
+    _pass_time(link_real, fixed, crossing, part_whole, part_real, part, step, now)
     if weighted or len(capped) > 0:
-        part_whole[DIRTY, part] = WHOLLY
+        _put_back(link_real, fixed, candidates, part_whole, part)
+        part_whole[DIRTY, at(part)] = WHOLLY
     else:
-        _undo(link_whole, link_real, open_, neighbours, shared, before, candidates, part_whole, part, lowest)
+        _undo(link_whole, link_real, fixed, open_, neighbours, shared, before, candidates, part_whole, part, lowest)
     woke = wide(0)
     for place in range(ended):
         counts[ENDS] += 1
-        f = wide(entry[place])
-        _discount(route, flow_whole, flow_real, link_whole, crossing, neighbours, shared, shared_weight, f, links, weighted)
+        f = wide(entry[at(place)])
+        # What links carry is counted by what virtual time says, and not by what was asked: they differ by rounding, or something is wrong.
+        group = wide(group_of[at(f)])
+        owed = (flow_real[at(16 * f + TAG)] - link_real[at(8 * group + SERVICE)]) * _speed(flow_real, f, group, links, weighted)
+        _discount(route, flow_whole, group_of, flow_real, link_whole, crossing, neighbours, shared, shared_weight, f, links, weighted)
         woke = _off(
-            route, flow_whole, flow_real, link_whole, link_real, open_, part_whole, carried, f, 0.0, now, pending, woken, woke
+            route, flow_whole, group_of, flow_real, link_whole, link_real, open_, part_whole, carried, f, 0.0, owed, now, pending,
+            woken, woke, weighted
         )
-    part_whole[DIRTY, part] = max(part_whole[DIRTY, part], PARTLY)
+    part_whole[DIRTY, at(part)] = max(part_whole[DIRTY, at(part)], PARTLY)
     return woke
 
 
 @inside
-def _bring(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, now: float, weighted: bool
+def _reach(
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints,
+    part: int, now: float, weighted: bool
 ) -> None:
-    """Let a component run to ``now`` at its present levels, because something about it is going to change."""
-    step = now - part_real[TIME, part]
-    if part_whole[PART_FLOWS, part] > 0 and step > 0:
-        if part_whole[DIRTY, part] != CLEAN:
+    """Let a component run to ``now`` at its present levels, because flows join it or leave it."""
+    step = now - part_real[TIME, at(part)]
+    if part_whole[PART_FLOWS, at(part)] > 0 and step > 0:
+        if part_whole[DIRTY, at(part)] != CLEAN:
             _fill(
-                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
-                members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
+                route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight,
+                before, listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
             )
-        _pass_time(link_whole, link_real, open_, crossing, members, candidates, part_whole, part_real, part, step, now)
-    part_real[TIME, part] = now
-    part_whole[DIRTY, part] = WHOLLY
+        _pass_time(link_real, fixed, crossing, part_whole, part_real, part, step, now)
+    part_real[TIME, at(part)] = now
+
+
+@merged
+def _give_up(link_real: Floats, fixed: Floats, candidates: Whole32, part_whole: Ints, part: int) -> None:
+    """Have all levels of a component found anew."""
+    _put_back(link_real, fixed, candidates, part_whole, part)
+    part_whole[DIRTY, at(part)] = WHOLLY
 
 
 @from_python
 def bring(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, now: float, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints,
+    part: int, now: float, weighted: bool
 ) -> None:
     """Let a component run to ``now`` at its present levels, because something about it is going to change."""
-    _bring(
-        route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
-        candidates, part_whole, part_real, capped, key, entry, counts, part, now, weighted
+    _reach(
+        route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight, before,
+        listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, now, weighted
     )
+    _give_up(link_real, fixed, candidates, part_whole, part)
 
 
 @inside
@@ -704,26 +836,28 @@ def _root(joined: Whole32, part: int) -> int:
 
 @merged
 def _connect(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Whole32,
-    first: int, last: int, now: float, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32,
+    joined: Whole32, counts: Ints, flows: Whole32, first: int, last: int, now: float, weighted: bool
 ) -> None:
     """Bring the components that new flows touch to ``now``, and make one of those that a flow joins."""
     parts = counts[PARTS]
-    component = link_whole[COMPONENT]
     apart = False
     for index in range(last - 1, first - 1, -1):
         f = flows[index]
-        home = component[route[f, 0]]
-        for h in range(flow_whole[f, BINDING]):
-            part = wide(component[route[f, h]])
+        home = link_whole[at(16 * route[at(f), 0] + COMPONENT)]
+        for h in range(flow_whole[at(32 * f + BINDING)]):
+            part = wide(link_whole[at(16 * route[at(f), at(h)] + COMPONENT)])
             apart = apart or part < 0 or part != home
-            if part >= 0 and (part_real[TIME, part] != now or part_whole[DIRTY, part] != WHOLLY):
-                _bring(
-                    route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before,
-                    listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, now, weighted
+            if part >= 0 and part_real[TIME, at(part)] != now:
+                _reach(
+                    route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared,
+                    shared_weight, before, listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, now,
+                    weighted
                 )
+            if part >= 0 and (weighted or len(capped) > 0) and part_whole[DIRTY, at(part)] != WHOLLY:
+                _give_up(link_real, fixed, candidates, part_whole, part)
     if not apart:
         return
     for part in range(parts):
@@ -731,11 +865,13 @@ def _connect(
     for index in range(last - 1, first - 1, -1):
         f = flows[index]
         home = wide(-1)
-        for h in range(flow_whole[f, BINDING]):
-            part = wide(component[route[f, h]])
+        for h in range(flow_whole[at(32 * f + BINDING)]):
+            part = wide(link_whole[at(16 * route[at(f), at(h)] + COMPONENT)])
             if part >= 0:
                 part = _root(joined, part)
-                if home >= 0:
+                if home >= 0 and part != home:
+                    _give_up(link_real, fixed, candidates, part_whole, part)
+                    _give_up(link_real, fixed, candidates, part_whole, home)
                     joined[max(part, home)] = min(part, home)
                     part = min(part, home)
                 home = part
@@ -743,50 +879,61 @@ def _connect(
             home = parts
             joined[home] = home
             part_whole[PART_FLOWS, home] = 0
+            part_whole[FILLED, home] = 0
             part_real[TIME, home] = now
             part_whole[DIRTY, home] = WHOLLY
             parts += 1
-        for h in range(flow_whole[f, BINDING]):
-            if component[route[f, h]] < 0:
-                component[route[f, h]] = home
+        for h in range(flow_whole[at(32 * f + BINDING)]):
+            if link_whole[at(16 * route[at(f), at(h)] + COMPONENT)] < 0:
+                link = route[at(f), at(h)]
+                link_whole[at(16 * link + COMPONENT)] = home
+                link_whole[at(16 * link + FIXED)] = 0
+                open_[at(4 * link + LEFT)] = link_real[at(8 * link + CAPACITY)]
+                open_[at(4 * link + WEIGHTS)] = open_[at(4 * link + COUNT)] = 0.0
     counts[PARTS] = _renumber(
-        route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, members, candidates, part_whole,
-        part_real, capped, parts, joined, weighted
+        route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, crossing, neighbours, shared, shared_weight, members,
+        candidates, part_whole, part_real, capped, parts, joined, weighted
     )
 
 
 @merged
 def _leave_caps(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, weighted: bool
 ) -> None:
     """Take the flows that run at their caps out of their groups, until :func:`_return_to_caps`; their tags are what they have to go."""
     links = crossing.shape[0]
     for place in range(len(capped)):
         f = wide(capped[place])
-        if flow_whole[f, ALIVE] != 0 and flow_whole[f, GROUP] >= links:
-            flow_real[f, TAG] = _exit(
-                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted
+        if flow_whole[at(32 * f + ALIVE)] != 0 and group_of[at(f)] >= links:
+            flow_real[at(16 * f + TAG)] = _exit(
+                route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links,
+                weighted
             )
-            flow_whole[f, GROUP] = NOWHERE
+            group_of[at(f)] = NOWHERE
 
 
 @merged
-def _put_aside(crossing: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, parts: int, joined: Whole32) -> int:
+def _put_aside(
+    crossing: Whole16, fixed: Floats, candidates: Whole32, part_whole: Ints, part_real: Floats, parts: int,
+    joined: Whole32
+) -> int:
     """Copy what is known of components, and give new numbers to those that remain; return how many these are."""
     # Loops and not slices: these take seconds to compile.
     links = crossing.shape[0]
     for place in range(links):
-        candidates[links + place] = candidates[place]
+        candidates[links + place] = candidates[at(place)]
+        for row in range(FIXED_LEVEL, FIXED_WAIT + 1):
+            fixed[row, links + place] = fixed[row, place]
     kept = wide(0)
     part_whole[SIZE, 0] = 0
     for part in range(parts):
         for row in range(PART_ROWS):
-            part_whole[OLD + row, part] = part_whole[row, part]
+            part_whole[OLD + row, part] = part_whole[row, at(part)]
         for row in range(PART_TIMES):
-            part_real[OLD_TIMES + row, part] = part_real[row, part]
+            part_real[OLD_TIMES + row, part] = part_real[row, at(part)]
         if joined[part] == part:
-            part_whole[NUMBER, part] = kept
+            part_whole[NUMBER, at(part)] = kept
             kept += 1
             part_whole[SIZE, kept] = 0
     return kept
@@ -794,8 +941,8 @@ def _put_aside(crossing: Whole32, candidates: Whole32, part_whole: Ints, part_re
 
 @merged
 def _renumber(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, members: Whole32, candidates: Whole32, part_whole: Ints,
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, members: Whole32, candidates: Whole32, part_whole: Ints,
     part_real: Floats, capped: Whole32, parts: int, joined: Whole32, weighted: bool
 ) -> int:
     """Give the joined components the numbers 0, 1 …, and each its links in one row; return how many there are.
@@ -804,16 +951,18 @@ def _renumber(
     """
     links = crossing.shape[0]
     # Flows at their caps leave their old groups before the numbers change.
-    _leave_caps(route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, weighted)
-    kept = _put_aside(crossing, candidates, part_whole, part_real, parts, joined)
+    _leave_caps(
+        route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, weighted
+    )
+    kept = _put_aside(crossing, fixed, candidates, part_whole, part_real, parts, joined)
     for link in range(links):
-        if link_whole[COMPONENT, link] >= 0:
-            to = part_whole[NUMBER, _root(joined, wide(link_whole[COMPONENT, link]))]
-            link_whole[COMPONENT, link] = to
+        if link_whole[at(16 * link + COMPONENT)] >= 0:
+            to = part_whole[NUMBER, _root(joined, wide(link_whole[at(16 * link + COMPONENT)]))]
+            link_whole[at(16 * link + COMPONENT)] = to
             part_whole[SIZE, to + 1] += 1
     for part in range(kept):
-        part_whole[SIZE, part + 1] += part_whole[SIZE, part]
-        part_whole[PART_FLOWS, part] = 0
+        part_whole[SIZE, part + 1] += part_whole[SIZE, at(part)]
+        part_whole[PART_FLOWS, at(part)] = 0
     for part in range(parts):
         to = part_whole[NUMBER, _root(joined, part)]
         part_whole[PART_FLOWS, to] += part_whole[OLD + PART_FLOWS, part]
@@ -829,119 +978,129 @@ def _renumber(
             part_whole[CANDIDATES, to] = part_whole[OLD + CANDIDATES, part]
             part_whole[FILLED, to] = part_whole[OLD + FILLED, part]
             for place in range(part_whole[CANDIDATES, to]):
-                candidates[begin + place] = candidates[links + part_whole[OLD + BEGIN, part] + place]
+                old = links + part_whole[OLD + BEGIN, part] + place
+                candidates[begin + place] = candidates[at(old)]
+                for row in range(FIXED_LEVEL, FIXED_WAIT + 1):
+                    fixed[row, begin + place] = fixed[row, old]
     for link in range(links):
-        part = link_whole[COMPONENT, link]
+        part = link_whole[at(16 * link + COMPONENT)]
         if part < 0:
             continue
-        members[part_whole[END, part]] = link
-        part_whole[END, part] += 1
-        if link_whole[CANDIDATE, link] != 0 and part_whole[DIRTY, part] == WHOLLY:
-            candidates[part_whole[BEGIN, part] + part_whole[CANDIDATES, part]] = link
-            part_whole[CANDIDATES, part] += 1
+        members[part_whole[END, at(part)]] = link
+        part_whole[END, at(part)] += 1
+        if link_whole[at(16 * link + CANDIDATE)] != 0 and part_whole[DIRTY, at(part)] == WHOLLY:
+            candidates[part_whole[BEGIN, at(part)] + part_whole[CANDIDATES, at(part)]] = link
+            part_whole[CANDIDATES, at(part)] += 1
     _return_to_caps(
-        route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, kept, weighted
+        route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, capped, kept,
+        weighted
     )
     return kept
 
 
 @merged
 def _return_to_caps(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, parts: int, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, capped: Whole32, parts: int, weighted: bool
 ) -> None:
     """Put the flows that :func:`_leave_caps` took out into the groups of their components' new numbers."""
     links = crossing.shape[0]
     for part in range(parts):
-        link_whole[HEAP, links + part] = -1
-        link_whole[OWN, links + part] = 0
-        link_real[LEVEL, links + part] = 1.0
-        link_real[SERVICE, links + part] = 0.0
+        link_whole[at(16 * (links + part) + HEAP)] = -1
+        link_whole[at(16 * (links + part) + OWN)] = 0
+        link_real[at(8 * (links + part) + LEVEL)] = 1.0
+        link_real[at(8 * (links + part) + SERVICE)] = 0.0
     for place in range(len(capped)):
         f = wide(capped[place])
-        if flow_whole[f, ALIVE] != 0 and flow_whole[f, GROUP] == NOWHERE:
+        if flow_whole[at(32 * f + ALIVE)] != 0 and group_of[at(f)] == NOWHERE:
             _enter(
-                route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f,
-                links + wide(link_whole[COMPONENT, route[f, 0]]), flow_real[f, TAG], links, weighted
+                route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f,
+                links + wide(link_whole[at(16 * route[at(f), 0] + COMPONENT)]), flow_real[at(16 * f + TAG)], links, weighted
             )
 
 
 @inside
 def _start(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Whole32,
-    first: int, last: int, now: float, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32,
+    joined: Whole32, counts: Ints, flows: Whole32, first: int, last: int, now: float, weighted: bool
 ) -> None:
     """Let flows that stand in the tables move: on their links, and in the group of the link that looks scarcest.
 
     They are ``flows[first:last]``, from the last to the first; their tags are the bytes that they have to go.
     """
     _connect(
-        route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
-        candidates, part_whole, part_real, capped, key, entry, joined, counts, flows, first, last, now, weighted
+        route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight, before,
+        listed, members, candidates, part_whole, part_real, capped, key, entry, joined, counts, flows, first, last, now, weighted
     )
     links = crossing.shape[0]
-    whole, real = link_whole, link_real
     for index in range(last - 1, first - 1, -1):
         f = wide(flows[index])
-        flow_whole[f, ALIVE] = 1
-        flow_whole[f, WAITING] = 0
-        flow_whole[f, SETTLED] = 0
+        flow_whole[at(32 * f + ALIVE)] = 1
+        flow_whole[at(32 * f + WAITING)] = 0
+        flow_whole[at(32 * f + SETTLED)] = 0
         for row in (CHILD, NEXT, PREVIOUS):
-            flow_whole[f, row] = -1
+            flow_whole[at(32 * f + row)] = -1
         scarcest, least = wide(-1), np.inf
         for h in range(route.shape[1]):
-            link = route[f, h]
+            link = route[at(f), at(h)]
             if link < 0:
                 break
-            if h >= flow_whole[f, BINDING]:
-                if whole[ELSEWHERE, link] == 0:
-                    real[SINCE, link] = now
-                whole[ELSEWHERE, link] += 1
+            if h >= flow_whole[at(32 * f + BINDING)]:
+                if link_whole[at(16 * link + ELSEWHERE)] == 0:
+                    link_real[at(8 * link + SINCE)] = now
+                link_whole[at(16 * link + ELSEWHERE)] += 1
                 continue
-            if whole[FLOWS, link] == 0:
-                real[SINCE, link] = now
-            whole[FLOWS, link] += 1
-            whole[RESERVED, link] -= 1
-            real[TOTAL, link] += flow_real[f, WEIGHT]
-            listed[whole[LAST, link]] = f
-            whole[LAST, link] += 1
-            share = real[CAPACITY, link] / real[TOTAL, link]
+            if link_whole[at(16 * link + FLOWS)] == 0:
+                link_real[at(8 * link + SINCE)] = now
+            link_whole[at(16 * link + FLOWS)] += 1
+            link_whole[at(16 * link + RESERVED)] -= 1
+            link_real[at(8 * link + TOTAL)] += flow_real[at(16 * f + WEIGHT)] if weighted else 1.0
+            listed[at(link_whole[at(16 * link + LAST)])] = f
+            link_whole[at(16 * link + LAST)] += 1
+            share = link_real[at(8 * link + CAPACITY)] / link_real[at(8 * link + TOTAL)]
             if share < least:
                 scarcest, least = wide(link), share
-        part = whole[COMPONENT, scarcest]
-        part_whole[PART_FLOWS, part] += 1
-        if whole[CANDIDATE, scarcest] == 0:
-            whole[CANDIDATE, scarcest] = 1
-            candidates[part_whole[BEGIN, part] + part_whole[CANDIDATES, part]] = scarcest
-            part_whole[CANDIDATES, part] += 1
+        part = wide(link_whole[at(16 * scarcest + COMPONENT)])
+        part_whole[PART_FLOWS, at(part)] += 1
+        if part_whole[DIRTY, at(part)] != WHOLLY:
+            part_whole[DIRTY, at(part)] = PARTLY
+            for h in range(flow_whole[at(32 * f + BINDING)]):
+                link = wide(route[at(f), at(h)])
+                open_[at(4 * link + WEIGHTS)] += 1.0
+                open_[at(4 * link + COUNT)] += 1.0
+                _lower(link_whole, link_real, fixed, open_, neighbours, shared, before, candidates, part_whole, part, link)
+        if link_whole[at(16 * scarcest + CANDIDATE)] == 0:
+            link_whole[at(16 * scarcest + CANDIDATE)] = 1
+            candidates[part_whole[BEGIN, at(part)] + part_whole[CANDIDATES, at(part)]] = scarcest
+            part_whole[CANDIDATES, at(part)] += 1
         _enter(
-            route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, scarcest,
-            flow_real[f, TAG], links, weighted
+            route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, scarcest,
+            flow_real[at(16 * f + TAG)], links, weighted
         )
 
 
 @from_python
 def start(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, joined: Whole32, counts: Ints, flows: Whole32,
-    now: float, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32,
+    joined: Whole32, counts: Ints, flows: Whole32, now: float, weighted: bool
 ) -> None:
     """Let flows that stand in the tables move, from the last to the first; their tags are the bytes that they have to go."""
     _start(
-        route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
-        candidates, part_whole, part_real, capped, key, entry, joined, counts, flows, wide(0), len(flows), now, weighted
+        route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight, before,
+        listed, members, candidates, part_whole, part_real, capped, key, entry, joined, counts, flows, wide(0), len(flows), now, weighted
     )
 
 
 @merged
 def _start_queued(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, start_key: Floats, start_entry: Whole32,
-    joined: Whole32, counts: Ints, now: float, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32,
+    start_key: Floats, start_entry: Whole32, joined: Whole32, counts: Ints, now: float, weighted: bool
 ) -> None:
     """Start the flows whose time has come. They are put where the queue ends, which gets shorter, each before the one that was there."""
     last = counts[QUEUED]
@@ -951,23 +1110,24 @@ def _start_queued(
         size -= 1
         if size > 0:
             _sift(start_key, start_entry, size, wide(0), start_key[size], wide(start_entry[size]))
-        if flow_whole[f, WAITING] != 0:  # otherwise it was cancelled
+        if flow_whole[at(32 * f + WAITING)] != 0:  # otherwise it was cancelled
             first -= 1
             start_entry[first] = f
-            flow_real[f, TAG] = flow_real[f, ASKED]
+            flow_real[at(16 * f + TAG)] = flow_real[at(16 * f + ASKED)]
     counts[QUEUED] = size
     _start(
-        route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed, members,
-        candidates, part_whole, part_real, capped, key, entry, joined, counts, start_entry, first, last, now, weighted
+        route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight, before,
+        listed, members, candidates, part_whole, part_real, capped, key, entry, joined, counts, start_entry, first, last, now, weighted
     )
 
 
 @from_python
 def advance(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, carried: Floats, key: Floats, entry: Whole32, start_key: Floats,
-    start_entry: Whole32, joined: Whole32, counts: Ints, horizon: float, now: float, pending: Ints, woken: Ints, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, carried: Floats, key: Floats,
+    entry: Whole32, start_key: Floats, start_entry: Whole32, joined: Whole32, counts: Ints, horizon: float, now: float, pending: Ints,
+    woken: Ints, weighted: bool
 ) -> tuple[float, int]:
     """Let time pass until a counter reaches zero, or until ``horizon``; flows start when it is their time.
 
@@ -994,17 +1154,17 @@ def advance(
     while True:
         size = wide(0)
         for part in range(counts[PARTS]):
-            if part_whole[PART_FLOWS, part] == 0:
+            if part_whole[PART_FLOWS, at(part)] == 0:
                 continue
-            if part_whole[DIRTY, part] != CLEAN:
+            if part_whole[DIRTY, at(part)] != CLEAN:
                 _fill(
-                    route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before,
-                    listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
+                    route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared,
+                    shared_weight, before, listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
                 )
-            soon[size], whose[size] = part_real[NEXT_END, part], part
+            soon[size], whose[size] = part_real[NEXT_END, at(part)], part
             size += 1
         for place in range(size // 2 - 1, -1, -1):
-            _sift(soon, whose, size, place, soon[place], wide(whose[place]))
+            _sift(soon, whose, size, place, soon[at(place)], wide(whose[at(place)]))
         while True:
             soonest = soon[0] if size > 0 else np.inf
             if counts[QUEUED] > 0 and start_key[0] < soonest:
@@ -1012,9 +1172,9 @@ def advance(
                     return horizon, 0
                 now = start_key[0]
                 _start_queued(
-                    route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before,
-                    listed, members, candidates, part_whole, part_real, capped, key, entry, start_key, start_entry, joined, counts, now,
-                    weighted
+                    route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared,
+                    shared_weight, before, listed, members, candidates, part_whole, part_real, capped, key, entry, start_key, start_entry,
+                    joined, counts, now, weighted
                 )
                 break
             if size == 0:
@@ -1023,8 +1183,8 @@ def advance(
                 return horizon, 0
             now, first = soonest, wide(whose[0])
             woke = _end_flows(
-                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, members,
-                candidates, part_whole, part_real, capped, carried, entry, counts, first, pending, woken, weighted
+                route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight,
+                before, candidates, part_whole, part_real, capped, carried, entry, counts, first, pending, woken, weighted
             )
             if woke:
                 return now, woke
@@ -1032,8 +1192,8 @@ def advance(
                 size = _pop(soon, whose, size)
                 continue
             _fill(
-                route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
-                members, candidates, part_whole, part_real, capped, key, entry, counts, first, weighted
+                route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight,
+                before, listed, members, candidates, part_whole, part_real, capped, key, entry, counts, first, weighted
             )
             _sift(soon, whose, size, wide(0), part_real[NEXT_END, first], first)
 
@@ -1061,9 +1221,9 @@ def queue(start_key: Floats, start_entry: Whole32, counts: Ints, flows: Ints, ti
 
 @inside
 def admit_one(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32, counts: Ints,
-    f: int, paths: Whole32, path: int, binding: Bools, pair: int, size: float, weight: float, cap: float, source: int, destination: int,
-    time: float
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32,
+    counts: Ints, f: int, paths: Whole32, path: int, binding: Bools, pair: int, size: float, weight: float, cap: float, source: int,
+    destination: int, time: float
 ) -> bool:
     """Write a new flow into the tables and into the queue of those that will start, at ``time``.
 
@@ -1074,34 +1234,34 @@ def admit_one(
     for h in range(paths.shape[1]):
         link = paths[path, h]
         if link >= 0 and binding[link]:
-            route[f, many] = link
+            route[at(f), many] = link
             many += 1
-            link_whole[RESERVED, link] += 1
-            used = link_whole[LAST, link] - link_whole[FIRST, link] + link_whole[RESERVED, link]
-            fits = fits and used <= link_whole[ROOM, link]
-    flow_whole[f, BINDING] = many
+            link_whole[at(16 * link + RESERVED)] += 1
+            used = link_whole[at(16 * link + LAST)] - link_whole[at(16 * link + FIRST)] + link_whole[at(16 * link + RESERVED)]
+            fits = fits and used <= link_whole[at(16 * link + ROOM)]
+    flow_whole[at(32 * f + BINDING)] = many
     for h in range(paths.shape[1]):
         link = paths[path, h]
         if link >= 0 and not binding[link]:
-            route[f, many] = link
+            route[at(f), many] = link
             many += 1
     for h in range(many, paths.shape[1]):
-        route[f, h] = -1
-    flow_whole[f, SOURCE], flow_whole[f, DESTINATION] = source, destination
-    flow_whole[f, PAIR] = pair
-    flow_whole[f, ALIVE], flow_whole[f, WAITING] = 0, 1
-    flow_real[f, ASKED], flow_real[f, BOOKED] = size, 0.0
-    flow_real[f, WEIGHT] = weight
-    flow_real[f, CAP] = cap
+        route[at(f), at(h)] = -1
+    flow_whole[at(32 * f + SOURCE)], flow_whole[at(32 * f + DESTINATION)] = source, destination
+    flow_whole[at(32 * f + PAIR)] = pair
+    flow_whole[at(32 * f + ALIVE)], flow_whole[at(32 * f + WAITING)] = 0, 1
+    flow_real[at(16 * f + ASKED)], flow_real[at(16 * f + BOOKED)] = size, 0.0
+    flow_real[at(16 * f + WEIGHT)] = weight
+    flow_real[at(16 * f + CAP)] = cap
     _queue(start_key, start_entry, counts, f, time)
     return fits
 
 
 @from_python
 def admit(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32, counts: Ints,
-    flows: Ints, now: float, path: Whole32, binding: Bools, pair: Ints, size: Floats, weight: Floats, cap: Floats, watch: Whole32,
-    delay: Floats
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32,
+    counts: Ints, flows: Ints, now: float, path: Whole32, binding: Bools, pair: Ints, size: Floats, weight: Floats, cap: Floats,
+    watch: Whole32, delay: Floats
 ) -> bool:
     """Write new flows into the tables and into the queue of those that will start.
 
@@ -1128,8 +1288,8 @@ def admit(
     fits = True
     for index in range(len(flows)):
         listed = admit_one(
-            route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, flows[index], path, index, binding, pair[index],
-            size[index], weight[index] if len(weight) else 1.0, cap[index] if len(cap) else np.inf, wide(watch[index, 0]),
+            route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, flows[index], path, index, binding,
+            pair[index], size[index], weight[index] if len(weight) else 1.0, cap[index] if len(cap) else np.inf, wide(watch[index, 0]),
             wide(watch[index, 1]), now + delay[index] if len(delay) else now
         )
         fits = fits and listed
@@ -1138,28 +1298,30 @@ def admit(
 
 @from_python
 def stop(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, part_whole: Ints, carried: Floats, flows: Ints, now: float,
-    pending: Ints, woken: Ints, left: Floats, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, part_whole: Ints, carried: Floats,
+    flows: Ints, now: float, pending: Ints, woken: Ints, left: Floats, weighted: bool
 ) -> int:
     """Take flows away before they end (``left`` is written: their bytes to go); return how many counters have reached zero."""
     links = crossing.shape[0]
     woke = wide(0)
     for index in range(len(flows)):
         f = flows[index]
-        if flow_whole[f, WAITING] != 0:
-            left[index] = flow_real[f, ASKED]
-            flow_whole[f, WAITING] = 0
-            for h in range(flow_whole[f, BINDING]):
-                link_whole[RESERVED, route[f, h]] -= 1
+        if flow_whole[at(32 * f + WAITING)] != 0:
+            left[index] = flow_real[at(16 * f + ASKED)]
+            flow_whole[at(32 * f + WAITING)] = 0
+            for h in range(flow_whole[at(32 * f + BINDING)]):
+                link_whole[at(16 * route[at(f), at(h)] + RESERVED)] -= 1
             woke = _count_down(flow_whole, f, pending, woken, woke)
             continue
         going = _exit(
-            route, flow_whole, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links, weighted
+            route, flow_whole, group_of, flow_real, link_whole, link_real, crossing, neighbours, shared, shared_weight, f, links,
+            weighted
         )
-        left[index] = min(max(going, 0.0), flow_real[f, ASKED])
+        left[index] = min(max(going, 0.0), flow_real[at(16 * f + ASKED)])
         woke = _off(
-            route, flow_whole, flow_real, link_whole, link_real, open_, part_whole, carried, f, left[index], now, pending, woken, woke
+            route, flow_whole, group_of, flow_real, link_whole, link_real, open_, part_whole, carried, f, left[index], left[index],
+            now, pending, woken, woke, weighted
         )
     return woke
 
@@ -1172,55 +1334,57 @@ def list_anew(flow_whole: Whole32, link_whole: Whole32, listed: Whole32, old: Wh
     """
     for link in range(len(first)):
         to = first[link]
-        for place in range(link_whole[FIRST, link], link_whole[LAST, link]):
+        for place in range(link_whole[at(16 * link + FIRST)], link_whole[at(16 * link + LAST)]):
             f = old[place]
-            if flow_whole[f, ALIVE] != 0:
+            if flow_whole[at(32 * f + ALIVE)] != 0:
                 listed[to] = f
                 to += 1
-        link_whole[FIRST, link], link_whole[LAST, link] = first[link], to
+        link_whole[at(16 * link + FIRST)], link_whole[at(16 * link + LAST)] = first[link], to
 
 
 @from_python
 def so_far(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints, part: int, now: float, busy: Floats,
-    through: Floats, weighted: bool
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, key: Floats, entry: Whole32, counts: Ints,
+    part: int, now: float, busy: Floats, weighted: bool
 ) -> None:
     """Add to copies of busy seconds and bytes what the links of a component did since these were counted last."""
-    if part_whole[PART_FLOWS, part] == 0:
+    if part_whole[PART_FLOWS, at(part)] == 0:
         return
-    if part_whole[DIRTY, part] != CLEAN:
+    if part_whole[DIRTY, at(part)] != CLEAN:
         _fill(
-            route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
-            members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
+            route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight,
+            before, listed, members, candidates, part_whole, part_real, capped, key, entry, counts, part, weighted
         )
-    for place in range(part_whole[BEGIN, part], part_whole[END, part]):
-        link = wide(members[place])
-        if link_whole[FLOWS, link] > 0:
-            busy[link] += now - link_real[SINCE, link]
-            through[link] += _load(link_whole, link_real, open_, link) * (now - part_real[TIME, part])
+    for place in range(part_whole[BEGIN, at(part)], part_whole[END, at(part)]):
+        link = wide(members[at(place)])
+        if link_whole[at(16 * link + FLOWS)] > 0:
+            busy[link] += now - link_real[at(8 * link + SINCE)]
+    # The virtual times of groups, as of the component's own time.
+    for place in range(part_whole[BEGIN, at(part)], part_whole[BEGIN, at(part)] + part_whole[FILLED, at(part)]):
+        link_real[at(8 * candidates[at(place)] + SERVICE)] = fixed[FIXED_SERVICE, at(place)]
 
 
 @from_python
 def so_far_elsewhere(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, crossing: Whole32, part_real: Floats,
-    now: float, busy: Floats, through: Floats
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats,
+    crossing: Whole16, part_real: Floats, now: float, busy: Floats, through: Floats, weighted: bool
 ) -> None:
     """Add to copies what the links that can never be full did for the flows that are on their way; :func:`so_far` comes first."""
     links = crossing.shape[0]
     for link in range(links):
-        if link_whole[ELSEWHERE, link] > 0:
-            busy[link] += now - link_real[SINCE, link]
+        if link_whole[at(16 * link + ELSEWHERE)] > 0:
+            busy[link] += now - link_real[at(8 * link + SINCE)]
     for f in range(route.shape[0]):
-        if flow_whole[f, ALIVE] == 0 or flow_whole[f, BINDING] == route.shape[1]:
+        if flow_whole[at(32 * f + ALIVE)] == 0:
             continue
-        group = wide(flow_whole[f, GROUP])
-        part = link_whole[COMPONENT, route[f, 0]]
-        service = link_real[SERVICE, group] + link_real[LEVEL, group] * (now - part_real[TIME, part])
-        left = (flow_real[f, TAG] - service) * _speed(flow_real, f, group, links)
-        for h in range(flow_whole[f, BINDING], route.shape[1]):
-            link = route[f, h]
+        group = wide(group_of[at(f)])
+        part = link_whole[at(16 * route[at(f), 0] + COMPONENT)]
+        service = link_real[at(8 * group + SERVICE)] + link_real[at(8 * group + LEVEL)] * (now - part_real[TIME, at(part)])
+        left = (flow_real[at(16 * f + TAG)] - service) * _speed(flow_real, f, group, links, weighted)
+        for h in range(route.shape[1]):
+            link = route[at(f), at(h)]
             if link < 0:
                 break
-            through[link] += flow_real[f, ASKED] - left - flow_real[f, BOOKED]
+            through[link] += flow_real[at(16 * f + ASKED)] - left - flow_real[at(16 * f + BOOKED)]

@@ -24,6 +24,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 wide = cast("Callable[[int], int]", np.int64)
 """The type in which whole numbers are handed over; elements of narrower arrays and numbers that stand in the code have others."""
 
+at = cast("Callable[[int], int]", np.uint64)
+"""The type of a place in an array; of a whole number that has a sign, compiled code looks whether it counts from the end."""
+
 TOGETHER = ("bottleneck_groups.py", "compiled.py", "quanta_*.py", "rank_chains.py")
 """Files whose functions become parts of each other's."""
 

@@ -12,6 +12,7 @@ from moesim.facts.arrays import Bools, Floats, Ints
 from moesim.models.sharing import bottleneck_groups as kernel
 from moesim.models.sharing.bottleneck_groups import State, Whole32
 from moesim.models.sharing.compiled import is_on_disk
+from moesim.models.sharing.group_tables import blank, given, grown
 from moesim.models.sharing.never_full import never_full
 
 _NONE: Floats = np.zeros(0)
@@ -76,35 +77,7 @@ class GroupsCore:
         self.busy: Floats = np.zeros(links)
         self.through: Floats = np.zeros(links)
         self.carried: Floats = np.zeros(pairs)
-        self._state = State(
-            route=np.full((0, hops), -1, dtype=np.int32),
-            flow_whole=np.zeros((0, 16), dtype=np.int32),
-            flow_real=np.zeros((0, 8)),
-            link_whole=np.zeros((12, 2 * links + 1), dtype=np.int32),
-            link_real=np.zeros((7, 2 * links + 1)),
-            open=np.zeros((links, 4)),
-            crossing=np.zeros((links, links), dtype=np.int32),
-            neighbours=np.zeros((links, links), dtype=np.int32),
-            shared=np.zeros((links, links), dtype=np.int32),
-            shared_weight=np.zeros((1, 1)),
-            before=np.zeros((links, links)),
-            listed=np.zeros(0, dtype=np.int32),
-            members=np.zeros(links, dtype=np.int32),
-            candidates=np.zeros(2 * links, dtype=np.int32),
-            part_whole=np.zeros((kernel.OLD + kernel.PART_ROWS, links + 1), dtype=np.int64),
-            part_real=np.zeros((kernel.OLD_TIMES + kernel.PART_TIMES, links + 1)),
-            capped=np.zeros(0, dtype=np.int32),
-            carried=self.carried,
-            key=np.zeros(links),
-            entry=np.zeros(links, dtype=np.int32),
-            start_key=np.zeros(0),
-            start_entry=np.zeros(0, dtype=np.int32),
-            joined=np.zeros(links + 1, dtype=np.int32),
-            counts=np.zeros(5, dtype=np.int64),
-        )
-        self._state.link_whole[kernel.HEAP] = -1
-        self._state.link_whole[kernel.COMPONENT] = -1
-        self._state.link_real[kernel.CAPACITY, :links] = self._capacity
+        self._state = blank(self._capacity, hops, self.carried)
         self._binding = self._which_bind()
 
     @property
@@ -115,8 +88,10 @@ class GroupsCore:
     def _state(self, tables: State) -> None:
         self._tables = tables
         # What is handed over with nearly every call is gathered once.
-        self._to_advance = tuple(getattr(tables, name) for name in kernel.ADVANCE_TAKES)
-        self._to_admit = tuple(getattr(tables, name) for name in kernel.ADMIT_TAKES)
+        self._to_advance = given(tables, kernel.ADVANCE_TAKES)
+        # Whoever borrows them counts bytes by pair itself.
+        self._to_lend = given(tables._replace(carried=np.zeros(1)), kernel.ADVANCE_TAKES)
+        self._to_admit = given(tables, kernel.ADMIT_TAKES)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -135,11 +110,11 @@ class GroupsCore:
         if self.live:
             raise UsageError(f"{self.live} flows are still on their way: time can begin anew only when none is")
         s = self._state
-        s.link_whole[kernel.COMPONENT] = -1
-        s.link_whole[kernel.CANDIDATE] = 0
-        s.link_whole[kernel.LAST] = s.link_whole[kernel.FIRST]
-        s.link_real[kernel.SERVICE] = 0.0
-        s.link_real[kernel.TOTAL] = 0.0
+        s.link_whole[:, kernel.COMPONENT] = -1
+        s.link_whole[:, kernel.CANDIDATE] = 0
+        s.link_whole[:, kernel.LAST] = s.link_whole[:, kernel.FIRST]
+        s.link_real[:, kernel.SERVICE] = 0.0
+        s.link_real[:, kernel.TOTAL] = 0.0
         self._top = 0
         s.counts[[kernel.PARTS, kernel.QUEUED]] = 0
         self._free = self._free[:0]
@@ -221,10 +196,10 @@ class GroupsCore:
         """
         s = self._state
         moving = ids[s.flow_whole[ids, kernel.ALIVE] != 0]
-        for part in sorted({int(part) for part in s.link_whole[kernel.COMPONENT, s.route[moving, 0]]}):
-            _bring(*self._given(kernel.BRING_TAKES), part, now, self._weighted)
+        for part in sorted({int(part) for part in s.link_whole[s.route[moving, 0], kernel.COMPONENT]}):
+            _bring(*given(self._state, kernel.BRING_TAKES), part, now, self._weighted)
         left = np.empty(len(ids))
-        woke = _stop(*self._given(kernel.STOP_TAKES), ids, now, pending, woken, left, self._weighted)
+        woke = _stop(*given(self._state, kernel.STOP_TAKES), ids, now, pending, woken, left, self._weighted)
         self.live -= len(ids)
         return left, woke
 
@@ -235,8 +210,8 @@ class GroupsCore:
     def change_capacity(self, now: float, links: Ints, values: Floats) -> None:
         """Let links carry more or less from ``now`` on, in B/s, more than 0."""
         s = self._state
-        for part in sorted({int(part) for part in s.link_whole[kernel.COMPONENT, links] if part >= 0}):
-            _bring(*self._given(kernel.BRING_TAKES), part, now, self._weighted)
+        for part in sorted({int(part) for part in s.link_whole[links, kernel.COMPONENT] if part >= 0}):
+            _bring(*given(self._state, kernel.BRING_TAKES), part, now, self._weighted)
         self._capacity[links] = values
         binding = self._which_bind()
         if self.live and (binding & ~self._binding).any():
@@ -244,7 +219,7 @@ class GroupsCore:
             self._start_over(now, binding)
         elif not self.live:
             self._binding = binding
-        s.link_real[kernel.CAPACITY, : self._links] = self._capacity
+        s.link_real[: self._links, kernel.CAPACITY] = self._capacity
 
     def advance(self, horizon: float, pending: Ints, woken: Ints) -> tuple[float, int]:
         """Let time pass until a counter reaches zero, or until ``horizon``.
@@ -272,12 +247,12 @@ class GroupsCore:
     def catch_up(self, now: float) -> None:
         """Bring ``busy`` and ``through`` up to ``now``; nothing else changes."""
         s = self._state
-        self.busy[:] = s.link_real[kernel.BUSY, : self._links]
-        self.through[:] = s.link_real[kernel.THROUGH, : self._links]
+        self.busy[:] = s.link_real[: self._links, kernel.BUSY]
+        self.through[:] = s.link_real[: self._links, kernel.THROUGH]
         for part in range(int(s.counts[kernel.PARTS])):
-            _so_far(*self._given(kernel.SO_FAR_TAKES), part, now, self.busy, self.through, self._weighted)
-        if self.live and not self._binding.all():
-            _so_far_elsewhere(*self._given(kernel.SO_FAR_ELSEWHERE_TAKES), now, self.busy, self.through)
+            _so_far(*given(self._state, kernel.SO_FAR_TAKES), part, now, self.busy, self._weighted)
+        if self.live:
+            _so_far_elsewhere(*given(self._state, kernel.SO_FAR_ELSEWHERE_TAKES), now, self.busy, self.through, self._weighted)
 
     def can_be_lent(self) -> bool:
         """Return whether nothing is on its way, and all flows so far had equal shares and no caps."""
@@ -285,7 +260,7 @@ class GroupsCore:
 
     def lend(self) -> tuple[Any, ...]:
         """Return the arrays that ``bottleneck_groups.ADVANCE_TAKES`` lists, bool[K], the links that may become full, and free numbers."""
-        return (*self._to_advance, self._binding, self._free)
+        return (*self._to_lend, self._binding, self._free)
 
     def take_back(self, top: int, live: int, free: int, now: float) -> None:
         """Learn how many numbers of flows are in use, how many flows are on their way, how many numbers are still free, and the time."""
@@ -299,10 +274,6 @@ class GroupsCore:
     def make_room(self) -> None:
         """Make room in the lists of links."""
         self._relist()
-
-    def _given(self, names: tuple[str, ...]) -> tuple[Any, ...]:
-        """Return arrays of the state by name, as a compiled function takes them."""
-        return tuple(getattr(self._state, name) for name in names)
 
     def _which_bind(self) -> Bools:
         return np.ones(self._links, dtype=np.bool_) if self._follows is None else ~never_full(self._capacity, self._follows)
@@ -333,8 +304,8 @@ class GroupsCore:
         moving = ids[~waiting]
         s.counts[kernel.QUEUED] = 0
         s.flow_real[moving, kernel.TAG] = left[~waiting]
-        _start(*self._given(kernel.START_TAKES), moving[::-1].astype(np.int32), now, self._weighted)
-        _queue(*self._given(kernel.QUEUE_TAKES), ids[waiting], starts[ids[waiting]])
+        _start(*given(self._state, kernel.START_TAKES), moving[::-1].astype(np.int32), now, self._weighted)
+        _queue(*given(self._state, kernel.QUEUE_TAKES), ids[waiting], starts[ids[waiting]])
         self.live = len(ids)
 
     def _room(self, flows: int) -> Ints:
@@ -356,16 +327,7 @@ class GroupsCore:
             ids, self._free = np.concatenate([self._free[:again], ids]), self._free[again:]
         s = self._state
         if self._top > s.route.shape[0]:
-            room = max(256, 2 * self._top)
-            more = room - s.route.shape[0]
-            self._state = s._replace(
-                route=np.concatenate([s.route, np.full((more, self._hops), -1, dtype=np.int32)]),
-                flow_whole=np.concatenate([s.flow_whole, np.zeros((more, 16), dtype=np.int32)]),
-                flow_real=np.concatenate([s.flow_real, np.zeros((more, 8))]),
-                entry=np.zeros(max(room, self._links), dtype=np.int32),
-                start_key=np.concatenate([s.start_key, np.zeros(more)]),
-                start_entry=np.concatenate([s.start_entry, np.zeros(more, dtype=np.int32)]),
-            )
+            self._state = grown(s, max(256, 2 * self._top))
         return ids
 
     def _purge(self) -> None:
@@ -378,11 +340,11 @@ class GroupsCore:
     def _relist(self) -> None:
         """Write the lists of the links anew, with room for twice what is on its way or about to start."""
         s = self._state
-        whole = s.link_whole[:, : self._links]
+        whole = s.link_whole[: self._links].T
         room = np.maximum(whole[kernel.ROOM], 2 * (whole[kernel.FLOWS] + whole[kernel.RESERVED]) + 8).astype(np.int64)
         old = s.listed
         self._state = s._replace(listed=np.zeros(int(room.sum()), dtype=np.int32))
-        _list_anew(*self._given(kernel.LIST_ANEW_TAKES), old, np.cumsum(room) - room)
+        _list_anew(*given(self._state, kernel.LIST_ANEW_TAKES), old, np.cumsum(room) - room)
         whole[kernel.ROOM] = room
 
     def _going(self, ids: Ints | Whole32) -> Bools:

@@ -34,7 +34,9 @@ Whole32 = NDArray[np.int32]
 NO_LIMIT = 1e300
 """Capacity of a link that limits nobody, in B/s: infinite for all purposes, but sums and products of it are numbers."""
 GROUPED = 4_500
-"""Up to so many links, quanta that are guarded are filled by groups: what these cross takes 8 B for each two links at most."""
+"""Up to so many links it is known of each group which links it crosses where quanta are guarded; that takes 8 B for each two links."""
+WIDE = 8_000_000
+"""Otherwise that is known of the largest groups only, and takes room for no more than so many pairs of links."""
 
 
 class QuantaCore:
@@ -90,16 +92,17 @@ class QuantaCore:
         self.through: Floats = np.zeros(links)
         self.carried: Floats = np.zeros(pairs)
         whole = np.int16 if links < 2**15 - 2 else np.int32
-        grouped = links + 1 if guard > 0 and links <= GROUPED else 0
+        every = guard > 0 and links <= GROUPED
+        rows = links + 1 if every else 1
         self._state = state.State(
             route=np.zeros((0, self._hops + 2), dtype=whole),
-            amount=np.zeros((3, 0)),
-            number=np.zeros((4, 0), dtype=np.int32),
+            amount=np.zeros((0, 3)),
+            number=np.zeros((0, 4), dtype=np.int32),
             weight=np.ones(0),
             cap=np.ones(0),
             tide=np.zeros((links + 1, 4)),
-            link=np.zeros((links + 1, 12)),
-            place=np.zeros((links + 1, 6), dtype=np.int64),
+            link=np.zeros((links + 1, 15)),
+            place=np.zeros((links + 1, 8), dtype=np.int64),
             span=np.zeros((links + 1, 5)),
             part=np.zeros((links + 1, 7), dtype=np.int64),
             list=np.zeros((2 * links + 2, 3), dtype=np.int64),
@@ -108,11 +111,13 @@ class QuantaCore:
             key=np.zeros(links + 1),
             heap=np.zeros(links + 1, dtype=np.int64),
             carried=self.carried,
-            crossing=np.zeros((grouped, grouped), dtype=whole),
-            near=np.zeros((grouped, grouped), dtype=whole),
-            shared=np.zeros((grouped, grouped), dtype=np.int32),
+            crossing=np.zeros((rows, links + 1), dtype=whole),
+            near=np.zeros((rows, links + 1), dtype=whole),
+            shared=np.zeros((rows, links + 1), dtype=np.int32),
+            rows=np.zeros(0, dtype=np.int64) if every else np.array([1, 0]),
         )
         self._state.place[:, state.PART] = -1
+        self._state.place[:, state.ROW] = np.arange(links + 1) if every else -1
         self._binding = self._which_bind()
         self._write_capacity()
 
@@ -175,6 +180,8 @@ class QuantaCore:
         self._now = max(self._now, now)
         if self._plan.twice[0]:
             self._disband()
+        elif self._state.rows.size:
+            self._make_rows()
         return ids
 
     def leave(self, now: float, ids: Ints, pending: Ints, woken: Ints) -> tuple[Floats, int]:
@@ -283,6 +290,21 @@ class QuantaCore:
             groups.disband(s, self.on_their_way() if self.live else np.empty(0, dtype=np.int64))
             self._state = s._replace(crossing=s.crossing[:0, :0].copy(), near=s.near[:0, :0].copy(), shared=s.shared[:0, :0].copy())
 
+    def _make_rows(self) -> None:
+        """Let the groups of all links that have many flows know which links they cross."""
+        s, have = self._state, len(self._state.crossing)
+        many = int(np.count_nonzero(s.place[:, state.FLOWS] >= groups.MANY_FLOWS * len(s.place)))
+        wanted = min(many, WIDE // len(s.place))
+        if have == 0 or wanted <= have:
+            return
+        crossing, near, shared = (np.zeros((wanted, table.shape[1]), dtype=table.dtype) for table in (s.crossing, s.near, s.shared))
+        crossing[:have], near[:have], shared[:have] = s.crossing, s.near, s.shared
+        free = s.rows[1 : 1 + s.rows[0]]
+        rows = np.zeros(wanted + 1, dtype=np.int64)
+        rows[0] = len(free) + wanted - have
+        rows[1 : 1 + rows[0]] = np.concatenate([free, np.arange(have, wanted)])
+        self._state = s._replace(crossing=crossing, near=near, shared=shared, rows=rows)
+
     def _bring(self, links: Ints, now: float) -> None:
         carry.bring_all(self._state, links, now)
 
@@ -319,10 +341,13 @@ class QuantaCore:
     def _enlarge(self, room: int) -> None:
         s, old = self._state, len(self._state.route)
         more = room - old
+        # Memory that is asked for zeroed is not touched before it is written to.
+        route, amount, number = (np.zeros((room, column.shape[1]), dtype=column.dtype) for column in (s.route, s.amount, s.number))
+        route[:old], amount[:old], number[:old] = s.route, s.amount, s.number
         self._state = s._replace(
-            route=np.concatenate([s.route, np.zeros((more, s.route.shape[1]), dtype=s.route.dtype)]),
-            amount=np.concatenate([s.amount, np.zeros((3, more))], axis=1),
-            number=np.concatenate([s.number, np.zeros((4, more), dtype=np.int32)], axis=1),
+            route=route,
+            amount=amount,
+            number=number,
             weight=np.concatenate([s.weight, np.ones(more)]) if s.weight.size else s.weight,
             cap=np.concatenate([s.cap, np.full(more, np.inf)]) if s.cap.size else s.cap,
         )

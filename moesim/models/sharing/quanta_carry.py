@@ -21,6 +21,7 @@ from moesim.models.sharing.quanta_state import (
     FIRST,
     FLOWS,
     FOLLOWING,
+    GIVEN,
     GONE,
     HEAD,
     LASTS,
@@ -143,9 +144,9 @@ def _take(
 @lean
 def _moved(s: State, p: int, left: Floats, passed: float, even: bool, take: bool) -> None:
     """Write to SERVICE what each link of a part carried in ``passed`` seconds of its quantum; with ``take``, take it from ``left``."""
-    link, place, which, end = s.link, s.place, len(s.place) + p, s.amount[END]
+    link, place, which, end = s.link, s.place, len(s.place) + p, s.amount[:, END]
     if not even:
-        _shares(s.route, left, end, s.number[NEXT], s.tide, link, place, s.part[p, HEAD], s.part[p, FIRST], passed, s.span[p, LASTS])
+        _shares(s.route, left, end, s.number[:, NEXT], s.tide, link, place, s.part[p, HEAD], s.part[p, FIRST], passed, s.span[p, LASTS])
     k = s.part[p, HEAD]
     while k >= 0:
         link[k, SERVICE] = s.tide[k, USED] * passed if even else link[k, GONE]
@@ -154,6 +155,24 @@ def _moved(s: State, p: int, left: Floats, passed: float, even: bool, take: bool
         s.list[which, LENGTH] = _take(
             s.route, left, end, s.weight, s.cap, link, s.pool, s.list[which, START], s.list[which, LENGTH], passed, even, take
         )
+
+
+@lean
+def _give(s: State, p: int, passed: float) -> None:
+    """Take what they have carried from the flows of a part that are in groups, and write to SERVICE what each link carried."""
+    route, left, end = s.route, s.amount[:, LEFT], s.amount[:, END]
+    hops = route.shape[1] - 2
+    k = s.part[p, HEAD]
+    while k >= 0:
+        s.link[k, SERVICE] = s.tide[k, USED] * passed if passed > 0.0 else s.link[k, GONE]
+        if s.link[k, LEVEL] < np.inf:
+            s.link[k, GIVEN] += s.link[k, LEVEL] * passed
+        k = s.place[k, FOLLOWING]
+    f = s.part[p, FIRST]
+    while f >= 0:
+        if route[f, hops + 1] != ENDED:
+            left[f] -= left[f] if end[f] <= passed else left[f] * (passed / end[f])
+        f = s.number[f, NEXT]
 
 
 @lean
@@ -193,8 +212,11 @@ def close(s: State, p: int, passed: float) -> None:
     if not even and 0.0 < passed < s.span[p, LASTS]:
         fill_again(s, p, passed)
         even = True
-    _moved(s, p, s.amount[LEFT], passed, even, True)
     link, place = s.link, s.place
+    if s.crossing.size > 0:
+        _give(s, p, passed)
+    else:
+        _moved(s, p, s.amount[:, LEFT], passed, even, True)
     k = s.part[p, HEAD]
     while k >= 0:
         link[k, THROUGH] += link[k, SERVICE]
@@ -210,7 +232,15 @@ def close(s: State, p: int, passed: float) -> None:
 @making_arrays
 def so_far(s: State, now: float, busy: Floats, through: Floats, pruned: bool) -> None:
     """Add to ``busy`` and ``through`` what links have done since the quanta of their parts began; change nothing that matters later."""
-    left = s.amount[LEFT].copy() if pruned else s.amount[LEFT]
+    grouped = s.crossing.size > 0
+    left = s.amount[:, LEFT].copy() if pruned or grouped else s.amount[:, LEFT]
+    if grouped:
+        for i in range(s.active[0]):
+            which = len(s.place) + s.active[1 + i]
+            for j in range(s.list[which, START], s.list[which, START] + s.list[which, LENGTH]):
+                f = s.pool[j]
+                if s.route[f, -1] != ENDED and s.route[f, -2] >= 0:
+                    left[f] = max(left[f] - s.link[s.route[f, -2], GIVEN], 0.0)
     for i in range(s.active[0]):
         p = s.active[1 + i]
         if not s.part[p, STALE]:
@@ -227,7 +257,7 @@ def so_far(s: State, now: float, busy: Floats, through: Floats, pruned: bool) ->
             f = s.pool[j]
             for h in range(s.route.shape[1] - 2):
                 if s.route[f, -1] != ENDED and s.route[f, h] < -1:
-                    through[-2 - s.route[f, h]] += s.amount[ASKED, f] - left[f]
+                    through[-2 - s.route[f, h]] += s.amount[f, ASKED] - left[f]
     for k in range(len(busy)):
         if s.place[k, PART] < 0 and s.place[k, FLOWS] > 0:  # a link that cannot be full
             busy[k] += now - s.link[k, UNTIL]

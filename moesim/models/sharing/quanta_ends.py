@@ -14,47 +14,33 @@ from moesim.models.sharing.quanta_state import (
     FREE,
     OWN,
     OWN_WEIGHT,
+    REST,
+    RISERS,
     RISING,
     SERVICE,
-    SUM,
     UNTIL,
     USED,
-    WEIGHT,
 )
 
 
 @lean
-def count_ends(f: int, following: NDArray[np.int32]) -> int:
-    """Return how many flows a list holds that starts with a flow."""
-    count = 0
-    while f >= 0:
-        count += 1
-        f = following[f]
-    return count
-
-
-@lean
 def first_guess(
-    f: int,
     flows: NDArray[np.int32],
     keys: Floats,
     route: NDArray[Any],
     left: Floats,
-    following_end: NDArray[np.int32],
     weights: Floats,
     tide: Floats,
     link: Floats,
 ) -> None:
-    """Write the flows that end within a quantum, and when they would if no rate changed."""
+    """Write when the flows that end within a quantum would do so if no rate changed."""
     hops, weighted = route.shape[1] - 2, weights.size > 0
     for i in range(len(flows)):
+        f = flows[i]
         k = -1 - route[f, hops]
-        flows[i] = f
-        # Links keep the weight of their flows that still run, and their room, where the filling had sums of its own.
-        tide[k, RISING] = link[k, OWN_WEIGHT]
+        link[k, REST] = link[k, OWN_WEIGHT]
         room = link[k, FREE] = max(tide[k, CAPACITY] - (tide[k, USED] - link[k, OWN]), link[k, OWN])
         keys[i] = left[f] / (weights[f] if weighted else 1.0) * (link[k, OWN_WEIGHT] / room) if room > 0 else 0.0
-        f = following_end[f]
 
 
 @lean
@@ -84,16 +70,16 @@ def share_out(
         weight = weights[f] if weighted else 1.0
         service, room, end = left[f] / weight, link[k, FREE], link[k, UNTIL]
         if room > 0:
-            end += max((service - link[k, SERVICE]) * tide[k, RISING] / room, 0.0)
+            end += max((service - link[k, SERVICE]) * link[k, REST] / room, 0.0)
         link[k, SERVICE], link[k, UNTIL] = service, end
-        tide[k, RISING] -= weight
+        link[k, REST] -= weight
         slowest = 0.0
         for h in range(hops):
             q = route[f, h]
             if q < 0:
                 break
-            slowest = max(slowest, link[q, WEIGHT] / tide[q, CAPACITY])
-            link[q, SUM] += left[f]
+            slowest = max(slowest, tide[q, RISING])
+            tide[q, RISERS] += left[f]
         end = min(end, service * slowest)
         if capped:
             end = max(end, left[f] / caps[f])
@@ -101,7 +87,7 @@ def share_out(
             q = route[f, h]
             if q < 0:
                 break
-            end = max(end, link[q, SUM] / tide[q, CAPACITY])
+            end = max(end, tide[q, RISERS] / tide[q, CAPACITY])
         keys[i] = min(end, lasts)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
 from moesim.models.sharing.compiled import lean, making_arrays
-from moesim.models.sharing.quanta_ends import chain, count_ends, first_guess, share_out
+from moesim.models.sharing.quanta_ends import chain, first_guess, share_out
 from moesim.models.sharing.quanta_groups import expel, levels
 from moesim.models.sharing.quanta_order import in_order, sink
 from moesim.models.sharing.quanta_state import (
@@ -27,6 +27,7 @@ from moesim.models.sharing.quanta_state import (
     FIRST,
     FLOWS,
     FOLLOWING,
+    GIVEN,
     GONE,
     HEAD,
     HEAD_LENGTH,
@@ -36,6 +37,7 @@ from moesim.models.sharing.quanta_state import (
     LENGTH,
     LEVEL,
     LOAD,
+    MANY,
     MARK,
     NEXT,
     OWN,
@@ -171,7 +173,7 @@ def _still_rising(
 def _levels(  # noqa: C901, PLR0912, PLR0917
     route: NDArray[Any],
     left: Floats,
-    following_end: NDArray[np.int32],
+    ending: NDArray[np.int32],
     weights: Floats,
     caps: Floats,
     tide: Floats,
@@ -185,9 +187,9 @@ def _levels(  # noqa: C901, PLR0912, PLR0917
     count: int,
     lasts: float,
 ) -> int:
-    """Settle all flows of a part, link by link in order of level; return the first of a list of those that end within ``lasts``."""
+    """Settle all flows of a part, link by link in order of level; write those that end within ``lasts``, and return how many they are."""
     weighted, capped, last = weights.size > 0, caps.size > 0, route.shape[1] - 1
-    first = -1
+    ended = 0
     reached, weight, cap = 0.0, 1.0, np.inf
     while count > 0:
         k = heap[0]
@@ -217,8 +219,8 @@ def _levels(  # noqa: C901, PLR0912, PLR0917
                     elif route[f, last] != mark:  # a route that crosses a link twice is on its list twice
                         if left[f] <= min(weight * level, cap) * lasts:
                             _settle(route, tide, link, f, k, -1 - k, left[f] / lasts, weight, mark)
-                            following_end[f] = first
-                            first = f
+                            ending[ended] = f
+                            ended += 1
                         else:
                             _settle(route, tide, link, f, k, k, cap, weight, mark)
                 if kept == many:
@@ -238,7 +240,7 @@ def _levels(  # noqa: C901, PLR0912, PLR0917
             count -= 1
             if count > 0:
                 sink(key, heap, count, 0, key[count], heap[count])
-    return first
+    return ended
 
 
 @lean
@@ -259,10 +261,16 @@ def _until_first_end(
     soonest, first = np.inf, -1
     for i in range(start, start + length):
         f = pool[i]
-        soonest = min(soonest, left[f] / rate_of(link, weight, cap, f, route[f, hops]))
+        if route[f, hops + 1] == ENDED:
+            continue
+        k = route[f, hops]
+        soonest = min(soonest, max(left[f] - link[k, GIVEN], 0.0) / rate_of(link, weight, cap, f, k))
     for i in range(start, start + length):
         f = pool[i]
-        if left[f] / rate_of(link, weight, cap, f, route[f, hops]) <= soonest * (1 + SAME):
+        if route[f, hops + 1] == ENDED:
+            continue
+        k = route[f, hops]
+        if max(left[f] - link[k, GIVEN], 0.0) / rate_of(link, weight, cap, f, k) <= soonest * (1 + SAME):
             end[f] = soonest
             following_end[f] = first
             first = f
@@ -270,14 +278,15 @@ def _until_first_end(
 
 
 @making_arrays
-def _fill(s: State, p: int, count: int, longest: int, lasts: float) -> int:
-    """Find the level of every flow of a part whose links are empty; return the first of a list of those that end within ``lasts``."""
-    left, following, mark = s.amount[LEFT], s.number[NEXT], s.part[p, MARK]
+def _fill(s: State, p: int, count: int, longest: int, lasts: float) -> NDArray[np.int32]:
+    """Find the level of every flow of a part whose links are empty; return those that end within ``lasts``."""
+    left, mark = s.amount[:, LEFT], s.part[p, MARK]
+    ending = np.empty(s.part[p, MANY], dtype=np.int32)
     if s.crossing.size > 0:
-        return levels(
+        many = levels(
             s.route,
             left,
-            following,
+            ending,
             s.tide,
             s.link,
             s.place,
@@ -288,19 +297,30 @@ def _fill(s: State, p: int, count: int, longest: int, lasts: float) -> int:
             s.crossing,
             s.near,
             s.shared,
+            s.rows,
             mark,
             count,
             lasts,
         )
+        return ending[:many]
     rising = np.empty(longest + 1, dtype=np.int32)
-    return _levels(s.route, left, following, s.weight, s.cap, s.tide, s.link, s.list, s.pool, s.key, s.heap, rising, mark, count, lasts)
+    many = _levels(s.route, left, ending, s.weight, s.cap, s.tide, s.link, s.list, s.pool, s.key, s.heap, rising, mark, count, lasts)
+    return ending[:many]
 
 
 @lean
 def announce(s: State, p: int) -> None:
     """Write when something happens next in a part: its next end, or the end of its quantum."""
     f = s.part[p, FIRST]
-    s.span[p, THEN] = s.span[p, BEGAN] + (s.amount[END, f] if f >= 0 else s.span[p, LASTS])
+    s.span[p, THEN] = s.span[p, BEGAN] + (s.amount[f, END] if f >= 0 else s.span[p, LASTS])
+
+
+@lean
+def _after_filling(k: int, tide: Floats, link: Floats, place: Ints) -> None:
+    """Write for each link of a part, in place of sums that are needed no more: seconds for a byte of all its flows; bytes that ended."""
+    while k >= 0:
+        tide[k, RISING], tide[k, RISERS] = link[k, WEIGHT] / tide[k, CAPACITY], 0.0
+        k = place[k, FOLLOWING]
 
 
 @making_arrays
@@ -313,9 +333,9 @@ def start_quantum(s: State, p: int, share: float, guard: float) -> None:
     if guard > 0:
         lasts = min(lasts, 2.0 * share * guard * (soonest + began - s.span[p, BORN]))
     lasts = max(lasts, 1e-15 * began, 1e-300)
-    left, end, following = s.amount[LEFT], s.amount[END], s.number[NEXT]
-    first = _fill(s, p, count, longest, lasts)
-    if first < 0:
+    left, end, following = s.amount[:, LEFT], s.amount[:, END], s.number[:, NEXT]
+    flows = _fill(s, p, count, longest, lasts)
+    if len(flows) == 0:
         which = len(s.place) + p
         first, lasts = _until_first_end(
             s.route, left, end, following, s.weight, s.cap, s.link, s.pool, s.list[which, START], s.list[which, LENGTH]
@@ -328,9 +348,9 @@ def start_quantum(s: State, p: int, share: float, guard: float) -> None:
             f = following[f]
         s.part[p, ENDING] = 0
     else:
-        many = count_ends(first, following)
-        flows, keys = np.empty(many, dtype=np.int32), np.empty(many)
-        first_guess(first, flows, keys, s.route, left, following, s.weight, s.tide, s.link)
+        keys = np.empty(len(flows))
+        _after_filling(s.part[p, HEAD], s.tide, s.link, s.place)
+        first_guess(flows, keys, s.route, left, s.weight, s.tide, s.link)
         share_out(in_order(keys), flows, keys, s.route, left, s.weight, s.cap, s.tide, s.link, lasts)
         first = chain(in_order(keys), flows, keys, end, following)
         s.part[p, ENDING] = 1
@@ -340,7 +360,7 @@ def start_quantum(s: State, p: int, share: float, guard: float) -> None:
     announce(s, p)
 
 
-@lean
+@making_arrays
 def fill_again(s: State, p: int, passed: float) -> None:
     """Find what flows and links of a part have carried since its quantum began, which is cut short after ``passed`` seconds.
 
@@ -363,7 +383,9 @@ def fill_again(s: State, p: int, passed: float) -> None:
         k = s.place[k, FOLLOWING]
     for i in range(count // 2 - 1, -1, -1):
         sink(s.key, s.heap, count, i, s.key[i], s.heap[i])
-    f = _fill(s, p, count, longest, passed)
-    while f >= 0:
-        s.amount[END, f] = passed
-        f = s.number[NEXT, f]
+    first = -1
+    for f in _fill(s, p, count, longest, passed):
+        s.amount[f, END] = passed
+        s.number[f, NEXT] = first
+        first = f
+    s.part[p, FIRST] = first

@@ -2,8 +2,13 @@
 
 From one quantum to the next hardly any flow is limited by another link than before. So flows that one link limits stay a *group*, which
 stands at the head of the list of its link, and it is known how many of them cross which other links. A filling then takes links in the
-order of their fair shares and fixes a group with a few sums over these counts. A flow is looked at to see whether it ends, and touched
-only if it does, or changes groups.
+order of their fair shares and fixes a group with a few sums over these counts.
+
+All members of a group move at one rate, so it is written down once what each of them has been given (GIVEN). A member ends when this
+reaches what is written for it (LEFT: bytes to carry, and GIVEN when it joined). Members that may end within the next few quanta stand
+before the others; only these are looked at. A flow is touched when it ends or changes groups, and once in these few quanta.
+
+A row of counts takes 8 B for each link. Where that is too much, the largest groups have rows and the flows of others are fixed one by one.
 """
 
 from __future__ import annotations
@@ -18,8 +23,11 @@ from moesim.models.sharing.compiled import lean
 from moesim.models.sharing.quanta_order import sink
 from moesim.models.sharing.quanta_state import (
     CAPACITY,
+    EDGE,
     ENDED,
+    GIVEN,
     HEAD_LENGTH,
+    LEFT,
     LENGTH,
     LEVEL,
     MARK,
@@ -29,10 +37,17 @@ from moesim.models.sharing.quanta_state import (
     OWN_WEIGHT,
     PART,
     RISING,
+    ROW,
+    SOON,
     START,
     USED,
     State,
 )
+
+SPAN = 4.0
+"""The members of a group that can end within so many quanta like this one are set apart."""
+MANY_FLOWS = 2
+"""Where not all groups can have rows of counts, those do that have so many times as many members as there are links."""
 
 
 @lean
@@ -40,25 +55,28 @@ def _count(
     route: NDArray[Any], place: Ints, crossing: NDArray[Any], near: NDArray[Any], shared: NDArray[np.int32], f: int, group: int, sign: int
 ) -> None:
     """Count a flow among (1) or no more among (-1) the members of a group that cross the other links of its route."""
+    row = place[group, ROW]
+    if row < 0:
+        return
     for h in range(route.shape[1] - 2):
         k = route[f, h]
         if k < 0:
             break
         if k == group:
             continue
-        at = crossing[group, k] - 1
+        at = crossing[row, k] - 1
         if at < 0:
             at = place[group, NEAR]
-            near[group, at], shared[group, at] = k, 0
-            place[group, NEAR] = crossing[group, k] = at + 1
-        shared[group, at] += sign
-        if shared[group, at] == 0:
+            near[row, at], shared[row, at] = k, 0
+            place[group, NEAR] = crossing[row, k] = at + 1
+        shared[row, at] += sign
+        if shared[row, at] == 0:
             last = place[group, NEAR] - 1
             place[group, NEAR] = last
-            other = near[group, last]
-            near[group, at], shared[group, at] = other, shared[group, last]
-            crossing[group, other] = at + 1
-            crossing[group, k] = 0
+            other = near[row, last]
+            near[row, at], shared[row, at] = other, shared[row, last]
+            crossing[row, other] = at + 1
+            crossing[row, k] = 0
 
 
 @lean
@@ -69,6 +87,7 @@ def expel(s: State, f: int) -> None:
         s.place[group, MEMBERS] -= 1
         _count(s.route, s.place, s.crossing, s.near, s.shared, f, group, -1)
         s.route[f, s.route.shape[1] - 2] = -1
+        s.amount[f, LEFT] = max(s.amount[f, LEFT] - s.link[group, GIVEN], 0.0)
 
 
 @lean
@@ -80,11 +99,29 @@ def disband(s: State, flows: Ints) -> None:
         # It moves on as this link lets it until its quantum is over.
         s.route[f, s.route.shape[1] - 2] = limit
         s.route[f, s.route.shape[1] - 1] = s.part[s.place[s.route[f, 0], PART], MARK]
+    s.link[:, GIVEN] = 0.0
 
 
 @lean
-def _assemble(
+def _send_back(route: NDArray[Any], place: Ints, pool: NDArray[np.int32], k: int, first: int) -> None:
+    """Let those that have left a group step back behind the head of the list, where they are found soon if they return."""
+    hops = route.shape[1] - 2
+    at, head = first, first + place[k, HEAD_LENGTH]
+    while at < head:
+        f = pool[at]
+        if route[f, hops] == k:
+            at += 1
+        else:
+            head -= 1
+            pool[at], pool[head] = pool[head], f
+    place[k, HEAD_LENGTH] = head - first
+    place[k, SOON] = min(place[k, SOON], head - first)
+
+
+@lean
+def _assemble(  # noqa: PLR0917
     route: NDArray[Any],
+    left: Floats,
     link: Floats,
     place: Ints,
     pool: NDArray[np.int32],
@@ -99,20 +136,11 @@ def _assemble(
 ) -> int:
     """Make the flows of a link that still rise, so many are wanted, its group and the head of its list; return the list's length.
 
-    Those that have left the group step back behind the head, where they are found soon if they return. Flows that ended are struck off as
-    far as the list is read.
+    The head holds members only. Flows that ended are struck off as far as the list is read.
     """
     hops, last = route.shape[1] - 2, route.shape[1] - 1
     head, end = first + place[k, HEAD_LENGTH], first + length
-    if place[k, MEMBERS] != place[k, HEAD_LENGTH]:
-        at = first
-        while at < head:
-            f = pool[at]
-            if route[f, hops] == k:
-                at += 1
-            else:
-                head -= 1
-                pool[at], pool[head] = pool[head], f
+    given, edge, soon = link[k, GIVEN], link[k, EDGE], first + place[k, SOON]
     at = head
     while head - first < wanted and at < end:
         f = pool[at]
@@ -125,20 +153,43 @@ def _assemble(
             if group >= 0:
                 place[group, MEMBERS] -= 1
                 _count(route, place, crossing, near, shared, f, group, -1)
+                left[f] = max(left[f] - link[group, GIVEN], 0.0)
             route[f, hops] = k
+            left[f] += given
             _count(route, place, crossing, near, shared, f, k, 1)
-            pool[at], pool[head] = pool[head], f
+            pool[at] = pool[head]
+            if left[f] <= edge:
+                pool[head], pool[soon] = pool[soon], f
+                soon += 1
+            else:
+                pool[head] = f
             head += 1
         at += 1
     place[k, MEMBERS] = place[k, HEAD_LENGTH] = head - first
+    place[k, SOON] = soon - first
     return end - first
+
+
+@lean
+def _look_ahead(left: Floats, link: Floats, place: Ints, pool: NDArray[np.int32], k: int, start: int, many: int, edge: float) -> None:
+    """Put the members of a group that have no more than ``edge`` bytes to go at the front, and count anew what the group is given."""
+    given = link[k, GIVEN]
+    soon = start
+    for at in range(start, start + many):
+        f = pool[at]
+        left[f] = max(left[f] - given, 0.0)
+        if left[f] <= edge:
+            pool[at], pool[soon] = pool[soon], f
+            soon += 1
+    link[k, GIVEN], link[k, EDGE] = 0.0, edge
+    place[k, SOON] = soon - start
 
 
 @lean
 def _take_out(  # noqa: PLR0917
     route: NDArray[Any],
     left: Floats,
-    following_end: NDArray[np.int32],
+    ending: NDArray[np.int32],
     tide: Floats,
     link: Floats,
     place: Ints,
@@ -152,21 +203,27 @@ def _take_out(  # noqa: PLR0917
     mark: int,
     size: float,
     lasts: float,
-    first: int,
+    ended: int,
 ) -> tuple[int, int]:
     """Take the members of a group that have no more than ``size`` bytes to go out of it: they end within the quantum.
 
-    Returns how many stay, and the first of the list of all flows that end.
+    Returns how many stay, and how many flows of all groups end.
     """
     hops = route.shape[1] - 2
-    at, end = start, start + many
-    while at < end:
+    if link[k, GIVEN] + size > link[k, EDGE]:
+        _look_ahead(left, link, place, pool, k, start, many, SPAN * size)
+    given = link[k, GIVEN]
+    limit = given + size
+    at, soon, end = start, start + place[k, SOON], start + many
+    while at < soon:
         f = pool[at]
-        if left[f] > size:
+        if left[f] > limit:
             at += 1
             continue
         end -= 1
-        pool[at], pool[end] = pool[end], f
+        soon -= 1
+        pool[at], pool[soon], pool[end] = pool[soon], pool[end], f
+        left[f] = max(left[f] - given, 0.0)
         _count(route, place, crossing, near, shared, f, k, -1)
         route[f, hops], route[f, hops + 1] = -1 - k, mark
         rate = left[f] / lasts
@@ -178,17 +235,50 @@ def _take_out(  # noqa: PLR0917
                 break
             tide[c, USED] += rate
             tide[c, RISING] -= 1.0
-        following_end[f] = first
-        first = f
+        ending[ended] = f
+        ended += 1
     place[k, MEMBERS] = place[k, HEAD_LENGTH] = end - start
-    return end - start, first
+    place[k, SOON] = soon - start
+    return end - start, ended
 
 
 @lean
-def levels(  # noqa: PLR0917
+def _begin_group(link: Floats, place: Ints, rows: Ints, k: int, wanted: int) -> None:
+    """Make a group of which nobody is a member ready for some; it gets a row of counts if they are many and there is one."""
+    place[k, HEAD_LENGTH] = place[k, SOON] = 0
+    link[k, GIVEN] = link[k, EDGE] = 0.0
+    if rows.size == 0:
+        return
+    if place[k, ROW] < 0:
+        if wanted >= MANY_FLOWS * len(place) and rows[0] > 0:
+            place[k, ROW] = rows[rows[0]]
+            rows[0] -= 1
+    elif wanted < len(place):
+        rows[0] += 1
+        rows[rows[0]] = place[k, ROW]
+        place[k, ROW] = -1
+
+
+@lean
+def _fix(route: NDArray[Any], tide: Floats, pool: NDArray[np.int32], k: int, start: int, many: int, level: float) -> None:
+    """Let the members of a group rise no further, one by one; what their own link carries is added up by the caller."""
+    hops = route.shape[1] - 2
+    for at in range(start, start + many):
+        f = pool[at]
+        for h in range(hops):
+            c = route[f, h]
+            if c < 0:
+                break
+            if c != k:
+                tide[c, USED] += level
+                tide[c, RISING] -= 1.0
+
+
+@lean
+def levels(  # noqa: C901, PLR0912, PLR0917
     route: NDArray[Any],
     left: Floats,
-    following_end: NDArray[np.int32],
+    ending: NDArray[np.int32],
     tide: Floats,
     link: Floats,
     place: Ints,
@@ -199,12 +289,13 @@ def levels(  # noqa: PLR0917
     crossing: NDArray[Any],
     near: NDArray[Any],
     shared: NDArray[np.int32],
+    rows: Ints,
     mark: int,
     count: int,
     lasts: float,
 ) -> int:
-    """Fix the groups of a part in order of level; return the first of a list of the flows that end within ``lasts``."""
-    first = -1
+    """Fix the groups of a part in order of level; write the flows that end within ``lasts``, and return how many they are."""
+    ended = 0
     reached = 0.0
     while count > 0:
         k = heap[0]
@@ -218,14 +309,44 @@ def levels(  # noqa: PLR0917
                 sink(key, heap, count, 0, level, k)
                 continue
             start, wanted = lists[k, START], int(tide[k, RISING])
-            if wanted != place[k, MEMBERS] or wanted != place[k, HEAD_LENGTH]:
-                lists[k, LENGTH] = _assemble(route, link, place, pool, crossing, near, shared, k, start, lists[k, LENGTH], mark, wanted)
+            if place[k, MEMBERS] == 0:
+                _begin_group(link, place, rows, k, wanted)
+            elif place[k, MEMBERS] != place[k, HEAD_LENGTH]:
+                _send_back(route, place, pool, k, start)
+            if wanted != place[k, MEMBERS]:
+                many = place[k, MEMBERS]
+                if many > 0:
+                    # What its members leave that end may be enough to let another link have the flows that are to join.
+                    stay, ended = _take_out(
+                        route,
+                        left,
+                        ending,
+                        tide,
+                        link,
+                        place,
+                        pool,
+                        crossing,
+                        near,
+                        shared,
+                        k,
+                        start,
+                        many,
+                        mark,
+                        level * lasts,
+                        lasts,
+                        ended,
+                    )
+                    if stay < many:
+                        continue
+                lists[k, LENGTH] = _assemble(
+                    route, left, link, place, pool, crossing, near, shared, k, start, lists[k, LENGTH], mark, wanted
+                )
             many = place[k, MEMBERS]
             while many > 0 and level <= following:
-                stay, first = _take_out(
+                stay, ended = _take_out(
                     route,
                     left,
-                    following_end,
+                    ending,
                     tide,
                     link,
                     place,
@@ -239,16 +360,20 @@ def levels(  # noqa: PLR0917
                     mark,
                     level * lasts,
                     lasts,
-                    first,
+                    ended,
                 )
                 if stay == many:
                     reached = link[k, LEVEL] = level
                     link[k, OWN] += many * level
                     link[k, OWN_WEIGHT] += many
                     tide[k, USED] += many * level
-                    for at in range(place[k, NEAR]):
-                        tide[near[k, at], USED] += shared[k, at] * level
-                        tide[near[k, at], RISING] -= shared[k, at]
+                    row = place[k, ROW]
+                    if row >= 0:
+                        for at in range(place[k, NEAR]):
+                            tide[near[row, at], USED] += shared[row, at] * level
+                            tide[near[row, at], RISING] -= shared[row, at]
+                    else:
+                        _fix(route, tide, pool, k, start, many, level)
                     many = 0
                 else:
                     many = stay
@@ -260,4 +385,4 @@ def levels(  # noqa: PLR0917
             count -= 1
             if count > 0:
                 sink(key, heap, count, 0, key[count], heap[count])
-    return first
+    return ended

@@ -27,6 +27,7 @@ from moesim.models.sharing.quanta_state import (
     PAIR,
     PART,
     ROOM,
+    SOON,
     SOURCE,
     START,
     UNTIL,
@@ -62,12 +63,14 @@ def repack(s: State, more: Ints, pool: NDArray[np.int32]) -> int:
         s.list[which, START] = to
         kept = to
         head = first + s.place[which, HEAD_LENGTH] if which < len(s.place) else first
+        soon = first + s.place[which, SOON] if which < len(s.place) else first
         for i in range(first, first + length):
             if s.route[s.pool[i], mark] != ENDED:
                 pool[kept] = s.pool[i]
                 kept += 1
             elif i < head:
                 s.place[which, HEAD_LENGTH] -= 1
+                s.place[which, SOON] -= i < soon
         s.list[which, LENGTH] = kept - to
         s.list[which, ROOM] = _room_for(kept - to, more[which])
         to += s.list[which, ROOM]
@@ -102,9 +105,9 @@ def _write(
                 at += 1
         s.route[f, at : len(s.route[f]) - 1] = -1
         s.route[f, -1] = 1  # on its way
-        s.amount[ASKED, f] = s.amount[LEFT, f] = size[i]
-        s.number[PAIR, f] = pair[i]
-        s.number[SOURCE, f], s.number[DESTINATION, f] = watch[i, 0], watch[i, 1]
+        s.amount[f, ASKED] = s.amount[f, LEFT] = size[i]
+        s.number[f, PAIR] = pair[i]
+        s.number[f, SOURCE], s.number[f, DESTINATION] = watch[i, 0], watch[i, 1]
     return twice
 
 
@@ -176,7 +179,7 @@ def _connect(s: State, ids: Ints, now: float, absorbed: Ints) -> int:
                 p = larger
             enlist(s, k, f)
             s.place[k, FLOWS] += 1
-            s.link[k, LOAD] += s.amount[LEFT, f]
+            s.link[k, LOAD] += s.amount[f, LEFT]
             s.link[k, WEIGHT] += s.weight[f] if s.weight.size else 1.0
         s.part[p, MANY] += 1
         s.span[p, JOINED] = now

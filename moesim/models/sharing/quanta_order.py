@@ -31,7 +31,9 @@ def in_order(keys: Floats) -> NDArray[np.int32]:
     they are not, boxes that hold many are sorted the ordinary way.
     """
     count = len(keys)
-    order = np.arange(count).astype(np.int32)
+    order = np.empty(count, dtype=np.int32)
+    for i in range(count):
+        order[i] = i
     if count <= FEW:
         _insert(keys, order, 0, count)
         return order
@@ -39,7 +41,7 @@ def in_order(keys: Floats) -> NDArray[np.int32]:
     scale = (count - 1) / (high - low) if high > low else 0.0
     if not np.isfinite(scale):
         return np.argsort(keys, kind="mergesort").astype(np.int32)
-    start = np.zeros(count + 1, dtype=np.int64)
+    start = np.zeros(count + 1, dtype=np.int32)
     _deal(keys, order, start, np.empty(count, dtype=np.int32), low, scale)
     for b in range(count):
         first, last = start[b], start[b + 1]
@@ -50,7 +52,7 @@ def in_order(keys: Floats) -> NDArray[np.int32]:
 
 
 @lean
-def _deal(keys: Floats, order: NDArray[np.int32], start: Ints, box: NDArray[np.int32], low: float, scale: float) -> None:
+def _deal(keys: Floats, order: NDArray[np.int32], start: NDArray[np.int32], box: NDArray[np.int32], low: float, scale: float) -> None:
     """Deal keys into boxes, and sort those that hold few; ``start`` says where each begins in ``order``."""
     count = len(keys)
     for i in range(count):

@@ -74,7 +74,7 @@ def _take_off(
 @lean
 def _count_down(number: NDArray[np.int32], f: int, pending: Ints, woken: Ints, count: int) -> int:
     for side in range(SOURCE, DESTINATION + 1):
-        counter = number[side, f]
+        counter = number[f, side]
         pending[counter] -= 1
         if pending[counter] == 0:
             woken[count] = counter
@@ -89,11 +89,11 @@ def leave(s: State, ids: Ints, pending: Ints, woken: Ints, left: Floats) -> int:
     for i in range(len(ids)):
         f = ids[i]
         p = s.place[s.route[f, 0], PART]
-        left[i] = s.amount[LEFT, f]
-        carried = s.amount[ASKED, f] - left[i]
-        s.carried[s.number[PAIR, f]] += carried
-        _take_off(s.route, s.link, s.place, f, s.weight[f] if s.weight.size else 1.0, 0.0, carried, 0.0, s.span[p, BEGAN])
         expel(s, f)
+        left[i] = s.amount[f, LEFT]
+        carried = s.amount[f, ASKED] - left[i]
+        s.carried[s.number[f, PAIR]] += carried
+        _take_off(s.route, s.link, s.place, f, s.weight[f] if s.weight.size else 1.0, 0.0, carried, 0.0, s.span[p, BEGAN])
         count = _count_down(s.number, f, pending, woken, count)
         for h in range(s.route.shape[1] - 2):
             if s.route[f, h] < 0:
@@ -152,8 +152,8 @@ def _end_flows(  # noqa: C901, PLR0912, PLR0917
         if f < 0:
             return p, count, now, last, ended
         began, lasts, even = span[p, BEGAN], span[p, LASTS], part[p, ENDING] == 0
-        while f >= 0 and began + amount[END, f] <= min(other, last):
-            end, had = amount[END, f], amount[LEFT, f]
+        while f >= 0 and began + amount[f, END] <= min(other, last):
+            end, had = amount[f, END], amount[f, LEFT]
             if count == 0:
                 now = max(now, began + end)
             if weighted:
@@ -164,8 +164,8 @@ def _end_flows(  # noqa: C901, PLR0912, PLR0917
                 moved = (min(moved, caps[f]) if capped else moved) * end
             else:
                 moved = had / lasts * lasts
-            in_all = amount[ASKED, f] - (had - moved)
-            carried[number[PAIR, f]] += in_all
+            in_all = amount[f, ASKED] - (had - moved)
+            carried[number[f, PAIR]] += in_all
             for h in range(hops):
                 k = route[f, h]
                 if k == -1:
@@ -185,7 +185,7 @@ def _end_flows(  # noqa: C901, PLR0912, PLR0917
                         link[k, BUSY] += end
             route[f, hops + 1] = ENDED
             for side in range(SOURCE, DESTINATION + 1):
-                counter = number[side, f]
+                counter = number[f, side]
                 pending[counter] -= 1
                 if pending[counter] == 0:
                     if count == 0:  # ends of the same instant belong together, however rounding has put them
@@ -194,9 +194,9 @@ def _end_flows(  # noqa: C901, PLR0912, PLR0917
                     count += 1
             part[p, MANY] -= 1
             ended += 1
-            f = number[NEXT, f]
+            f = number[f, NEXT]
         part[p, FIRST] = f
-        span[p, THEN] = began + (amount[END, f] if f >= 0 else lasts)
+        span[p, THEN] = began + (amount[f, END] if f >= 0 else lasts)
         if part[p, MANY] == 0:
             return p, count, now, last, ended
 
@@ -245,12 +245,13 @@ def advance(s: State, horizon: float, now: float, share: float, guard: float, pe
             continue
         if count:
             break
-        if s.part[p, STALE]:
+        halved = 2 * s.part[p, MANY] <= s.part[p, CHECKED]
+        if halved or s.part[p, STALE]:
             _strike(s.route, s.pool, s.list, len(s.place) + p)
-        else:
+        if not s.part[p, STALE]:
             close(s, p, s.span[p, LASTS])
             s.span[p, BEGAN] += s.span[p, LASTS]
-        if 2 * s.part[p, MANY] <= s.part[p, CHECKED]:
+        if halved:
             fall_apart(s, p, share, guard)
         else:
             start_quantum(s, p, share, guard)

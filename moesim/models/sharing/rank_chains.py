@@ -31,11 +31,12 @@ from moesim.models.sharing.bottleneck_groups import (
     SERVICE,
     THROUGH,
     TOTAL,
+    Whole16,
     Whole32,
     admit_one,
     advance,
 )
-from moesim.models.sharing.compiled import from_python, inside, wide
+from moesim.models.sharing.compiled import at, from_python, inside, wide
 
 COLLECTIVE, LAST_OF, LEGS = range(3)
 """Columns of ``tasks``: whether a task is an exchange; the last kernel of a row of kernels, or the first leg; how many legs."""
@@ -356,14 +357,14 @@ def _begin_period(
     link_whole: Whole32, link_real: Floats, counts: Ints, through: Floats, whole: Ints, real: Floats, now: float
 ) -> None:
     """Begin a busy period: time is 0 again."""
-    for link in range(link_whole.shape[1]):
-        link_whole[COMPONENT, link] = -1
-        link_whole[CANDIDATE, link] = 0
-        link_whole[LAST, link] = link_whole[FIRST, link]
-        link_real[SERVICE, link] = 0.0
-        link_real[TOTAL, link] = 0.0
+    for link in range(len(link_whole) // 16):
+        link_whole[at(16 * link + COMPONENT)] = -1
+        link_whole[at(16 * link + CANDIDATE)] = 0
+        link_whole[at(16 * link + LAST)] = link_whole[at(16 * link + FIRST)]
+        link_real[at(8 * link + SERVICE)] = 0.0
+        link_real[at(8 * link + TOTAL)] = 0.0
     for link in range(len(through)):
-        through[link] = link_real[THROUGH, link]
+        through[link] = link_real[at(8 * link + THROUGH)]
     counts[PARTS] = counts[QUEUED] = 0
     whole[TOP] = whole[FREE] = 0
     real[CORE_NOW] = 0.0
@@ -373,9 +374,9 @@ def _begin_period(
 
 @inside
 def _admit(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32, counts: Ints,
-    binding: Bools, routes: Whole32, port_routes: Whole32, latency: Floats, by_port: Ints, free: Ints, flow: Whole32, size: Floats,
-    batch: Ints, whole: Ints, ranks: int, local: float
+    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, start_key: Floats, start_entry: Whole32,
+    counts: Ints, binding: Bools, routes: Whole32, port_routes: Whole32, latency: Floats, by_port: Ints, free: Ints, flow: Whole32,
+    size: Floats, batch: Ints, whole: Ints, ranks: int, local: float
 ) -> bool:
     """Hand the flows of this instant to the core, in order; return whether the lists of all links have room for them.
 
@@ -394,7 +395,7 @@ def _admit(
         pair = source * ranks + destination
         paths = port_routes if by_port[leg] != 0 else routes
         listed = admit_one(
-            route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, f, paths, pair, binding, pair, size[number], 1.0,
+            route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, f, paths, pair, binding, wide(0), size[number], 1.0,
             np.inf, source, destination, local + latency[pair]
         )
         fits = fits and listed
@@ -405,15 +406,14 @@ def _admit(
 
 @from_python
 def play(
-    route: Whole32, flow_whole: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, open_: Floats, crossing: Whole32,
-    neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32, members: Whole32, candidates: Whole32,
-    part_whole: Ints, part_real: Floats, capped: Whole32, carried: Floats, key: Floats, entry: Whole32, start_key: Floats,
-    start_entry: Whole32, joined: Whole32, counts: Ints, binding: Bools, free: Ints,
-    routes: Whole32, port_routes: Whole32, latency: Floats, by_port: Ints, through: Floats, woken: Ints, weighted: bool,
-    tasks: Ints, launch: Floats, seconds: Floats, span: Ints, flow: Whole32, size: Floats, barrier: Ints, rank_whole: Ints,
-    rank_real: Floats, slot: Ints, group_whole: Ints, moving_since: Floats, cause: Ints, cause_s: Floats, leg_real: Floats,
-    leg_moving: Floats, leg_began: Ints, leg_left: Ints, task_real: Floats, task_whole: Ints, pending: Ints, batch: Ints,
-    next_up: Ints, whole: Ints, real: Floats
+    route: Whole32, flow_whole: Whole32, group_of: Whole32, flow_real: Floats, link_whole: Whole32, link_real: Floats, fixed: Floats,
+    open_: Floats, crossing: Whole16, neighbours: Whole32, shared: Whole32, shared_weight: Floats, before: Floats, listed: Whole32,
+    members: Whole32, candidates: Whole32, part_whole: Ints, part_real: Floats, capped: Whole32, carried: Floats, key: Floats,
+    entry: Whole32, start_key: Floats, start_entry: Whole32, joined: Whole32, counts: Ints, binding: Bools, free: Ints, routes: Whole32,
+    port_routes: Whole32, latency: Floats, by_port: Ints, through: Floats, woken: Ints, weighted: bool, tasks: Ints, launch: Floats,
+    seconds: Floats, span: Ints, flow: Whole32, size: Floats, barrier: Ints, rank_whole: Ints, rank_real: Floats, slot: Ints,
+    group_whole: Ints, moving_since: Floats, cause: Ints, cause_s: Floats, leg_real: Floats, leg_moving: Floats, leg_began: Ints,
+    leg_left: Ints, task_real: Floats, task_whole: Ints, pending: Ints, batch: Ints, next_up: Ints, whole: Ints, real: Floats
 ) -> int:
     """Let things happen until all ranks have left a leg; return what has become of it.
 
@@ -461,8 +461,8 @@ def play(
                     return ROOM
                 local = now - real[BEGAN]
                 fits = _admit(
-                    route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, binding, routes, port_routes, latency,
-                    by_port, free, flow, size, batch, whole, ranks, local
+                    route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, binding, routes, port_routes,
+                    latency, by_port, free, flow, size, batch, whole, ranks, local
                 )
                 real[CORE_NOW] = max(real[CORE_NOW], local)
                 if not fits:
@@ -483,8 +483,8 @@ def play(
             continue
         ends = counts[ENDS]
         local, woke = advance(
-            route, flow_whole, flow_real, link_whole, link_real, open_, crossing, neighbours, shared, shared_weight, before, listed,
-            members, candidates, part_whole, part_real, capped, carried, key, entry, start_key, start_entry, joined, counts,
+            route, flow_whole, group_of, flow_real, link_whole, link_real, fixed, open_, crossing, neighbours, shared, shared_weight,
+            before, listed, members, candidates, part_whole, part_real, capped, carried, key, entry, start_key, start_entry, joined, counts,
             horizon - real[BEGAN], real[CORE_NOW], pending, woken, weighted
         )
         whole[LIVE] -= counts[ENDS] - ends
@@ -498,7 +498,7 @@ def play(
         if whole[LIVE] == 0:
             most = 0.0
             for link in range(len(through)):
-                most = max(most, (link_real[THROUGH, link] - through[link]) / link_real[CAPACITY, link])
+                most = max(most, (link_real[at(8 * link + THROUGH)] - through[link]) / link_real[at(8 * link + CAPACITY)])
             real[BOUND] += most
             real[TOOK] += local
         # In two steps, as the clock counts: it is at ``now``, and has so long to go.
