@@ -180,7 +180,7 @@ def trainings():
         for row in figures["runs"]
     ]  # fmt: skip
     summary = figures["summary"]
-    roles = [role for role in ("fitted", "held back", "sealed", "blind") if role in summary]
+    roles = [role for role in ("fitted", "held back", "sealed", "blind", "blind again") if role in summary]
     per_role = table(
         ["trainings", "number", "MaxVio over time, median error", "final MaxVio of each layer, median error", "runs that collapsed",
          "layers that lost experts", "number of such layers, predicted / recorded"],
@@ -194,7 +194,7 @@ def trainings():
     return [*per_role, "", note, "", *orders, "", *table(columns, rows)]
 
 
-RANKINGS = (("Fitted and held back", "old"), ("With those sealed and blind", "all"))
+RANKINGS = (("Fitted and held back", "old"), ("Blind again", "blind"), ("All of these", "all"))
 
 
 def both_and_only(part, what):
@@ -280,7 +280,8 @@ MaxVio over the steps of trainings of a small language model under balancing str
 half an expert is idle (below 1 % of the mean load) on average over the last fifth; a run has collapsed if a layer has, a prediction if
 most of its runs have. Strategies are in order if their final MaxVio is further apart than two standard deviations of what seeds make of
 it. Trainings that are *sealed* were predicted before they were recorded, with constants older than the shipped ones
-(`tests/data/trainings_sealed`); those that are *blind* with the shipped ones (`tests/data/trainings_blind`). [A router that
+(`tests/data/trainings_sealed`); those that are *blind* with others that are older (`tests/data/trainings_blind`), those
+that are *blind again* with the shipped ones (`tests/data/trainings_blind_again`). [A router that
 trains](models/training.md) says what was fitted, and what was changed after looking.""",
     "anchors": """
 With settings of their own (`moesim/study/training_anchors.py`), not with `small-lm`: the models of the papers are not recorded. Where a

@@ -14,7 +14,7 @@ from moesim.models.router.law import Law
 from moesim.models.source.training import CONSTANTS
 from moesim.study.training_courses import Recorded, predict, windows
 
-PER_STEP = ("feedback", "domain_feedback", "drive", "gain", "domain_gain", "kind_gain", "decay", "limit")
+PER_STEP = ("feedback", "domain_feedback", "drive", "gain", "domain_gain", "kind_feedback", "kind_gain", "decay", "limit", "memory")
 PER_ROOT = ("growth", "drift", "domain_drift")
 IN_STEPS = ("fading", "settling", "warmup")
 SHARES = ("kind_share", "sequence_share", "decay")

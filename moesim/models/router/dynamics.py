@@ -40,7 +40,8 @@ class RouterState:
 
     ``driven`` float[E] and ``kinds`` float32[D J, E] are in units of their standard deviations and stay; None where there are none.
     ``grown`` float[E] is what training has added to the variance of the tokens' own part of each expert's logits.
-    ``moved`` float32[D J, E] is what gradients have added to the logits of the tokens of each kind; None where they add nothing.
+    ``moved`` float32[D J, E] is what gradients and feedback have added to the logits of the tokens of each kind; None where they add
+    nothing. ``lately`` is the load of late, over its mean: float[E], or 1 for all.
     """
 
     offsets: Floats
@@ -49,6 +50,7 @@ class RouterState:
     driven: Floats | None = None
     kinds: Singles | None = None
     moved: Singles | None = None
+    lately: Floats | float = 1.0
 
     def logits(self, tokens: Tokens, noise: Singles, topics: Singles | None, *, law: Law) -> Singles:
         """Return float32[T, E].
@@ -153,6 +155,8 @@ def advance(
     pull: float = 1.0,
     growth: float = 0.0,
     plain: bool = False,
+    noise: float = 0.0,
+    dropped: float = 0.0,
 ) -> None:
     """Change a layer's router by one training step, in place.
 
@@ -187,11 +191,26 @@ def advance(
         What this step adds to the variance of the tokens' own part, for an expert of mean load.
     plain : bool
         Whether the gate chose the top-k of the logits, so that the loss counts the same.
+    noise : float
+        Standard deviation of what was added to logits before the gate chose.
+    dropped : float
+        The share of routes that were dropped.
     """
+    stirred = 1.0 + law.noise_push * noise
+    stronger = stirred + law.drop_push * dropped
+    pace, pull, growth = pace * stronger, pull * stronger, growth * (1.0 + law.noise_growth * noise)
     counts, by_domain = _counts(chosen, domain, len(state.domains), logits.shape[1])
-    push = pace * law.feedback * advantage(counted)
+    better = advantage(counted)
+    push = pace * law.feedback * (1.0 + law.sigmoid_push * (scoring == "sigmoid")) * better
     # 2 x / (x + 1); but losses have a gradient for every expert, and an optimiser that divides by its size moves all of them alike.
-    state.grown = state.grown + growth * (np.ones(len(counted)) if balance or z else 1.0 + 0.5 * advantage(counted))
+    reached = (balance + z) / (balance + z + law.reach) if balance or z else 0.0
+    state.grown = state.grown + growth * (1.0 + 0.5 * (1.0 - reached) * better)
+    state.lately = state.lately + law.memory * (counted / max(counted.mean(), 1.0) - state.lately)
+    answer = 1.0 if law.floor is None else 1.0 / np.sqrt(state.lately + law.floor)
+    of_kinds: NDArray[Any] | None = None
+    if state.moved is not None and kind is not None:
+        known = law.kind_feedback > 0
+        of_kinds = law.kind_feedback * _shares(chosen, kind, state.moved.shape) if known else np.zeros_like(state.moved)
     if state.driven is not None:
         push += pull * law.drive * state.driven
     local = pace * law.domain_feedback * (advantage(by_domain) - advantage(counts))
@@ -200,16 +219,21 @@ def advance(
         by_token = _slope(logits, chosen if plain else None, group, top_k, balance, z, scoring)
         slope = np.asarray(_sums(by_token, domain, len(state.domains)), dtype=np.float64)
         # All of a domain's gradients move its own offsets; together they move those of the layer.
-        push -= _limited(law.gain * _with_common(slope.sum(axis=0), law.common), law.limit)
-        local -= _limited((law.gain if law.domain_gain is None else law.domain_gain) * slope, law.limit)
-        if state.moved is not None and kind is not None:
-            of_kind = _sums(by_token, kind, len(state.moved))
-            each = of_kind.reshape(len(state.domains), -1, of_kind.shape[1])
-            each[:, : law.shared_kinds] = each[:, : law.shared_kinds].sum(axis=0)  # one kind, whatever the domain
-            state.moved *= np.float32(1.0 - law.decay)
-            state.moved -= np.float32(law.kind_gain) * of_kind
-    state.offsets = state.offsets * (1.0 - law.decay) + push + law.drift * walk[0]
-    state.domains = state.domains * (1.0 - law.decay) + local + law.domain_drift * walk[1:]
+        together = slope.sum(axis=0)
+        mean = together.mean()
+        # Neglected experts are lowered furthest, since their weights are used to small gradients; those in use are raised.
+        alike = answer if mean > 0 or law.floor is None else 1.0 + 0.5 * _advantage_of(state.lately)
+        push -= _limited(law.gain * (answer * together + (law.common - 1.0) * mean * alike), law.limit)
+        local -= _limited((law.gain if law.domain_gain is None else law.domain_gain) * answer * slope, law.limit)
+        if of_kinds is not None:
+            of_kinds = of_kinds - law.kind_gain * answer * _sums(by_token, np.asarray(kind), len(of_kinds))
+    if state.moved is not None and of_kinds is not None:
+        each = of_kinds.reshape(len(state.domains), -1, of_kinds.shape[1])
+        each[:, : law.shared_kinds] = each[:, : law.shared_kinds].sum(axis=0)  # one kind, whatever the domain
+        state.moved *= np.float32(1.0 - law.decay)
+        state.moved += of_kinds.astype(np.float32)
+    state.offsets = state.offsets * (1.0 - law.decay) + push + stirred * law.drift * walk[0]
+    state.domains = state.domains * (1.0 - law.decay) + local + stirred * law.domain_drift * walk[1:]
 
 
 def advantage(counts: Ints) -> Floats:
@@ -222,9 +246,17 @@ def advantage(counts: Ints) -> Floats:
     return np.asarray(np.divide(2.0 * (counts - mean), counts + mean, out=np.zeros(counts.shape), where=counts + mean > 0))
 
 
-def _with_common(slope: Floats, common: float) -> Floats:
-    """Return float[E], the gradient with its mean over experts multiplied."""
-    return np.asarray(slope + (common - 1.0) * slope.mean())
+def _advantage_of(load: Floats | float) -> Floats:
+    """Return float[E], 2 (x - 1) / (x + 1) of loads x over their mean."""
+    return np.asarray(2.0 * (load - np.float64(1.0)) / (load + np.float64(1.0)))
+
+
+def _shares(chosen: Ints, kind: Ints, shape: tuple[int, ...]) -> Floats:
+    """Return float[D J, E], routes of each kind to each expert beyond an equal part, over the number of tokens."""
+    kinds, experts = shape
+    place = kind[:, None] * experts + chosen
+    routes = np.bincount(place[chosen >= 0], minlength=kinds * experts).reshape(kinds, experts)
+    return np.asarray((routes - routes.mean(axis=1, keepdims=True)) / len(chosen))
 
 
 def _limited(change: Floats, limit: float | None) -> Floats:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from moesim.base.errors import FieldError, PluginError
-from moesim.base.fields import Choice, Count, CountOrZero, Flag, NotNegative, Number, Positive, section
+from moesim.base.fields import Choice, Count, CountOrZero, Flag, NotNegative, Number, section
 from moesim.base.registry import PluginOf, plugin, register
 from moesim.facts.contracts import Draw
 from moesim.facts.routing import Fidelity
@@ -100,8 +100,12 @@ class Training:
     scale, growth, settling, warmup, experts_start, domain_start, kinds, shared_kinds, kind_share, sequence_share : number, list or null
         How the router starts, and what tokens have in common; see :class:`moesim.models.router.law.Law`. All but ``warmup`` and the
         numbers of kinds may be corners ``[[depth, value], ...]``, with depth 0 in the first layer and 1 in the last.
-    feedback, domain_feedback, drive, fading, gain, domain_gain, kind_gain, common, limit, decay, drift, domain_drift : number, list or null
-        How fast the router changes, in logits and training steps; likewise, but for ``common``, ``limit`` and ``decay``.
+    feedback, domain_feedback, kind_feedback, drive, fading, drift, domain_drift, decay : number, list or null
+        How fast the router changes by itself, in logits and training steps; likewise, but for ``decay``.
+    gain, domain_gain, kind_gain, common, limit, floor, memory, reach : number, list or null
+        How far the gradients of losses move it; likewise, but for ``memory``.
+    noise_push, noise_growth, drop_push, sigmoid_push : number, list or null
+        What noise, drops and sigmoid scores add to feedback; likewise.
     scores : bool
         Keep float32[T, E] logits in every layer.
 
@@ -145,9 +149,17 @@ class Training:
     fading: DeepPositive | None = None
     gain: Deep | None = None
     domain_gain: Deep | None = None
+    kind_feedback: Deep | None = None
     kind_gain: Deep | None = None
-    common: NotNegative | None = None
-    limit: Positive | None = None
+    common: Deep | None = None
+    limit: DeepPositive | None = None
+    floor: DeepPositive | None = None
+    memory: Annotated[float, Number(0.0, 1.0)] | None = None
+    reach: Deep | None = None
+    noise_push: Deep | None = None
+    noise_growth: Deep | None = None
+    drop_push: Deep | None = None
+    sigmoid_push: Deep | None = None
     decay: Annotated[float, Number(0.0, 1.0)] | None = None
     drift: Deep | None = None
     domain_drift: Deep | None = None

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 TOO_FAR = 1e18
 """Scores of which exponentials, and gradients, are no numbers any more in single precision, or will not be after the next step."""
 
+SPREADS = {"normal": 1.0, "gumbel": np.pi / 6**0.5, "uniform": 1 / 3**0.5}
+"""Standard deviations of the laws of noise of the gate ``noisy_topk``, for an amount of 1."""
+
 
 class Run:
     """It remembers how far every layer has come, and starts a layer again if an earlier step is asked for."""
@@ -99,7 +102,7 @@ class _Layer:
             by_domain = tastes.reshape(source.domains, law.kinds, experts)
             by_domain[:, : law.shared_kinds] = by_domain[0, : law.shared_kinds]  # the same in all domains
             self.state.kinds = tastes
-            self.state.moved = np.zeros_like(tastes) if law.kind_gain else None
+            self.state.moved = np.zeros_like(tastes) if law.kind_gain or law.kind_feedback else None
         self._gate: Choose = source.gate.begin(in_phase(setting, "training"))
         memory = memory_of(self._gate)
         if memory is not None:
@@ -160,6 +163,7 @@ class _Layer:
         if isinstance(self._gate, Learn):
             self._gate.learn(kept, step=step, moe_layer=index)
         model = self._setting.model
+        routes = chosen.counts.sum()
         advance(
             self.state,
             self._law,
@@ -178,6 +182,8 @@ class _Layer:
             pull=self._law.faded(step) ** 2,
             growth=self._law.grown(step + 1) - self._law.grown(step),
             plain=self._plain and not at_step(source.noise, step),
+            noise=float(np.hypot(at_step(source.noise, step), gate_noise(source.gate, step, model.experts))),
+            dropped=1.0 - float(kept.routing.counts.sum()) / max(float(routes), 1.0),
         )
         self.reached += 1
 
@@ -211,6 +217,14 @@ def memory_of(gate: Choose) -> Memory | None:
     """Return the biases of a gate, if it has any that its choices have made."""
     found = getattr(gate, "memory", None)
     return found if isinstance(found, Memory) else None
+
+
+def gate_noise(gate: Any, step: int, experts: int) -> float:
+    """Return the standard deviation of the noise that a gate adds to logits in a step; 0 if it adds none."""
+    if gate.kind != "noisy_topk":
+        return 0.0
+    amount = 1.0 / experts if gate.amount is None else float(at_step(gate.amount, step))
+    return amount * SPREADS[gate.law]
 
 
 def in_phase(setting: Setting, phase: str) -> Setting:
