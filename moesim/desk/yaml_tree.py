@@ -14,6 +14,7 @@ from moesim.base.errors import Problem
 from moesim.desk import yaml_core
 
 DEEPEST = 64
+_TOO_DEEP = f"values are nested more than {DEEPEST} deep"
 LARGEST = 100_000
 """Values in a tree after aliases are spelled out: an alias of aliases can otherwise fill the memory from ten lines."""
 
@@ -119,6 +120,9 @@ def _syntax(error: Exception, text: str, file: str) -> Problem:
         context = f" ({error.context}" + (f" that starts in line {start.line + 1}" if start else "") + ")" if error.context else ""
         if mark is None:
             return Place(file).problem("", f"this is not YAML: {what}{context}")
+        if "nesting depth" in what:
+            # Newer releases of libyaml have a limit of their own and look ahead, so they may stop before the first event.
+            return Place(file, mark.line + 1, mark.column + 1).problem("", _TOO_DEEP)
         hint = _hint(what, text.split("\n")[mark.line : mark.line + 1], mark.column)
         return Place(file, mark.line + 1, mark.column + 1).problem("", f"this is not YAML: {what}{context}{hint}")
     if isinstance(error, (yaml.reader.ReaderError, UnicodeError)):
@@ -212,7 +216,7 @@ class _Builder:
             self.stop(place, "a key must be one word, not a mapping or a list")
             return
         if len(self.stack) >= DEEPEST:
-            self.stop(place, f"values are nested more than {DEEPEST} deep", path=False)
+            self.stop(place, _TOO_DEEP, path=False)
             return
         mapping = isinstance(event, yaml.MappingStartEvent)
         if event.tag not in {None, "!", yaml_core.TAG + ("map" if mapping else "seq")}:
