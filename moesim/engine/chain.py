@@ -133,7 +133,7 @@ def _flows(exchanges: list[tuple[int, Exchange, str]], ranks: int, gpus: int) ->
             if many * BYTES_A_FLOW > MOST_BYTES:
                 return None
             if gpus >= MANY_GPUS:
-                seen.add(hashlib.blake2b(stage.tobytes(), digest_size=16).digest())
+                seen.add(hashlib.blake2b(b"".join(column.tobytes() for column in parts[-1]), digest_size=16).digest())
     if gpus >= MANY_GPUS and 2 * len(seen) < len(legs):
         return None
     return {
@@ -146,10 +146,11 @@ def _flows(exchanges: list[tuple[int, Exchange, str]], ranks: int, gpus: int) ->
 def _pairs(stage: Floats) -> tuple[Ints, Ints, Floats]:
     """Return senders, receivers and bytes of the flows of a stage, in order."""
     ranks = stage.shape[1]
-    group, sender, receiver = np.nonzero(stage > 0)
-    away = sender != receiver
-    group, sender, receiver = group[away], sender[away], receiver[away]
-    return group * ranks + sender, group * ranks + receiver, stage[group, sender, receiver]
+    pair = np.flatnonzero(stage > 0)
+    sender, receiver = np.divmod(pair, ranks)  # the sender's number in the cluster, the receiver's in its group
+    away = receiver != sender % ranks
+    pair, sender, receiver = pair[away], sender[away], receiver[away]
+    return sender, sender // ranks * ranks + receiver, stage.ravel()[pair]
 
 
 def _side_by_side(legs: list[tuple[Ints, Ints, Floats]], gpus: int) -> dict[str, np.ndarray]:

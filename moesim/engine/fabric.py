@@ -179,7 +179,7 @@ class Fabric:
 
     @property
     def carried_on_link(self) -> Floats:
-        """float[K], bytes that have gone over each link, summed from rates and times."""
+        """float[K], bytes that have gone over each link, from what its flows had as time passed."""
         return self._periods.so_far(self._env.now, self._pending)[1][: self._cluster.links]
 
     @property
@@ -219,7 +219,7 @@ class Fabric:
                 f"law L2 (bytes): GPU {source} asked to send {asked[pair]:.6g} B to GPU {destination}, "
                 f"but {carried[pair]:.6g} B were carried"
             )
-        # What the links carried is summed from rates and times, apart from what the flows were asked to bring.
+        # What the links carried is what the core let each flow have as time passed, apart from what the flows were asked to bring.
         wanted = link_bytes(asked.reshape(self._cluster.gpus, -1), self._cluster)
         through = self.carried_on_link
         for link in np.flatnonzero(np.abs(through - wanted) > SLACK * wanted)[:1].tolist():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,10 +63,12 @@ class GroupRoutes:
         self._groups, self._ranks = gpus // ranks, ranks
         source = np.repeat(np.arange(gpus), ranks)
         destination = source // ranks * ranks + np.tile(np.arange(ranks), gpus)
-        link, self._pair = hops(source * gpus + destination, cluster)
-        self._of_group = _Met(source[self._pair] // ranks, link, self._groups, cluster)
-        self._of_sender = _Met(source[self._pair], link, gpus, cluster)
-        self._of_receiver = _Met(destination[self._pair], link, gpus, cluster)
+        link, pair = hops(source * gpus + destination, cluster)
+        self._of_group = _Met(source[pair] // ranks, link, self._groups, cluster)
+        self._of_sender = _Met(source[pair], link, gpus, cluster)
+        self._of_receiver = _Met(destination[pair], link, gpus, cluster)
+        self._each = np.bincount(pair, minlength=len(source))
+        self._before = np.cumsum(self._each) - self._each
         self._own = self._of_group.marked(own)
         node_of = cluster.node_of.reshape(self._groups, ranks)
         self._crosses = node_of[:, :, None] != node_of[:, None, :]
@@ -78,7 +81,7 @@ class GroupRoutes:
         sizes : float[N, groups, R, R]
             Bytes from each GPU of a group to each other of it; the diagonals are ignored.
         """
-        some = max(MOST_ELEMENTS // max(len(self._pair), 1), 1)
+        some = max(MOST_ELEMENTS // max(int(self._each.sum()), 1), 1)
         parts = [self._some(sizes[first : first + some]) for first in range(0, max(len(sizes), 1), some)]
         return Bounds(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
@@ -86,7 +89,7 @@ class GroupRoutes:
         count, own = len(sizes), np.arange(self._ranks)
         away = np.array(sizes, dtype=np.float64)
         away[:, :, own, own] = 0.0
-        sent = away.reshape(count, -1)[:, self._pair]
+        sent = self._sent(away.reshape(count, -1))
         seconds = self._of_group.seconds(sent)
         most = self._of_group.most(seconds)
         senders, receivers = (met.most(met.seconds(sent)) for met in (self._of_sender, self._of_receiver))
@@ -99,6 +102,14 @@ class GroupRoutes:
             "bytes": away.reshape(count, self._groups, -1).sum(axis=2),
             "cross_node_bytes": across.reshape(count, self._groups, -1).sum(axis=2),
         }
+
+    def _sent(self, away: Floats) -> _Sent:
+        """Return what goes over the hops of pairs that send anything, which are few in exchanges of several stages."""
+        flat = np.flatnonzero(away)
+        exchange, pair = np.divmod(flat, away.shape[1])
+        each = self._each[pair]
+        hop = np.arange(each.sum()) + np.repeat(self._before[pair] - (np.cumsum(each) - each), each)
+        return _Sent(len(away), np.repeat(exchange, each), hop, np.repeat(away.ravel()[flat], each))
 
 
 def bounds_of_flows(source: Ints, destination: Ints, size: Floats, ranks: Sequence[int], cluster: Cluster, own: Bools) -> Bounds:
@@ -119,7 +130,7 @@ def bounds_of_flows(source: Ints, destination: Ints, size: Floats, ranks: Sequen
     link, flow = hops(source * cluster.gpus + destination, cluster)
     taking_part = np.asarray(ranks, dtype=np.int64)
     order = np.argsort(taking_part)
-    sent = size[flow][None, :]
+    sent = _Sent(1, np.zeros(len(flow), dtype=np.int64), np.arange(len(flow)), size[flow])
     together = _Met(np.zeros(len(flow), dtype=np.int64), link, 1, cluster)
     seconds = together.seconds(sent)
     most = together.most(seconds)
@@ -137,6 +148,15 @@ def bounds_of_flows(source: Ints, destination: Ints, size: Floats, ranks: Sequen
         bytes=np.array([[size.sum()]]),
         cross_node_bytes=np.array([[size[across].sum()]]),
     )
+
+
+class _Sent(NamedTuple):
+    """What goes over hops in N exchanges."""
+
+    exchanges: int  # N
+    exchange: Ints  # [F], of each amount
+    hop: Ints  # [F]
+    bytes: Floats  # [F]
 
 
 class _Met:
@@ -172,12 +192,11 @@ class _Met:
         """Return bool[places] from bool[K]."""
         return np.append(links, False)[self._link]
 
-    def seconds(self, sent: Floats) -> Floats:
-        """Return float[N, places], how long each link needs for float[N, H] bytes of the hops."""
-        count, places = len(sent), len(self._link)
-        where = np.arange(count)[:, None] * places + self._place
-        sums = np.bincount(where.ravel(), weights=sent.ravel(), minlength=count * places)
-        return np.asarray(sums.reshape(count, places) / self._bandwidth)
+    def seconds(self, sent: _Sent) -> Floats:
+        """Return float[N, places], how long each link needs for what goes over the hops."""
+        places = len(self._link)
+        sums = np.bincount(sent.exchange * places + self._place[sent.hop], weights=sent.bytes, minlength=sent.exchanges * places)
+        return np.asarray(sums.reshape(sent.exchanges, places) / self._bandwidth)
 
     def most(self, seconds: Floats) -> Floats:
         """Return float[N, owners], the most of each owner."""

@@ -108,7 +108,7 @@ def test_routes_of_groups_grow_with_the_gpus_and_not_with_their_square(ranks):
     for nodes in (2, 8):
         cluster = nodes_of(nodes)
         routes = GroupRoutes(cluster, ranks, port_links(cluster))
-        held.append((len(routes._pair), len(routes._of_group._link), len(routes._of_sender._link), len(routes._of_receiver._link)))
+        held.append((int(routes._each.sum()), len(routes._of_group._link), len(routes._of_sender._link), len(routes._of_receiver._link)))
     assert [4 * count for count in held[0]] == list(held[1])
     pairs = np.arange(cluster.gpus**2)
     assert len(hops(pairs, cluster)[0]) > 3 * held[1][0]

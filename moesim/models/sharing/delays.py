@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from moesim.base.errors import UsageError
 from moesim.facts.arrays import Bools, Floats, Ints
 
 Whole32 = NDArray[np.int32]
+Numbers = NDArray[np.signedinteger[Any]]
 
 
 class Prompt(Protocol):
@@ -19,7 +20,11 @@ class Prompt(Protocol):
 
     busy: Floats
     through: Floats
-    carried: Floats
+
+    @property
+    def carried(self) -> Floats:
+        """Bytes of flows that have ended, by pair."""
+        ...
 
     @property
     def live(self) -> int:
@@ -40,7 +45,7 @@ class Prompt(Protocol):
         cap: Floats | None,
         watch: Whole32,
         pending: Ints,
-    ) -> Ints:
+    ) -> Numbers:
         """Let flows start to move."""
         ...
 
@@ -104,7 +109,12 @@ class Delays:
         # By flow, from the first id of this busy period on: the number that the core gave it. By such a number: the flow that had it last.
         self._number: NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._flow_of: Ints = np.empty(0, dtype=np.int64)
-        self.busy, self.through, self.carried = core.busy, core.through, core.carried
+        self.busy, self.through = core.busy, core.through
+
+    @property
+    def carried(self) -> Floats:
+        """float[pairs], bytes of flows that ended (or were cancelled), by pair."""
+        return self._core.carried
 
     @property
     def live(self) -> int:
@@ -208,7 +218,7 @@ class Delays:
             self._flow_of = np.concatenate([self._flow_of, np.empty(most - len(self._flow_of), dtype=np.int64)])
         self._flow_of[number] = flows.ids
 
-    def _put(self, ids: Ints, number: Ints | int) -> None:
+    def _put(self, ids: Ints, number: Numbers | int) -> None:
         """Note the numbers of flows."""
         known = self._next_id - self._first_id
         if known > len(self._number):

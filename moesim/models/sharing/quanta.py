@@ -65,8 +65,6 @@ class QuantaCore:
         Flows on their way.
     busy, through : float[K]
         As of the last :meth:`catch_up`: seconds in which each link carried something, and bytes through it, from rates and times.
-    carried : float[pairs]
-        Bytes of flows that ended (or were cancelled), by pair.
     """
 
     def __init__(
@@ -78,26 +76,27 @@ class QuantaCore:
         self._capacity = np.array(capacity, dtype=np.float64)
         self._now = 0.0
         self._top = 0
-        self._free: Ints = np.empty(0, dtype=np.int64)
+        self._free: Whole32 = np.empty(0, dtype=np.int32)
         self._used = 0
         self._plan = joining.Plan(
             more=np.zeros(2 * links + 2, dtype=np.int64),
+            load=np.zeros(2 * links + 2),
             touched=np.zeros(2 * links + 2, dtype=np.int64),
             absorbed=np.zeros(2 * links + 2, dtype=np.int64),
             merged=np.zeros(1, dtype=np.int64),
+            links=np.zeros(1, dtype=np.int64),
             twice=np.zeros(1, dtype=np.int64),
         )
         self.live = 0
         self.busy: Floats = np.zeros(links)
         self.through: Floats = np.zeros(links)
-        self.carried: Floats = np.zeros(pairs)
         whole = np.int16 if links < 2**15 - 2 else np.int32
         every = guard > 0 and links <= GROUPED
         rows = links + 1 if every else 1
         self._state = state.State(
             route=np.zeros((0, self._hops + 2), dtype=whole),
-            amount=np.zeros((0, 3)),
-            number=np.zeros((0, 4), dtype=np.int32),
+            amount=np.zeros((0, 5)),
+            number=np.zeros((0, 10), dtype=np.int32),
             weight=np.ones(0),
             cap=np.ones(0),
             tide=np.zeros((links + 1, 4)),
@@ -110,7 +109,7 @@ class QuantaCore:
             active=np.zeros(links + 2, dtype=np.int64),
             key=np.zeros(links + 1),
             heap=np.zeros(links + 1, dtype=np.int64),
-            carried=self.carried,
+            carried=np.zeros(pairs),
             crossing=np.zeros((rows, links + 1), dtype=whole),
             near=np.zeros((rows, links + 1), dtype=whole),
             shared=np.zeros((rows, links + 1), dtype=np.int32),
@@ -120,6 +119,12 @@ class QuantaCore:
         self._state.place[:, state.ROW] = np.arange(links + 1) if every else -1
         self._binding = self._which_bind()
         self._write_capacity()
+
+    @property
+    def carried(self) -> Floats:
+        """float[pairs], bytes of flows that ended (or were cancelled), by pair."""
+        carry.settle(self._state, self._top)
+        return self._state.carried
 
     def reset(self) -> None:
         """Begin a new busy period: time is 0 again.
@@ -143,7 +148,7 @@ class QuantaCore:
         cap: Floats | None,
         watch: Whole32,
         pending: Ints,  # noqa: ARG002 - part of the contract of a core
-    ) -> Ints:
+    ) -> Whole32:
         """Let flows start to move.
 
         Parameters
@@ -164,7 +169,7 @@ class QuantaCore:
 
         Returns
         -------
-        int[F]
+        int32[F]
             Numbers of the flows, theirs until they end.
         """
         ids = self._numbers(len(pair))
@@ -196,7 +201,7 @@ class QuantaCore:
         """
         self._bring(self._state.route[ids, 0].astype(np.int64), now)
         left = np.empty(len(ids))
-        woke = time.leave(self._state, ids, pending, woken, left)
+        woke = time.leave(self._state, ids.astype(np.int32), pending, woken, left)
         self.live -= len(ids)
         self._now = max(self._now, now)
         return left, woke
@@ -255,7 +260,7 @@ class QuantaCore:
 
     def _start_over(self, now: float, binding: NDArray[np.bool_]) -> None:
         """Put all flows back on their links, some of which can be full that could not before."""
-        ids = self.on_their_way()
+        ids = self.on_their_way().astype(np.int32)
         self._bring(self._state.route[ids, 0].astype(np.int64), now)
         # A link that was counted as one that may be full stays one while flows are on their way.
         self._binding = binding | self._binding
@@ -269,7 +274,7 @@ class QuantaCore:
     def _write_capacity(self) -> None:
         self._state.tide[:, state.CAPACITY] = np.minimum(np.append(self._capacity, np.inf), NO_LIMIT)
 
-    def _write_optional(self, ids: Ints, weight: Floats | None, cap: Floats | None) -> None:
+    def _write_optional(self, ids: Whole32, weight: Floats | None, cap: Floats | None) -> None:
         """Write weights and caps; nobody pays for them before the first flow that has one."""
         if weight is not None or cap is not None:
             self._disband()
@@ -287,7 +292,7 @@ class QuantaCore:
         """From now on fill flow by flow: what moves is not as :mod:`~moesim.models.sharing.quanta_groups` takes it."""
         s = self._state
         if s.crossing.size:
-            groups.disband(s, self.on_their_way() if self.live else np.empty(0, dtype=np.int64))
+            groups.disband(s, (self.on_their_way() if self.live else np.empty(0)).astype(np.int32))
             self._state = s._replace(crossing=s.crossing[:0, :0].copy(), near=s.near[:0, :0].copy(), shared=s.shared[:0, :0].copy())
 
     def _make_rows(self) -> None:
@@ -321,12 +326,14 @@ class QuantaCore:
         self._used = joining.repack(s, plan.more, pool)
         self._state = s._replace(pool=pool)
         plan.more[plan.touched[:count]] = 0
-        self._free = np.flatnonzero(s.route[: self._top, -1] == state.ENDED) if self.live else np.empty(0, dtype=np.int64)
+        carry.settle(s, self._top)
+        self._free = (np.flatnonzero(s.route[: self._top, -1] == state.ENDED) if self.live else np.empty(0)).astype(np.int32)
 
-    def _numbers(self, flows: int) -> Ints:
+    def _numbers(self, flows: int) -> Whole32:
         """Return free numbers for so many flows."""
         if not self.live:
-            self._top, self._free = 0, np.empty(0, dtype=np.int64)
+            carry.settle(self._state, self._top)
+            self._top, self._free = 0, np.empty(0, dtype=np.int32)
         room = len(self._state.route)
         if len(self._free) < flows and self._top + flows > room and 2 * (self.live + flows) <= room:
             self._repack(0)
@@ -336,18 +343,18 @@ class QuantaCore:
         if self._top + flows > room:
             self._enlarge(max(256, flows if not self.live else 2 * (self._top + flows)))
         self._top += flows
-        return np.arange(self._top - flows, self._top)
+        return np.arange(self._top - flows, self._top, dtype=np.int32)
 
     def _enlarge(self, room: int) -> None:
         s, old = self._state, len(self._state.route)
         more = room - old
         # Memory that is asked for zeroed is not touched before it is written to.
-        route, amount, number = (np.zeros((room, column.shape[1]), dtype=column.dtype) for column in (s.route, s.amount, s.number))
-        route[:old], amount[:old], number[:old] = s.route, s.amount, s.number
+        route, amount = (np.zeros((room, column.shape[1]), dtype=column.dtype) for column in (s.route, s.amount))
+        route[:old], amount[:old] = s.route, s.amount
         self._state = s._replace(
             route=route,
             amount=amount,
-            number=number,
+            number=amount.view(np.int32),
             weight=np.concatenate([s.weight, np.ones(more)]) if s.weight.size else s.weight,
             cap=np.concatenate([s.cap, np.full(more, np.inf)]) if s.cap.size else s.cap,
         )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
-from moesim.models.sharing.compiled import lean, making_arrays
+from moesim.models.sharing.compiled import at, lean, making_arrays
 from moesim.models.sharing.quanta_fill import fill_again
 from moesim.models.sharing.quanta_state import (
     ASKED,
@@ -30,6 +30,7 @@ from moesim.models.sharing.quanta_state import (
     LEVEL,
     LOAD,
     NEXT,
+    PAIR,
     PART,
     SERVICE,
     STALE,
@@ -164,10 +165,10 @@ def _give(s: State, p: int, passed: float) -> None:
     hops = route.shape[1] - 2
     k = s.part[p, HEAD]
     while k >= 0:
-        s.link[k, SERVICE] = s.tide[k, USED] * passed if passed > 0.0 else s.link[k, GONE]
-        if s.link[k, LEVEL] < np.inf:
-            s.link[k, GIVEN] += s.link[k, LEVEL] * passed
-        k = s.place[k, FOLLOWING]
+        s.link[at(k), SERVICE] = s.tide[at(k), USED] * passed if passed > 0.0 else s.link[at(k), GONE]
+        if s.link[at(k), LEVEL] < np.inf:
+            s.link[at(k), GIVEN] += s.link[at(k), LEVEL] * passed
+        k = s.place[at(k), FOLLOWING]
     f = s.part[p, FIRST]
     while f >= 0:
         if route[f, hops + 1] != ENDED:
@@ -182,18 +183,6 @@ def bring(s: State, p: int, now: float) -> None:
     s.span[p, BEGAN] = s.span[p, THEN] = max(now, began)
     if not s.part[p, STALE]:
         close(s, p, min(max(now - began, 0.0), s.span[p, LASTS]))
-
-
-@lean
-def bring_parts(s: State, ids: Ints, now: float) -> None:
-    """Bring the parts that new flows touch up to ``now``."""
-    for f in ids:
-        for h in range(s.route.shape[1] - 2):
-            if s.route[f, h] < 0:
-                break
-            p = s.place[s.route[f, h], PART]
-            if p >= 0 and not (s.part[p, STALE] and s.span[p, BEGAN] >= now):
-                bring(s, p, now)
 
 
 @lean
@@ -219,14 +208,27 @@ def close(s: State, p: int, passed: float) -> None:
         _moved(s, p, s.amount[:, LEFT], passed, even, True)
     k = s.part[p, HEAD]
     while k >= 0:
-        link[k, THROUGH] += link[k, SERVICE]
-        link[k, LOAD] = max(link[k, LOAD] - link[k, SERVICE], 0.0)
-        link[k, GONE] = 0.0
-        if place[k, FLOWS] > 0:
-            link[k, BUSY] += passed
-        k = place[k, FOLLOWING]
+        link[at(k), THROUGH] += link[at(k), SERVICE]
+        link[at(k), LOAD] = max(link[at(k), LOAD] - link[at(k), SERVICE], 0.0)
+        link[at(k), GONE] = 0.0
+        if place[at(k), FLOWS] > 0:
+            link[at(k), BUSY] += passed
+        k = place[at(k), FOLLOWING]
     s.part[p, STALE] = 1
     s.part[p, FIRST] = -1
+
+
+@lean
+def settle(s: State, many: int) -> None:
+    """Count what flows have brought that have ended, of the first so many, by pair.
+
+    It is done for many at once, in the order of their numbers, which is mostly that of pairs: ends come in no such order, and counting at
+    each would wait for memory.
+    """
+    for f in range(many):
+        if s.route[at(f), s.route.shape[1] - 1] == ENDED:
+            s.carried[s.number[at(f), PAIR]] += s.amount[at(f), ASKED]
+            s.amount[at(f), ASKED] = 0.0
 
 
 @making_arrays

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats
-from moesim.models.sharing.compiled import lean
+from moesim.models.sharing.compiled import at, lean
 from moesim.models.sharing.quanta_state import (
     CAPACITY,
     FREE,
@@ -37,10 +37,10 @@ def first_guess(
     hops, weighted = route.shape[1] - 2, weights.size > 0
     for i in range(len(flows)):
         f = flows[i]
-        k = -1 - route[f, hops]
-        link[k, REST] = link[k, OWN_WEIGHT]
-        room = link[k, FREE] = max(tide[k, CAPACITY] - (tide[k, USED] - link[k, OWN]), link[k, OWN])
-        keys[i] = left[f] / (weights[f] if weighted else 1.0) * (link[k, OWN_WEIGHT] / room) if room > 0 else 0.0
+        k = -1 - route[at(f), hops]
+        link[at(k), REST] = link[at(k), OWN_WEIGHT]
+        room = link[at(k), FREE] = max(tide[at(k), CAPACITY] - (tide[at(k), USED] - link[at(k), OWN]), link[at(k), OWN])
+        keys[i] = left[at(f)] / (weights[f] if weighted else 1.0) * (link[at(k), OWN_WEIGHT] / room) if room > 0 else 0.0
 
 
 @lean
@@ -65,30 +65,30 @@ def share_out(
     hops, weighted, capped = route.shape[1] - 2, weights.size > 0, caps.size > 0
     for j in range(len(order)):
         i = order[j]
-        f = flows[i]
-        k = -1 - route[f, hops]
+        f = flows[at(i)]
+        k = -1 - route[at(f), hops]
         weight = weights[f] if weighted else 1.0
-        service, room, end = left[f] / weight, link[k, FREE], link[k, UNTIL]
+        service, room, end = left[at(f)] / weight, link[at(k), FREE], link[at(k), UNTIL]
         if room > 0:
-            end += max((service - link[k, SERVICE]) * link[k, REST] / room, 0.0)
-        link[k, SERVICE], link[k, UNTIL] = service, end
-        link[k, REST] -= weight
+            end += max((service - link[at(k), SERVICE]) * link[at(k), REST] / room, 0.0)
+        link[at(k), SERVICE], link[at(k), UNTIL] = service, end
+        link[at(k), REST] -= weight
         slowest = 0.0
         for h in range(hops):
-            q = route[f, h]
+            q = route[at(f), h]
             if q < 0:
                 break
-            slowest = max(slowest, tide[q, RISING])
-            tide[q, RISERS] += left[f]
+            slowest = max(slowest, tide[at(q), RISING])
+            tide[at(q), RISERS] += left[at(f)]
         end = min(end, service * slowest)
         if capped:
-            end = max(end, left[f] / caps[f])
+            end = max(end, left[at(f)] / caps[f])
         for h in range(hops):
-            q = route[f, h]
+            q = route[at(f), h]
             if q < 0:
                 break
-            end = max(end, tide[q, RISERS] / tide[q, CAPACITY])
-        keys[i] = min(end, lasts)
+            end = max(end, tide[at(q), RISERS] / tide[at(q), CAPACITY])
+        keys[at(i)] = min(end, lasts)
 
 
 @lean

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
-from moesim.models.sharing.compiled import lean, making_arrays
+from moesim.models.sharing.compiled import at, lean, making_arrays
 from moesim.models.sharing.quanta_ends import chain, first_guess, share_out
 from moesim.models.sharing.quanta_groups import expel, levels
 from moesim.models.sharing.quanta_order import in_order, sink
@@ -114,25 +114,27 @@ def _begin(
     before = -1
     k = head
     while k >= 0:
-        following = place[k, FOLLOWING]
-        used = tide[k, USED]
-        tide[k, USED] = link[k, GONE] = link[k, OWN] = link[k, OWN_WEIGHT] = link[k, SERVICE] = link[k, UNTIL] = link[k, SUM] = 0.0
-        link[k, LEVEL] = np.inf
-        if place[k, FLOWS] > 0:
-            tide[k, RISING], tide[k, RISERS] = link[k, WEIGHT], place[k, FLOWS]
-            needs = link[k, LOAD] / tide[k, CAPACITY]
+        following = place[at(k), FOLLOWING]
+        used = tide[at(k), USED]
+        tide[at(k), USED] = 0.0
+        for column in (GONE, OWN, OWN_WEIGHT, SERVICE, UNTIL, SUM):
+            link[at(k), column] = 0.0
+        link[at(k), LEVEL] = np.inf
+        if place[at(k), FLOWS] > 0:
+            tide[at(k), RISING], tide[at(k), RISERS] = link[at(k), WEIGHT], place[at(k), FLOWS]
+            needs = link[at(k), LOAD] / tide[at(k), CAPACITY]
             bound = max(bound, needs)
-            soonest = min(soonest, link[k, LOAD] / used if used > 0 else needs)
-            key[count], heap[count] = tide[k, CAPACITY] / link[k, WEIGHT], k
+            soonest = min(soonest, link[at(k), LOAD] / used if used > 0 else needs)
+            key[at(count)], heap[at(count)] = tide[at(k), CAPACITY] / link[at(k), WEIGHT], k
             count += 1
-            longest = max(longest, lists[k, LENGTH])
+            longest = max(longest, lists[at(k), LENGTH])
             before = k
         else:
-            lists[k, LENGTH] = place[k, HEAD_LENGTH] = 0
-            link[k, LOAD] = 0.0
+            lists[at(k), LENGTH] = place[at(k), HEAD_LENGTH] = 0
+            link[at(k), LOAD] = 0.0
             if k != p and before >= 0:  # nobody is left on it: it is free to belong elsewhere
                 place[before, FOLLOWING] = following
-                place[k, PART] = -1
+                place[at(k), PART] = -1
             else:
                 before = k
         k = following
@@ -260,17 +262,17 @@ def _until_first_end(
     hops = route.shape[1] - 2
     soonest, first = np.inf, -1
     for i in range(start, start + length):
-        f = pool[i]
-        if route[f, hops + 1] == ENDED:
+        f = pool[at(i)]
+        if route[at(f), hops + 1] == ENDED:
             continue
-        k = route[f, hops]
-        soonest = min(soonest, max(left[f] - link[k, GIVEN], 0.0) / rate_of(link, weight, cap, f, k))
+        k = route[at(f), hops]
+        soonest = min(soonest, max(left[at(f)] - link[at(k), GIVEN], 0.0) / rate_of(link, weight, cap, f, k))
     for i in range(start, start + length):
-        f = pool[i]
-        if route[f, hops + 1] == ENDED:
+        f = pool[at(i)]
+        if route[at(f), hops + 1] == ENDED:
             continue
-        k = route[f, hops]
-        if max(left[f] - link[k, GIVEN], 0.0) / rate_of(link, weight, cap, f, k) <= soonest * (1 + SAME):
+        k = route[at(f), hops]
+        if max(left[at(f)] - link[at(k), GIVEN], 0.0) / rate_of(link, weight, cap, f, k) <= soonest * (1 + SAME):
             end[f] = soonest
             following_end[f] = first
             first = f
@@ -319,8 +321,8 @@ def announce(s: State, p: int) -> None:
 def _after_filling(k: int, tide: Floats, link: Floats, place: Ints) -> None:
     """Write for each link of a part, in place of sums that are needed no more: seconds for a byte of all its flows; bytes that ended."""
     while k >= 0:
-        tide[k, RISING], tide[k, RISERS] = link[k, WEIGHT] / tide[k, CAPACITY], 0.0
-        k = place[k, FOLLOWING]
+        tide[at(k), RISING], tide[at(k), RISERS] = link[at(k), WEIGHT] / tide[at(k), CAPACITY], 0.0
+        k = place[at(k), FOLLOWING]
 
 
 @making_arrays

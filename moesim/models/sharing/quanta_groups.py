@@ -9,6 +9,10 @@ reaches what is written for it (LEFT: bytes to carry, and GIVEN when it joined).
 before the others; only these are looked at. A flow is touched when it ends or changes groups, and once in these few quanta.
 
 A row of counts takes 8 B for each link. Where that is too much, the largest groups have rows and the flows of others are fixed one by one.
+
+Tried and lost: flows whose two links have nearly the same level stay with the one that limited them. Links that many flows share change
+places in the order of levels often, and all these flows change groups each time; but holding them back does not make that less, only later,
+since what one link gives too much another lacks, and their levels part.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
-from moesim.models.sharing.compiled import lean
+from moesim.models.sharing.compiled import at, lean, wide
 from moesim.models.sharing.quanta_order import sink
 from moesim.models.sharing.quanta_state import (
     CAPACITY,
@@ -58,25 +62,27 @@ def _count(
     row = place[group, ROW]
     if row < 0:
         return
+    place_of, links, flows = crossing[at(row)], near[at(row)], shared[at(row)]
     for h in range(route.shape[1] - 2):
-        k = route[f, h]
+        k = route[at(f), at(h)]
         if k < 0:
             break
         if k == group:
             continue
-        at = crossing[row, k] - 1
-        if at < 0:
-            at = place[group, NEAR]
-            near[row, at], shared[row, at] = k, 0
-            place[group, NEAR] = crossing[row, k] = at + 1
-        shared[row, at] += sign
-        if shared[row, at] == 0:
+        i = wide(place_of[at(k)]) - 1
+        if i < 0:
+            i = place[group, NEAR]
+            links[at(i)], flows[at(i)] = k, 0
+            place[group, NEAR] = i + 1
+            place_of[at(k)] = i + 1
+        flows[at(i)] += sign
+        if flows[at(i)] == 0:
             last = place[group, NEAR] - 1
             place[group, NEAR] = last
-            other = near[row, last]
-            near[row, at], shared[row, at] = other, shared[row, last]
-            crossing[row, other] = at + 1
-            crossing[row, k] = 0
+            other = links[at(last)]
+            links[at(i)], flows[at(i)] = other, flows[at(last)]
+            place_of[at(other)] = i + 1
+            place_of[at(k)] = 0
 
 
 @lean
@@ -91,7 +97,7 @@ def expel(s: State, f: int) -> None:
 
 
 @lean
-def disband(s: State, flows: Ints) -> None:
+def disband(s: State, flows: NDArray[np.int32]) -> None:
     """Let there be no groups any more; the flows are all that are on their way."""
     for f in flows:
         limit = s.route[f, s.route.shape[1] - 2]
@@ -106,14 +112,14 @@ def disband(s: State, flows: Ints) -> None:
 def _send_back(route: NDArray[Any], place: Ints, pool: NDArray[np.int32], k: int, first: int) -> None:
     """Let those that have left a group step back behind the head of the list, where they are found soon if they return."""
     hops = route.shape[1] - 2
-    at, head = first, first + place[k, HEAD_LENGTH]
-    while at < head:
-        f = pool[at]
-        if route[f, hops] == k:
-            at += 1
+    i, head = first, first + place[k, HEAD_LENGTH]
+    while i < head:
+        f = pool[at(i)]
+        if route[at(f), hops] == k:
+            i += 1
         else:
             head -= 1
-            pool[at], pool[head] = pool[head], f
+            pool[at(i)], pool[at(head)] = pool[at(head)], f
     place[k, HEAD_LENGTH] = head - first
     place[k, SOON] = min(place[k, SOON], head - first)
 
@@ -141,30 +147,30 @@ def _assemble(  # noqa: PLR0917
     hops, last = route.shape[1] - 2, route.shape[1] - 1
     head, end = first + place[k, HEAD_LENGTH], first + length
     given, edge, soon = link[k, GIVEN], link[k, EDGE], first + place[k, SOON]
-    at = head
-    while head - first < wanted and at < end:
-        f = pool[at]
-        if route[f, last] == ENDED:
+    i = head
+    while head - first < wanted and i < end:
+        f = pool[at(i)]
+        if route[at(f), last] == ENDED:
             end -= 1
-            pool[at] = pool[end]
+            pool[at(i)] = pool[at(end)]
             continue
-        group = route[f, hops]
-        if link[group, LEVEL] == np.inf if group >= 0 else route[f, last] != mark:
+        group = route[at(f), hops]
+        if link[group, LEVEL] == np.inf if group >= 0 else route[at(f), last] != mark:
             if group >= 0:
                 place[group, MEMBERS] -= 1
                 _count(route, place, crossing, near, shared, f, group, -1)
-                left[f] = max(left[f] - link[group, GIVEN], 0.0)
-            route[f, hops] = k
-            left[f] += given
+                left[at(f)] = max(left[at(f)] - link[group, GIVEN], 0.0)
+            route[at(f), hops] = k
+            left[at(f)] += given
             _count(route, place, crossing, near, shared, f, k, 1)
-            pool[at] = pool[head]
-            if left[f] <= edge:
-                pool[head], pool[soon] = pool[soon], f
+            pool[at(i)] = pool[at(head)]
+            if left[at(f)] <= edge:
+                pool[at(head)], pool[at(soon)] = pool[at(soon)], f
                 soon += 1
             else:
-                pool[head] = f
+                pool[at(head)] = f
             head += 1
-        at += 1
+        i += 1
     place[k, MEMBERS] = place[k, HEAD_LENGTH] = head - first
     place[k, SOON] = soon - first
     return end - first
@@ -175,11 +181,11 @@ def _look_ahead(left: Floats, link: Floats, place: Ints, pool: NDArray[np.int32]
     """Put the members of a group that have no more than ``edge`` bytes to go at the front, and count anew what the group is given."""
     given = link[k, GIVEN]
     soon = start
-    for at in range(start, start + many):
-        f = pool[at]
-        left[f] = max(left[f] - given, 0.0)
-        if left[f] <= edge:
-            pool[at], pool[soon] = pool[soon], f
+    for i in range(start, start + many):
+        f = pool[at(i)]
+        left[at(f)] = max(left[at(f)] - given, 0.0)
+        if left[at(f)] <= edge:
+            pool[at(i)], pool[at(soon)] = pool[at(soon)], f
             soon += 1
     link[k, GIVEN], link[k, EDGE] = 0.0, edge
     place[k, SOON] = soon - start
@@ -214,27 +220,27 @@ def _take_out(  # noqa: PLR0917
         _look_ahead(left, link, place, pool, k, start, many, SPAN * size)
     given = link[k, GIVEN]
     limit = given + size
-    at, soon, end = start, start + place[k, SOON], start + many
-    while at < soon:
-        f = pool[at]
-        if left[f] > limit:
-            at += 1
+    i, soon, end = start, start + place[k, SOON], start + many
+    while i < soon:
+        f = pool[at(i)]
+        if left[at(f)] > limit:
+            i += 1
             continue
         end -= 1
         soon -= 1
-        pool[at], pool[soon], pool[end] = pool[soon], pool[end], f
-        left[f] = max(left[f] - given, 0.0)
+        pool[at(i)], pool[at(soon)], pool[at(end)] = pool[at(soon)], pool[at(end)], f
+        left[at(f)] = max(left[at(f)] - given, 0.0)
         _count(route, place, crossing, near, shared, f, k, -1)
-        route[f, hops], route[f, hops + 1] = -1 - k, mark
-        rate = left[f] / lasts
+        route[at(f), hops], route[at(f), hops + 1] = -1 - k, mark
+        rate = left[at(f)] / lasts
         link[k, OWN] += rate
         link[k, OWN_WEIGHT] += 1.0
         for h in range(hops):
-            c = route[f, h]
+            c = route[at(f), h]
             if c < 0:
                 break
-            tide[c, USED] += rate
-            tide[c, RISING] -= 1.0
+            tide[at(c), USED] += rate
+            tide[at(c), RISING] -= 1.0
         ending[ended] = f
         ended += 1
     place[k, MEMBERS] = place[k, HEAD_LENGTH] = end - start
@@ -263,15 +269,15 @@ def _begin_group(link: Floats, place: Ints, rows: Ints, k: int, wanted: int) -> 
 def _fix(route: NDArray[Any], tide: Floats, pool: NDArray[np.int32], k: int, start: int, many: int, level: float) -> None:
     """Let the members of a group rise no further, one by one; what their own link carries is added up by the caller."""
     hops = route.shape[1] - 2
-    for at in range(start, start + many):
-        f = pool[at]
+    for i in range(start, start + many):
+        f = pool[at(i)]
         for h in range(hops):
-            c = route[f, h]
+            c = route[at(f), h]
             if c < 0:
                 break
             if c != k:
-                tide[c, USED] += level
-                tide[c, RISING] -= 1.0
+                tide[at(c), USED] += level
+                tide[at(c), RISING] -= 1.0
 
 
 @lean
@@ -301,22 +307,23 @@ def levels(  # noqa: C901, PLR0912, PLR0917
         k = heap[0]
         many = 0
         level = 0.0
-        if tide[k, RISING] > 0:
+        if tide[at(k), RISING] > 0:
             following = np.inf if count < 2 else (key[1] if count < 3 else min(key[1], key[2]))
             following *= 1 + 1e-13
-            level = max((tide[k, CAPACITY] - tide[k, USED]) / tide[k, RISING], reached)
+            level = max((tide[at(k), CAPACITY] - tide[at(k), USED]) / tide[at(k), RISING], reached)
             if level > following:
                 sink(key, heap, count, 0, level, k)
                 continue
-            start, wanted = lists[k, START], int(tide[k, RISING])
-            if place[k, MEMBERS] == 0:
+            start, wanted = lists[at(k), START], int(tide[at(k), RISING])
+            if place[at(k), MEMBERS] == 0:
                 _begin_group(link, place, rows, k, wanted)
-            elif place[k, MEMBERS] != place[k, HEAD_LENGTH]:
+            elif place[at(k), MEMBERS] != place[at(k), HEAD_LENGTH]:
                 _send_back(route, place, pool, k, start)
-            if wanted != place[k, MEMBERS]:
-                many = place[k, MEMBERS]
+            many = place[at(k), MEMBERS]
+            complete, again = wanted == many, False
+            while (many > 0 or not complete) and level <= following:
+                stay = many
                 if many > 0:
-                    # What its members leave that end may be enough to let another link have the flows that are to join.
                     stay, ended = _take_out(
                         route,
                         left,
@@ -336,49 +343,36 @@ def levels(  # noqa: C901, PLR0912, PLR0917
                         lasts,
                         ended,
                     )
-                    if stay < many:
-                        continue
-                lists[k, LENGTH] = _assemble(
-                    route, left, link, place, pool, crossing, near, shared, k, start, lists[k, LENGTH], mark, wanted
-                )
-            many = place[k, MEMBERS]
-            while many > 0 and level <= following:
-                stay, ended = _take_out(
-                    route,
-                    left,
-                    ending,
-                    tide,
-                    link,
-                    place,
-                    pool,
-                    crossing,
-                    near,
-                    shared,
-                    k,
-                    start,
-                    many,
-                    mark,
-                    level * lasts,
-                    lasts,
-                    ended,
-                )
-                if stay == many:
-                    reached = link[k, LEVEL] = level
-                    link[k, OWN] += many * level
-                    link[k, OWN_WEIGHT] += many
-                    tide[k, USED] += many * level
-                    row = place[k, ROW]
+                if stay < many and not complete:
+                    # What its members leave that end may be enough to let another link have the flows that are to join.
+                    again = True
+                    break
+                if not complete:
+                    lists[at(k), LENGTH] = _assemble(
+                        route, left, link, place, pool, crossing, near, shared, k, start, lists[at(k), LENGTH], mark, wanted
+                    )
+                    many, complete = place[at(k), MEMBERS], True
+                elif stay == many:
+                    reached = link[at(k), LEVEL] = level
+                    link[at(k), OWN] += many * level
+                    link[at(k), OWN_WEIGHT] += many
+                    tide[at(k), USED] += many * level
+                    row = place[at(k), ROW]
                     if row >= 0:
-                        for at in range(place[k, NEAR]):
-                            tide[near[row, at], USED] += shared[row, at] * level
-                            tide[near[row, at], RISING] -= shared[row, at]
+                        links, flows = near[row], shared[row]
+                        for i in range(at(place[at(k), NEAR])):
+                            c, crossed = at(links[i]), float(flows[i])
+                            tide[c, USED] += crossed * level
+                            tide[c, RISING] -= crossed
                     else:
                         _fix(route, tide, pool, k, start, many, level)
                     many = 0
                 else:
                     many = stay
                     if many > 0:
-                        level = max((tide[k, CAPACITY] - tide[k, USED]) / many, reached)
+                        level = max((tide[at(k), CAPACITY] - tide[at(k), USED]) / many, reached)
+            if again:
+                continue
         if many > 0:
             sink(key, heap, count, 0, level, k)
         else:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
-from moesim.models.sharing.compiled import lean, making_arrays
+from moesim.models.sharing.compiled import at, lean, making_arrays
 
 FEW = 24
 """So many are put in order by insertion."""
@@ -56,16 +56,16 @@ def _deal(keys: Floats, order: NDArray[np.int32], start: NDArray[np.int32], box:
     """Deal keys into boxes, and sort those that hold few; ``start`` says where each begins in ``order``."""
     count = len(keys)
     for i in range(count):
-        box[i] = int((keys[i] - low) * scale)
-        start[box[i] + 1] += 1
+        box[at(i)] = int((keys[at(i)] - low) * scale)
+        start[at(box[at(i)] + 1)] += 1
     for i in range(count):
-        start[i + 1] += start[i]
+        start[at(i + 1)] += start[at(i)]
     for i in range(count - 1, -1, -1):
-        start[box[i] + 1] -= 1
-        order[start[box[i] + 1]] = i
+        start[at(box[at(i)] + 1)] -= 1
+        order[at(start[at(box[at(i)] + 1)])] = i
     # Dealing from the back has left the beginning of each box one place too far on.
     for i in range(count):
-        start[i] = start[i + 1]
+        start[at(i)] = start[at(i + 1)]
     start[count] = count
     for b in range(count):
         if 1 < start[b + 1] - start[b] <= FEW:
@@ -73,16 +73,16 @@ def _deal(keys: Floats, order: NDArray[np.int32], start: NDArray[np.int32], box:
 
 
 @lean
-def sink(key: Floats, heap: Ints, count: int, at: int, value: float, item: int) -> None:
-    """Put an item at place ``at`` of a heap, or below."""
+def sink(key: Floats, heap: Ints, count: int, place: int, value: float, item: int) -> None:
+    """Put an item at a place of a heap, or below."""
     while True:
-        child = 2 * at + 1
+        child = 2 * place + 1
         if child >= count:
             break
-        if child + 1 < count and key[child + 1] < key[child]:
+        if child + 1 < count and key[at(child + 1)] < key[at(child)]:
             child += 1
-        if key[child] >= value:
+        if key[at(child)] >= value:
             break
-        key[at], heap[at] = key[child], heap[child]
-        at = child
-    key[at], heap[at] = value, item
+        key[at(place)], heap[at(place)] = key[at(child)], heap[at(child)]
+        place = child
+    key[at(place)], heap[at(place)] = value, item

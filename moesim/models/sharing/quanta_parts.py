@@ -104,7 +104,7 @@ def merge(s: State, p: int, other: int) -> int:
 
 
 @making_arrays
-def start_over(s: State, ids: Ints, now: float, binding: Bools) -> None:
+def start_over(s: State, ids: NDArray[np.int32], now: float, binding: Bools) -> None:
     """Take all flows, brought up to now, off their links, and see again which of these may be full; they wait to be connected anew."""
     for k in range(len(binding)):
         if s.place[k, PART] < 0 and s.place[k, FLOWS] > 0:

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
-from moesim.models.sharing.compiled import lean
+from moesim.models.sharing.compiled import at, lean
 
 # Columns of State.amount: bytes asked for; bytes still to carry, with what its group has been given if it is a member of one; and when the
 # flow ends, in s since its quantum began.
 ASKED, LEFT, END = range(3)
-# Columns of State.number: the flow that ends next in the same part, the pair that is counted, the two counters.
-NEXT, PAIR, SOURCE, DESTINATION = range(4)
+# Columns of State.number, another view of the same memory: the flow that ends next in the same part, the pair that is counted, counters.
+NEXT, PAIR, SOURCE, DESTINATION = range(6, 10)
 # Columns of State.tide, what a filling changes all the time: B/s in use, weight and number of flows still rising; capacity. After a filling
 # RISING is the seconds that a byte for each weight takes, and RISERS the bytes of flows that have ended.
 USED, RISING, RISERS, CAPACITY = range(4)
@@ -42,8 +42,8 @@ class State(NamedTuple):
     """K links and one that stands for no link; at most one part a link, named after one of its links."""
 
     route: NDArray[Any]  # int16 or int32[F, H + 2]: links that may be full, then -2 - link for those that cannot, then -1; limit; mark
-    amount: Floats  # [F, 3]
-    number: NDArray[np.int32]  # [F, 4]
+    amount: Floats  # [F, 5]
+    number: NDArray[np.int32]  # [F, 10]
     weight: Floats  # [F], or empty: all 1
     cap: Floats  # [F], or empty: none
     tide: Floats  # [K + 1, 4]
@@ -75,5 +75,5 @@ def rate_of(link: Floats, weight: Floats, cap: Floats, f: int, limit: int) -> fl
 @lean
 def enlist(s: State, which: int, flow: int) -> None:
     """Append to a list that has room."""
-    s.pool[s.list[which, START] + s.list[which, LENGTH]] = flow
-    s.list[which, LENGTH] += 1
+    s.pool[at(s.list[at(which), START] + s.list[at(which), LENGTH])] = flow
+    s.list[at(which), LENGTH] += 1

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.facts.arrays import Floats, Ints
-from moesim.models.sharing.compiled import lean
+from moesim.models.sharing.compiled import at, lean
 from moesim.models.sharing.quanta_carry import close
 from moesim.models.sharing.quanta_fill import SAME, start_quantum
 from moesim.models.sharing.quanta_groups import expel
@@ -32,7 +32,6 @@ from moesim.models.sharing.quanta_state import (
     LOAD,
     MANY,
     NEXT,
-    PAIR,
     PART,
     SOURCE,
     STALE,
@@ -43,6 +42,8 @@ from moesim.models.sharing.quanta_state import (
     WEIGHT,
     State,
 )
+
+Whole32 = NDArray[np.int32]
 
 
 @lean
@@ -83,7 +84,7 @@ def _count_down(number: NDArray[np.int32], f: int, pending: Ints, woken: Ints, c
 
 
 @lean
-def leave(s: State, ids: Ints, pending: Ints, woken: Ints, left: Floats) -> int:
+def leave(s: State, ids: Whole32, pending: Ints, woken: Ints, left: Floats) -> int:
     """Take flows away; their parts have been brought up to now. Write what each has left; return how many counters reached zero."""
     count = 0
     for i in range(len(ids)):
@@ -92,7 +93,7 @@ def leave(s: State, ids: Ints, pending: Ints, woken: Ints, left: Floats) -> int:
         expel(s, f)
         left[i] = s.amount[f, LEFT]
         carried = s.amount[f, ASKED] - left[i]
-        s.carried[s.number[f, PAIR]] += carried
+        s.amount[f, ASKED] = carried
         _take_off(s.route, s.link, s.place, f, s.weight[f] if s.weight.size else 1.0, 0.0, carried, 0.0, s.span[p, BEGAN])
         count = _count_down(s.number, f, pending, woken, count)
         for h in range(s.route.shape[1] - 2):
@@ -130,7 +131,6 @@ def _end_flows(  # noqa: C901, PLR0912, PLR0917
     span: Floats,
     part: Ints,
     active: Ints,
-    carried: Floats,
     now: float,
     last: float,
     pending: Ints,
@@ -152,40 +152,40 @@ def _end_flows(  # noqa: C901, PLR0912, PLR0917
         if f < 0:
             return p, count, now, last, ended
         began, lasts, even = span[p, BEGAN], span[p, LASTS], part[p, ENDING] == 0
-        while f >= 0 and began + amount[f, END] <= min(other, last):
-            end, had = amount[f, END], amount[f, LEFT]
+        while f >= 0 and began + amount[at(f), END] <= min(other, last):
+            end, had = amount[at(f), END], amount[at(f), LEFT]
             if count == 0:
                 now = max(now, began + end)
             if weighted:
                 weight = weights[f]
             # What it moved in this quantum: at its own rate if that did not change, else what the filling set aside for it.
             if even:
-                moved = weight * link[-1 - route[f, hops], LEVEL]
+                moved = weight * link[-1 - route[at(f), hops], LEVEL]
                 moved = (min(moved, caps[f]) if capped else moved) * end
             else:
                 moved = had / lasts * lasts
-            in_all = amount[f, ASKED] - (had - moved)
-            carried[number[f, PAIR]] += in_all
+            in_all = amount[at(f), ASKED] - (had - moved)
+            amount[at(f), ASKED] = in_all  # counted by pair some day: see settle
             for h in range(hops):
-                k = route[f, h]
+                k = route[at(f), h]
                 if k == -1:
                     break
                 if k < 0:  # a link that cannot be full
                     k = -2 - k
-                    link[k, THROUGH] += in_all
-                    place[k, FLOWS] -= 1
-                    if place[k, FLOWS] == 0:
-                        link[k, BUSY] += began + end - link[k, UNTIL]
+                    link[at(k), THROUGH] += in_all
+                    place[at(k), FLOWS] -= 1
+                    if place[at(k), FLOWS] == 0:
+                        link[at(k), BUSY] += began + end - link[at(k), UNTIL]
                 else:
-                    link[k, GONE] += had
-                    link[k, WEIGHT] -= weight
-                    place[k, FLOWS] -= 1
-                    if place[k, FLOWS] == 0:
-                        link[k, WEIGHT] = 0.0
-                        link[k, BUSY] += end
-            route[f, hops + 1] = ENDED
+                    link[at(k), GONE] += had
+                    link[at(k), WEIGHT] -= weight
+                    place[at(k), FLOWS] -= 1
+                    if place[at(k), FLOWS] == 0:
+                        link[at(k), WEIGHT] = 0.0
+                        link[at(k), BUSY] += end
+            route[at(f), hops + 1] = ENDED
             for side in range(SOURCE, DESTINATION + 1):
-                counter = number[f, side]
+                counter = number[at(f), side]
                 pending[counter] -= 1
                 if pending[counter] == 0:
                     if count == 0:  # ends of the same instant belong together, however rounding has put them
@@ -194,9 +194,9 @@ def _end_flows(  # noqa: C901, PLR0912, PLR0917
                     count += 1
             part[p, MANY] -= 1
             ended += 1
-            f = number[f, NEXT]
+            f = number[at(f), NEXT]
         part[p, FIRST] = f
-        span[p, THEN] = began + (amount[f, END] if f >= 0 else lasts)
+        span[p, THEN] = began + (amount[at(f), END] if f >= 0 else lasts)
         if part[p, MANY] == 0:
             return p, count, now, last, ended
 
@@ -229,7 +229,6 @@ def advance(s: State, horizon: float, now: float, share: float, guard: float, pe
             s.span,
             s.part,
             s.active,
-            s.carried,
             now,
             last,
             pending,
