@@ -143,7 +143,7 @@ def test_deep_nesting_does_not_overflow_the_stack():
 
 def test_a_parser_with_a_limit_of_its_own_gives_the_same_message(monkeypatch):
     # libyaml counts flow levels itself in newer releases, and gives up while it looks for the end of a possible key.
-    def parse(text, Loader):
+    def parse(text, **loader):
         start, end = yaml.Mark("f", 0, 0, 0, None, None), yaml.Mark("f", 1000, 0, 1000, None, None)
         yield yaml.StreamStartEvent(start, start)
         raise yaml.parser.ParserError("while increasing flow level", start, "exceeded maximum nesting depth", end)
