@@ -77,7 +77,8 @@ class NcclAllToAll(Parametric):
     def fit(cls, rows: Rows, seconds: Floats, *, source: str = "") -> Self:
         """Return the model that comes nearest to the rows.
 
-        With one number of GPUs, what each further peer costs cannot be told and is taken from the H200.
+        With one number of GPUs, what each further peer costs cannot be told and is taken from the H200. With two, the terms in
+        ``(n - 1)/n``, ``1/n`` and the crowding of both are three unknowns for two speeds, so that ``fan_in`` is taken from there.
 
         Raises
         ------
@@ -87,7 +88,10 @@ class NcclAllToAll(Parametric):
         refuse_degenerate(rows, what="NCCL all-to-all", least=10, varied={"bytes_per_rank": 6})
         refuse_narrow(rows, what="NCCL all-to-all", column="bytes_per_rank", reach=1e4)
         held = {}
-        if len(np.unique(numbers(rows, "num_gpus"))) < 2:
+        counts = len(np.unique(numbers(rows, "num_gpus")))
+        if counts == 2:
+            held = {"fan_in": ("assumed", "eight H200, carried over: rows of two numbers of GPUs cannot tell it from the copy")}
+        if counts < 2:
             why = ("assumed", "eight H200, carried over: rows of one number of GPUs cannot tell")
             held = {"per_peer": why, "copy_efficiency": why, "fan_in": why}
         return cls.fitted(rows, seconds, start=START, held=held, bounds=BOUNDS, regimes=regimes_of(rows), source=source)
