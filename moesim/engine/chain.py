@@ -32,15 +32,17 @@ MOST_BYTES = 256 * 2**20
 """Of the flows of a step, side by side; larger steps are played by processes."""
 BYTES_A_FLOW = 20
 """Of the arrays that list the flows of a step: who sends how much to whom, and again by receiver."""
-MANY_GPUS = 32
-"""From so many on, exchanges that come again and again are quicker looked up (:mod:`moesim.engine.repeats`) than worked out."""
+MANY_FLOWS = 50
+"""Of a GPU in a leg: from so many on, exchanges that come again and again are quicker looked up (:mod:`moesim.engine.repeats`) than worked
+out, if all ranks wait for each other before them. Otherwise they begin differently each time, and there is nothing to look up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chain:
     """The tasks of a step, the legs of its exchanges, and the arrays of :class:`moesim.models.sharing.rank_chains.Ranks` by name.
 
-    ``leg_task`` is int[K], the task of each leg; ``by_port`` int[K] tells which legs go through ports; ``sent`` is float[K, G], bytes.
+    ``leg_task`` is int[K], the task of each leg; ``by_port`` int[K] tells which legs go through ports; ``sent`` is float[K, G], bytes, and
+    ``asked`` float[G * G] those of all legs by pair of GPUs.
     """
 
     works: tuple[Work, ...]
@@ -49,6 +51,7 @@ class Chain:
     leg_task: Ints
     by_port: Ints
     sent: Floats
+    asked: Floats
     arrays: dict[str, np.ndarray]
 
 
@@ -82,6 +85,7 @@ def chain_of(program: Program, load: StepLoad, *, ranks: int, gpus: int) -> Chai
         leg_task=leg_task,
         by_port=np.array([int(math.isfinite(exchanges[index].port)) for index in leg_task.tolist()], dtype=np.int64),
         sent=flows.pop("sent"),
+        asked=flows.pop("asked"),
         arrays={
             **_tasks(works, exchanges, load, leg_task.tolist(), gpus),
             **flows,
@@ -101,7 +105,7 @@ def rehearse(fabric: Fabric) -> None:
         "barrier": np.zeros(1, dtype=np.int64),
     }
     arrays |= _blank(1, arrays["span"], 2, 2)
-    for _ in fabric.play_chain(arrays, np.zeros(1, dtype=np.int64)):
+    for _ in fabric.play_chain(arrays, np.zeros(1, dtype=np.int64), np.array([0.0, 1.0, 0.0, 0.0])):
         pass
 
 
@@ -115,7 +119,9 @@ def _stages(exchange: Exchange, phase: str, ranks: int) -> Iterator[Floats]:
 
 
 def _flows(exchanges: list[tuple[int, Exchange, str]], ranks: int, gpus: int) -> dict[str, np.ndarray] | None:
-    """Return the flows of all legs as arrays, with the task of each leg and float[K, G], what each GPU sends; None for too many or repeats.
+    """Return the flows of all legs as arrays, with the task of each leg, float[K, G], what each GPU sends, and float[G * G], bytes by pair.
+
+    None for too many flows, or repeats.
 
     Matrices are looked at one by one: together they would take many times the memory of the flows.
     """
@@ -123,24 +129,39 @@ def _flows(exchanges: list[tuple[int, Exchange, str]], ranks: int, gpus: int) ->
     parts: list[tuple[Ints, Ints, Floats]] = []
     sent: list[Floats] = []
     seen: set[bytes] = set()
+    asked = np.zeros((gpus // ranks, ranks, ranks))
     many = 0
+    together = all(exchange.barrier for _, exchange, _ in exchanges)
     for index, exchange, phase in exchanges:
         for stage in _stages(exchange, phase, ranks):
             legs.append(index)
             parts.append(_pairs(stage))
             sent.append(stage.sum(axis=2).ravel())
+            asked += stage
             many += len(parts[-1][0])
             if many * BYTES_A_FLOW > MOST_BYTES:
                 return None
-            if gpus >= MANY_GPUS:
+            if together:
                 seen.add(hashlib.blake2b(b"".join(column.tobytes() for column in parts[-1]), digest_size=16).digest())
-    if gpus >= MANY_GPUS and 2 * len(seen) < len(legs):
+    if together and many >= MANY_FLOWS * gpus * len(legs) and 2 * len(seen) < len(legs):
         return None
     return {
         "leg_task": np.array(legs, dtype=np.int64),
         "sent": np.array(sent, dtype=np.float64).reshape(len(legs), gpus),
+        "asked": _by_pair(asked),
         **_side_by_side(parts, gpus),
     }
+
+
+def _by_pair(inside: Floats) -> Floats:
+    """Return bytes by pair of GPUs, float[G * G], from those inside groups; what a GPU keeps crosses no link."""
+    groups, ranks = inside.shape[:2]
+    every = np.zeros((groups, ranks, groups, ranks))
+    for group in range(groups):
+        every[group, :, group] = inside[group]
+    flat = every.reshape(groups * ranks, groups * ranks)
+    np.fill_diagonal(flat, 0.0)
+    return flat.ravel()
 
 
 def _pairs(stage: Floats) -> tuple[Ints, Ints, Floats]:
@@ -158,9 +179,10 @@ def _side_by_side(legs: list[tuple[Ints, Ints, Floats]], gpus: int) -> dict[str,
     first = np.cumsum([0, *(len(size) for _, _, size in legs)])
     span = np.empty((2, len(legs), gpus + 1), dtype=np.int64)
     flow = np.empty((3, int(first[-1])), dtype=np.int32)
+    narrow = np.uint16 if gpus <= 2**16 else np.int64  # narrow numbers are sorted without comparing
     for leg, (sender, receiver, _) in enumerate(legs):
         mine = slice(int(first[leg]), int(first[leg + 1]))
-        by_receiver = np.argsort(receiver, kind="stable")
+        by_receiver = np.argsort(receiver.astype(narrow), kind="stable")
         flow[:, mine] = sender, receiver, mine.start + by_receiver
         span[0, leg] = mine.start + np.searchsorted(sender, np.arange(gpus + 1))
         span[1, leg] = mine.start + np.searchsorted(receiver[by_receiver], np.arange(gpus + 1))
@@ -222,7 +244,7 @@ def play(env: simpy.Environment, fabric: Fabric, recorder: Recorder, chain: Chai
     Stuck
         If nothing is left to happen and somebody still waits.
     """
-    for time in fabric.play_chain(chain.arrays, chain.by_port):
+    for time in fabric.play_chain(chain.arrays, chain.by_port, chain.asked):
         # A sum of two times is rounded, but not where the second is at most as long again as the first.
         while time > 2 * env.now > 0:
             yield env.timeout(env.now)

@@ -237,7 +237,7 @@ class Fabric:
         """Whether a whole step may be worked out on these links at once: nothing is on its way, and links are shared exactly."""
         return not self._new and self._periods.lendable
 
-    def play_chain(self, arrays: dict[str, np.ndarray], by_port: Ints) -> Iterator[float]:
+    def play_chain(self, arrays: dict[str, np.ndarray], by_port: Ints, asked: Floats) -> Iterator[float]:
         """Let ranks go through a step, and yield the times at which all have left a leg, the last time at its end.
 
         Parameters
@@ -246,14 +246,15 @@ class Fabric:
             Of :class:`moesim.models.sharing.rank_chains.Ranks` by name, but for its last two; they are written.
         by_port : int[K]
             Which legs go through the ports of communication kernels.
+        asked : float[G * G]
+            Bytes of all legs by pair of GPUs, as the exchanges ask for them: laws hold the flows to that.
 
         Notes
         -----
         Nobody else may use the fabric meanwhile.
         """
         yield from self._periods.play_chain(self._env.now, arrays, self._route, self._route_by_port, self._latency, by_port)
-        source, destination = arrays["flow"][:2].astype(np.int64)
-        self._asked += np.bincount(source * self._cluster.gpus + destination, weights=arrays["size"], minlength=len(self._asked))
+        self._asked += asked
 
     def _touch(self) -> None:
         """Settle after everything else that happens at this instant."""

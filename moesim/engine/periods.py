@@ -212,8 +212,6 @@ class Periods:
                 core.make_room()
             elif outcome == chains.ROOM:
                 self._join_chain(core, arrays, whole, real, (routes, port_routes, latency, by_port))
-        source, destination = arrays["flow"][: chains.INCOMING].astype(np.int64)
-        np.add.at(core.carried, source * gpus + destination, arrays["size"])
         self.began, self.reached = float(real[chains.BEGAN]), float(real[chains.INSTANT])
         periods = int(whole[chains.PERIODS])
         self.number += periods
@@ -234,7 +232,7 @@ class Periods:
         core.join(
             float(real[chains.INSTANT] - real[chains.BEGAN]),
             np.where(by_port[leg][:, None] != 0, port_routes[pair], routes[pair]),
-            np.zeros(len(pair), dtype=np.int64),
+            pair,
             arrays["size"][number],
             None,
             None,

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import play, small_model
 
+from moesim.base.errors import LawBroken
 from moesim.base.registry import plugin
+from moesim.engine import chain as chain_module
 from moesim.engine.fabric import Fabric
 from moesim.engine.machine import Machine
 from moesim.facts.scenario import Parallel, Policy, Rebalance, Scenario, Sharing, Workload
@@ -151,6 +153,29 @@ def test_a_step_of_more_flows_than_fit_is_played_by_processes(monkeypatch) -> No
     seen = chains(monkeypatch)
     play(world())
     assert seen == [False] * 3
+
+
+@pytest.mark.parametrize(("start", "balanced"), [("barrier", False), ("pairwise", True)])
+def test_exchanges_that_come_again_behind_barriers_are_looked_up(start, balanced, monkeypatch) -> None:
+    # Balanced layers are all alike. Behind a barrier their flows begin together, so that one layer is worked out and the others are looked
+    # up; else ranks come to each a little differently. Each of 8 ranks has 7 flows in a leg.
+    monkeypatch.setattr("moesim.engine.chain.MANY_FLOWS", 7)
+    seen = chains(monkeypatch)
+    scenario = world(exchange=plugin("exchange", "direct")(start=start), model=small_model(8, 2, layers=6))
+    result = play(scenario)
+    assert seen == [True, True, balanced]
+    assert_same(result, by_processes(scenario), links=1e-12)
+
+
+def test_l2_bytes_that_get_lost_on_the_way_into_a_step_worked_out_at_once_are_noticed(monkeypatch) -> None:
+    # What is asked for is added up from the matrices of the exchanges, what is carried from the ends of flows.
+    def short(stage, inner=chain_module._pairs):
+        sender, receiver, size = inner(stage)
+        return sender, receiver, size * np.where(np.arange(len(size)) == 0, 0.5, 1.0)
+
+    monkeypatch.setattr(chain_module, "_pairs", short)
+    with pytest.raises(LawBroken, match=r"law L2 \(bytes\): .*asked"):
+        play(world())
 
 
 OTHERS = {

@@ -89,8 +89,6 @@ class GroupsCore:
         self._tables = tables
         # What is handed over with nearly every call is gathered once.
         self._to_advance = given(tables, kernel.ADVANCE_TAKES)
-        # Whoever borrows them counts bytes by pair itself.
-        self._to_lend = given(tables._replace(carried=np.zeros(1)), kernel.ADVANCE_TAKES)
         self._to_admit = given(tables, kernel.ADMIT_TAKES)
 
     @property
@@ -260,7 +258,7 @@ class GroupsCore:
 
     def lend(self) -> tuple[Any, ...]:
         """Return the arrays that ``bottleneck_groups.ADVANCE_TAKES`` lists, bool[K], the links that may become full, and free numbers."""
-        return (*self._to_lend, self._binding, self._free)
+        return (*self._to_advance, self._binding, self._free)
 
     def take_back(self, top: int, live: int, free: int, now: float) -> None:
         """Learn how many numbers of flows are in use, how many flows are on their way, how many numbers are still free, and the time."""

@@ -395,7 +395,7 @@ def _admit(
         pair = source * ranks + destination
         paths = port_routes if by_port[leg] != 0 else routes
         listed = admit_one(
-            route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, f, paths, pair, binding, wide(0), size[number], 1.0,
+            route, flow_whole, flow_real, link_whole, start_key, start_entry, counts, f, paths, pair, binding, pair, size[number], 1.0,
             np.inf, source, destination, local + latency[pair]
         )
         fits = fits and listed
