@@ -18,10 +18,11 @@ FACTORS = ("skew", "oversubscription", "collisions", "sharing", "latency")
 
 
 def side_by_side(graph: nx.DiGraph, cluster: Cluster) -> Ints:
-    """Return int[2, K], which links leave the same vertex with the same class, and which enter the same one.
+    """Return int[K]: links with equal numbers could share their bytes if routes were chosen freely.
 
-    Links with equal numbers in a row could share their bytes if routes were chosen freely: a leaf's links to its spines, or the links of
-    the spines down to one leaf.
+    These are a leaf's links up to its spines, or those of the spines down to one leaf; above, a pod's links to and from the cores. The
+    links of a spine down to different leaves are not: no choice of routes brings bytes to another leaf. Between switches as far from the
+    next GPU as each other, only links between the same two are.
 
     Parameters
     ----------
@@ -30,12 +31,29 @@ def side_by_side(graph: nx.DiGraph, cluster: Cluster) -> Ints:
     cluster : Cluster
         What ``build()`` of the same topology returns.
     """
-    ends = {str(data["name"]): (tail, head, str(data["link_class"])) for tail, head, data in graph.edges(data=True)}
-    rows = []
-    for side in (0, 1):
-        number: dict[tuple[Hashable, str], int] = {}
-        rows.append([number.setdefault((ends[name][side], ends[name][2]), len(number)) for name in cluster.link_names])
-    return np.array(rows, dtype=np.int64).reshape(2, cluster.links)
+    either = nx.Graph(graph)
+    gpus = {vertex for vertex, kind in graph.nodes(data="kind") if kind == "gpu"}
+    hops = nx.multi_source_dijkstra_path_length(either, gpus, weight=None) if gpus else {}
+    levels = {vertex: int(hops.get(vertex, 0)) for vertex in graph}
+    under = _under(either, levels)
+    number: dict[Hashable, int] = {}
+    of_link = {}
+    for tail, head, data in graph.edges(data=True):
+        low, high = levels[tail], levels[head]
+        between: Hashable = (tail, head) if low == high else ("up", under[tail]) if low < high else ("down", under[head])
+        of_link[str(data["name"])] = number.setdefault((between, str(data["link_class"])), len(number))
+    return np.array([of_link[name] for name in cluster.link_names], dtype=np.int64)
+
+
+def _under(graph: nx.Graph, levels: dict[Hashable, int]) -> dict[Hashable, Hashable]:
+    """Return for each vertex what stands for it and those it can be swapped for: itself, or one of the switches of its pod."""
+    found: dict[Hashable, Hashable] = {vertex: vertex for vertex in graph}
+    for level in range(2, max(levels.values(), default=0)):
+        below = graph.subgraph([vertex for vertex in graph if 1 <= levels[vertex] <= level])
+        for pod in nx.connected_components(below):
+            first = next(vertex for vertex in graph if vertex in pod)
+            found.update((vertex, first) for vertex in pod if levels[vertex] == level)
+    return found
 
 
 def head_start(bytes_: ArrayLike, cluster: Cluster, link: int) -> tuple[float, Ints]:
@@ -89,7 +107,7 @@ def shortfall(bytes_: ArrayLike, cluster: Cluster, finish: float, *, beside: Int
         For its routes and bandwidths.
     finish : float
         T, in s.
-    beside : int[2, K], optional
+    beside : int[K], optional
         :func:`side_by_side`; without it, no two links are parallel and ``collisions`` is 1.
 
     Returns
@@ -133,5 +151,5 @@ def shortfall(bytes_: ArrayLike, cluster: Cluster, finish: float, *, beside: Int
 
 def _even(carried: Floats, cluster: Cluster, beside: Ints | None) -> float:
     """Return the seconds of the busiest group of parallel links if each group shared its bytes perfectly."""
-    groups = np.arange(cluster.links)[None, :] if beside is None else beside
-    return max(float((np.bincount(row, weights=carried) / np.bincount(row, weights=cluster.bandwidth)).max()) for row in groups)
+    group = np.arange(cluster.links) if beside is None else beside
+    return float((np.bincount(group, weights=carried) / np.bincount(group, weights=cluster.bandwidth)).max())

@@ -258,16 +258,46 @@ def test_the_head_start_is_that_of_the_routes_with_bytes():
     assert head_start(matrix, cluster, 9) == (0.0, pytest.approx([]))
 
 
-def test_links_of_real_topologies_stand_side_by_side_where_they_leave_or_enter_one_switch():
-    topology = plugin("topology", "nvlink_nodes")(nodes=4, gpus_per_node=2, nodes_per_leaf=2)
+def test_links_of_real_topologies_stand_side_by_side_at_the_end_that_is_nearer_to_gpus():
+    topology = plugin("topology", "nvlink_nodes")(nodes=4, gpus_per_node=2, nodes_per_leaf=2, spines=3)
     graph, cluster = topology.graph(), topology.build()
-    leaving, entering = side_by_side(graph, cluster)
+    beside = side_by_side(graph, cluster)
     ends = {data["name"]: (tail, head) for tail, head, data in graph.edges(data=True)}
+
+    def low(name):
+        tail, head = ends[name]
+        upwards = tail.startswith("gpu:") or (tail.startswith("leaf:") and not head.startswith("gpu:"))
+        return (tail, "up") if upwards else (head, "down")
+
     for a in range(cluster.links):
         for b in range(cluster.links):
             same = cluster.link_class[a] == cluster.link_class[b]
-            assert (leaving[a] == leaving[b]) == (same and ends[cluster.link_names[a]][0] == ends[cluster.link_names[b]][0])
-            assert (entering[a] == entering[b]) == (same and ends[cluster.link_names[a]][1] == ends[cluster.link_names[b]][1])
+            assert (beside[a] == beside[b]) == (same and low(cluster.link_names[a]) == low(cluster.link_names[b]))
+
+
+def test_a_pods_links_to_the_cores_stand_side_by_side():
+    topology = plugin("topology", "fat_tree")(nodes=8, nodes_per_leaf=1, leaves_per_pod=4)
+    cluster = topology.build()
+    beside = side_by_side(topology.graph(), cluster)
+    up = [name.startswith("core-up:pod0-") for name in cluster.link_names]
+    every = [name.startswith("core-") for name in cluster.link_names]
+    assert sum(up) > 1
+    assert len(set(beside[up])) == 1
+    assert len(set(beside[every])) == 4  # two pods, up and down
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_bad_luck_of_hashes_is_no_oversubscription(nodes):
+    # System: one node a leaf, as much bandwidth up as down, balanced. What leaves a leaf is what its cards carry, however routes are
+    # hashed; so whatever a spine's links have too much of is collisions.
+    topology = plugin("topology", "fat_tree")(nodes=nodes, nodes_per_leaf=1)
+    cluster = topology.build()
+    result = play(cluster, [all_to_all(cluster.gpus, cluster.gpus, 64e6)])
+    why = shortfall(result.asked, cluster, result.finish, beside=side_by_side(topology.graph(), cluster))
+    assert why.factors["skew"] == pytest.approx(1.0, rel=CLOSE)
+    assert why.factors["oversubscription"] == pytest.approx(1.0, rel=CLOSE)
+    assert why.factors["collisions"] == pytest.approx(why.link_bound / why.port_bound, rel=CLOSE)
+    assert why.factors["collisions"] > 1.1
 
 
 @st.composite
